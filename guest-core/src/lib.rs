@@ -1,0 +1,2 @@
+//! guest-core
+#![no_std]

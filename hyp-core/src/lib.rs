@@ -1,0 +1,23 @@
+//! The shared core of Penumbra.
+//!
+//! What is the same on every architecture lives here: who owns a machine frame and what it may be used as
+//! (`frame`), which page-table entries may stand where the MMU can see them (`paging`), domains and how they are
+//! built and torn down (`domain`), the hypercalls (`hypercall`), the console, and the scheduler. The core
+//! reaches the machine only through the traits of [`machine`], which are implemented three times: by `hyp-el2`,
+//! by `hyp-x86`, and by the fake machine of the tests.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod address;
+pub mod machine;

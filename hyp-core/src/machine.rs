@@ -1,0 +1,222 @@
+//! What the core asks of a machine.
+//!
+//! Five small traits, and [`Machine`] that binds them together. They are implemented three times: by `hyp-el2`, by
+//! `hyp-x86`, and by the fake machine of the tests, whose table format resembles neither. The core never names
+//! an architecture: what differs between them is said here, as a constant or a method.
+
+use core::fmt;
+use core::ops::Range;
+
+use crate::address::{GuestVirtual, MachineFrame};
+
+/// One kind of machine.
+///
+/// The implementor is a zero-sized name for the hardware; methods take `&self` and are safe on many CPUs at once.
+pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Sync + 'static {
+    /// How page tables are laid out.
+    type Format: PageTableFormat;
+    /// A virtual CPU's registers.
+    type Context: Context;
+
+    /// Where a guest finds the read-only machine-to-physical table: an array of 8-byte pseudo-physical frame
+    /// numbers, one for each machine frame from 0.
+    const M2P_WINDOW: GuestVirtual;
+    /// What an entry of the M2P holds for a frame that has no pseudo-physical number.
+    const INVALID_M2P_ENTRY: u64 = !0;
+}
+
+/// Which level a table is at: 1 maps pages, [`PageTableFormat::LEVELS`] is the root.
+pub type Level = u8;
+
+/// A page-table entry in neutral form.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// The MMU takes a fault here, whatever the other bits say.
+    Absent,
+    /// Leads to a table one level down.
+    Table(MachineFrame),
+    /// Maps memory.
+    Leaf(Leaf),
+}
+
+/// A mapping of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// The first frame that is mapped.
+    pub frame: MachineFrame,
+    /// Level of the table in which the leaf stands: 1 for a single page, more for a superpage.
+    pub level: Level,
+    /// Whether anyone at all could write through this entry, by any bit that the hardware might honour
+    /// (a dirty-bit modifier counts as writable).
+    pub writable: bool,
+}
+
+/// Why an entry that a guest proposes may not stand in a table, whatever it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryFault {
+    /// A bit that is reserved, or that guests may not choose, is set.
+    ForbiddenBits(u64),
+    /// The entry's kind can't stand at this level (for instance a leaf at the root).
+    WrongLevel,
+}
+
+/// The layout of page tables: levels, entries, and how an entry is read and written.
+///
+/// Entries are 8 bytes. All functions are total: any `u64` may be passed, no level panics.
+pub trait PageTableFormat {
+    /// Level of the root table. Tables of level 1 hold only leaves.
+    const LEVELS: Level;
+
+    /// log2 of the number of entries in a table of `level` (1 to `LEVELS`; at most 9).
+    fn index_bits(level: Level) -> u32;
+
+    /// The part of a root table, as a range of indices, that belongs to the hypervisor: guests can't write there.
+    fn reserved_root_slots() -> Range<usize>;
+
+    /// Reads an entry as the MMU would. For entries that were admitted before.
+    fn decode(level: Level, raw: u64) -> Entry;
+
+    /// Judges an entry that a guest proposes for a table of `level`.
+    ///
+    /// Returns the bits that shall stand in memory (some may be forced, as the user bit on x86) with their
+    /// meaning. Whether the frame may be reached at all isn't judged here.
+    ///
+    /// # Errors
+    /// An [`EntryFault`] when no frame whatever could make this entry acceptable.
+    fn admit(level: Level, raw: u64) -> Result<(u64, Entry), EntryFault>;
+
+    /// An entry, as the domain builder writes it into a guest's first tables: admitted by [`Self::admit`], a kernel mapping,
+    /// accessed (and dirty, where there is such a bit), executable.
+    fn encode(level: Level, entry: Entry) -> u64;
+
+    /// The bits of an entry that hardware may change by itself (accessed, dirty), which an update that
+    /// "preserves A/D" carries over.
+    fn hardware_bits(level: Level) -> u64;
+
+    /// Which entry of a table of `level` translates `address`.
+    fn index(address: GuestVirtual, level: Level) -> usize {
+        let shift = crate::address::PAGE_SHIFT
+            .saturating_add((1..level).map(Self::index_bits).fold(0, u32::saturating_add));
+        let mask = 1u64.checked_shl(Self::index_bits(level)).unwrap_or(0).wrapping_sub(1);
+        (address.bytes().checked_shr(shift).unwrap_or(0) & mask) as usize
+    }
+
+    /// How many entries a table of `level` has.
+    fn entries(level: Level) -> usize {
+        1usize.checked_shl(Self::index_bits(level)).unwrap_or(0)
+    }
+}
+
+/// How much of the translation caches has to forget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushScope {
+    /// One page of the address space that is loaded now, on this CPU.
+    Page(GuestVirtual),
+    /// All of the running guest's translations, on this CPU.
+    Local,
+    /// Everything any guest has cached, on every CPU, walks in progress and cached table entries included.
+    Everything,
+}
+
+/// The memory-management unit.
+pub trait Mmu {
+    /// Reads an entry of a table, atomically. `index` is below 512.
+    fn read_entry(&self, table: MachineFrame, index: usize) -> u64;
+
+    /// Writes an entry of a table, atomically, and makes it visible to the table walkers of every CPU.
+    fn write_entry(&self, table: MachineFrame, index: usize, raw: u64);
+
+    /// Writes `new` if the entry still holds `current`.
+    ///
+    /// # Errors
+    /// What the entry holds instead (hardware may have set an accessed or dirty bit).
+    fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
+
+    /// Writes the hypervisor's own entries (the M2P window) into the reserved slots of a new root.
+    fn fill_reserved_slots(&self, root: MachineFrame);
+
+    /// Makes the running vCPU use these roots from now on: `kernel` for the guest kernel's mode, `user` for its user
+    /// mode (on AArch64: TTBR1 and TTBR0). They are validated, and the core holds references for as long as they are
+    /// loaded. The old roots' references are dropped after this returns.
+    fn load_roots(&self, kernel: MachineFrame, user: Option<MachineFrame>);
+
+    /// Makes cached translations disappear. When this returns, none remain.
+    fn flush(&self, scope: FlushScope);
+}
+
+/// The content of machine frames, which the hypervisor reaches without any guest's help.
+///
+/// Offsets are bytes from the start of the frame; a range that leaves the frame is cut off at its end. Frames that aren't RAM
+/// read as zero and swallow writes.
+pub trait FrameMemory {
+    /// Copies bytes out of a frame.
+    fn read_frame(&self, frame: MachineFrame, offset: usize, into: &mut [u8]);
+    /// Copies bytes into a frame.
+    fn write_frame(&self, frame: MachineFrame, offset: usize, from: &[u8]);
+    /// Fills a frame with zeros, and makes sure that no cache holds anything else (clean to the point of coherency).
+    fn scrub_frame(&self, frame: MachineFrame);
+    /// Copies a whole frame.
+    fn copy_frame(&self, from: MachineFrame, to: MachineFrame);
+}
+
+/// The guest's address can't be used as asked, under the guest's own rights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestFault;
+
+/// Copies between the hypervisor and the running guest's virtual memory, under the rights of the guest's kernel.
+pub trait GuestMemory {
+    /// Copies `into.len()` bytes from the guest.
+    ///
+    /// # Errors
+    /// [`GuestFault`] when any byte isn't readable by the guest; what was copied before is lost.
+    fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault>;
+
+    /// Copies `from` to the guest. Never writes to a frame that isn't of type *writable*.
+    ///
+    /// # Errors
+    /// [`GuestFault`] when any byte isn't writable by the guest; bytes before it may have been written.
+    fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault>;
+}
+
+/// The rest of the board: console, time, power.
+pub trait Board {
+    /// Sends bytes to the serial line, waiting while it is full. A newline is one byte `\n`.
+    fn console_write(&self, bytes: &[u8]);
+    /// Nanoseconds since boot, never going back.
+    fn now(&self) -> u64;
+    /// Executed instructions or cycles: the finest counter there is, in its own unit, for benchmarks.
+    fn ticks(&self) -> u64;
+    /// Switches the machine off.
+    fn power_off(&self) -> !;
+    /// Starts the machine anew.
+    fn reboot(&self) -> !;
+}
+
+/// Where a new virtual CPU starts.
+#[derive(Clone, Copy, Debug)]
+pub struct StartOfDay {
+    /// First instruction.
+    pub entry: GuestVirtual,
+    /// Top of the boot stack.
+    pub stack: GuestVirtual,
+    /// The start-info page, in the register that the ABI says (x0; rsi).
+    pub start_info: GuestVirtual,
+}
+
+/// A virtual CPU's registers, as the backend keeps them while the vCPU doesn't run.
+///
+/// Shared by reference; the backend sees to it that only the CPU that runs the vCPU, or the one that has it stopped,
+/// changes it. [`Self::EMPTY`] should be all zeros, so that thousands of them cost nothing in the image.
+pub trait Context: Sync + 'static {
+    /// A context that has never been started.
+    const EMPTY: Self;
+
+    /// Makes the vCPU ready for its first instruction: everything else zero, interrupts masked, MMU on.
+    fn reset(&self, start: &StartOfDay);
+    /// Sets what the hypercall in progress returns to the guest.
+    fn set_result(&self, value: u64);
+    /// Arranges for the guest to issue the hypercall in progress again, with these arguments, when it runs next.
+    fn restart_hypercall(&self, arguments: [u64; 6]);
+    /// Writes the registers, for the log, when a domain has died.
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
