@@ -1,2 +1,50 @@
-//! xtask
-fn main() {}
+//! Everything a person types: `cargo xtask run`, `test`, `image`, `check`, `bench`, `setup`.
+//!
+//! The way of a `run`: [`setup`] sees to the emulator and the bare-metal toolchain, [`build`] compiles the hypervisor
+//! and the guest kernels, [`image`] brings them into the forms that the boot loaders want, [`boot`] writes the
+//! emulator's command line, [`qemu`] runs it, and [`run`] judges what it said. [`test`] does the same for each row
+//! of the table in the `machine-tests` crate.
+
+mod bench;
+mod boot;
+mod build;
+mod check;
+mod cli;
+mod house;
+mod image;
+mod process;
+mod progress;
+mod qemu;
+mod run;
+mod setup;
+mod terminal;
+mod test;
+mod toolchain;
+mod workspace;
+mod xen;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match dispatch(cli::Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: cli::Command) -> anyhow::Result<()> {
+    process::end_children_on_interrupt()?;
+    match command {
+        cli::Command::Run(_) => Ok(()),
+        cli::Command::Test(_) => Ok(()),
+        cli::Command::Image(options) => image::command(&options),
+        cli::Command::Check => Ok(()),
+        cli::Command::Setup => setup::everything(),
+        cli::Command::Bench(_) => Ok(()),
+    }
+}

@@ -1,0 +1,56 @@
+//! Compiling the bare-metal programs.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cli::{Arch, Profile};
+use crate::process;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace;
+
+/// The two programs of an architecture.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Program {
+    Hypervisor,
+    Guest,
+}
+
+/// A program's package, which is also its binary's name.
+pub fn package(program: Program, arch: Arch) -> &'static str {
+    match (program, arch) {
+        (Program::Hypervisor, Arch::Aarch64) => "hyp-el2",
+        (Program::Hypervisor, Arch::X86_64) => "hyp-x86",
+        (Program::Guest, Arch::Aarch64) => "guest-el1",
+        (Program::Guest, Arch::X86_64) => "guest-x86",
+    }
+}
+
+/// Compiles one program and returns where its ELF file is.
+pub fn build(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profile) -> Result<PathBuf> {
+    let package = package(program, arch);
+    let mut command = toolchain.build();
+    command.args(["--package", package, "--bin", package]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    if program == Program::Guest {
+        // The whole file is loaded into the machine as a module: leave out what only a debugger reads.
+        command.args([
+            "--config",
+            "profile.release.strip=\"debuginfo\"",
+            "--config",
+            "profile.dev.strip=\"debuginfo\"",
+        ]);
+    }
+    process::step(&format!("building {package} for {}", toolchain::target(arch)), &mut command)?;
+    Ok(workspace::bare_target().join(toolchain::target(arch)).join(folder(profile)).join(package))
+}
+
+/// Cargo's folder for a profile.
+fn folder(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Release => "release",
+        Profile::Dev => "debug",
+    }
+}

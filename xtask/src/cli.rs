@@ -1,0 +1,194 @@
+//! The command line, as clap reads it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Build, run and test Penumbra.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Boot the hypervisor with a control domain and a second domain in an emulated machine
+    Run(RunOptions),
+    /// Run every test there is: style, host tests, whole machines
+    Test(TestOptions),
+    /// Leave the hypervisor and the guest kernels in target/penumbra
+    Image(ImageOptions),
+    /// Format, lints and house rules
+    Check,
+    /// Install what is missing: emulators, bare-metal toolchain
+    Setup,
+    /// Measure sizes and instruction counts (reported, never judged)
+    Bench(BenchOptions),
+}
+
+/// An architecture that Penumbra runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Arch {
+    #[value(name = "aarch64")]
+    Aarch64,
+    #[value(name = "x86_64")]
+    X86_64,
+}
+
+impl Arch {
+    /// Both, in the order in which things are built and tested.
+    pub const ALL: [Arch; 2] = [Arch::Aarch64, Arch::X86_64];
+
+    /// The chosen one, or both.
+    pub fn chosen(choice: Option<Arch>) -> Vec<Arch> {
+        choice.map_or_else(|| Arch::ALL.to_vec(), |arch| vec![arch])
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Aarch64 => "aarch64",
+            Arch::X86_64 => "x86_64",
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a domain gets its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Mode {
+    /// The guest's own page tables, validated, run on the hardware
+    Direct,
+    /// The hypervisor keeps a cache of shadow tables
+    Shadow,
+    /// Guest stage 1 under hypervisor stage 2
+    #[value(name = "stage-2")]
+    Stage2,
+}
+
+/// Cargo's two profiles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Profile {
+    Release,
+    Dev,
+}
+
+#[derive(Args)]
+pub struct RunOptions {
+    /// The machine: `virt` (aarch64) or `q35` (x86_64)
+    #[arg(long, value_enum, default_value = "aarch64")]
+    pub arch: Arch,
+    /// Memory mode of the domains
+    #[arg(long, value_enum, default_value = "direct")]
+    pub mode: Mode,
+    /// The control domain's kernel: `builtin`, `debian`, or a file
+    #[arg(long, value_name = "builtin|debian|FILE", default_value = "builtin")]
+    pub guest: String,
+    /// The control domain's initial ramdisk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The control domain's command line, instead of the tour's
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// The machine's memory in MiB
+    #[arg(long, value_name = "MiB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub mem: u64,
+    /// The control domain's memory in MiB
+    #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub dom0_mem: u64,
+    /// Virtual CPUs of the control domain
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub vcpus: u32,
+    /// CPUs of the machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+    /// Version of the interrupt controller (aarch64; 3 unless told)
+    #[arg(long, value_name = "2|3", value_parser = clap::value_parser!(u8).range(2..=3))]
+    pub gic: Option<u8>,
+    /// Description of further domains
+    #[arg(long, value_name = "FILE")]
+    pub domains: Option<PathBuf>,
+    /// Words added to the hypervisor's command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub hyp_append: Option<String>,
+    /// Stop the machine after so many seconds (120 without a terminal, no limit on one)
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// Where the serial output goes besides the terminal
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Count instructions: one guest instruction is one nanosecond of guest time
+    #[arg(long)]
+    pub icount: bool,
+    /// Cargo's profile for the hypervisor and the guests
+    #[arg(long, value_enum, default_value = "release")]
+    pub profile: Profile,
+}
+
+#[derive(Args)]
+pub struct TestOptions {
+    /// Only this machine's tests
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// Only the tests whose name contains this; `style` and `host` name the two parts that boot no machine
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+    /// Cargo's profile for everything that is built
+    #[arg(long, value_enum, default_value = "release")]
+    pub profile: Profile,
+}
+
+#[derive(Args)]
+pub struct ImageOptions {
+    /// Only this architecture's artefacts
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// Cargo's profile
+    #[arg(long, value_enum, default_value = "release")]
+    pub profile: Profile,
+}
+
+#[derive(Args)]
+pub struct BenchOptions {
+    /// Only this machine
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_every_option_of_its_description() {
+        let line = "xtask run --arch x86_64 --mode stage-2 --guest debian --initrd i --append -v --mem 512 \
+                    --dom0-mem 100 --vcpus 2 --cpus 2 --gic 2 --domains d --hyp-append x=y --timeout 9 --log l --icount";
+        let Ok(cli) = Cli::try_parse_from(line.split_whitespace()) else { panic!("refused") };
+        let Command::Run(options) = cli.command else { panic!("another command") };
+        assert_eq!((options.arch, options.mode, options.mem), (Arch::X86_64, Mode::Stage2, 512));
+        assert_eq!(options.append.as_deref(), Some("-v"));
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for line in
+            ["--gic 4", "--mem 0", "--mem lots", "--arch riscv64", "--cpus 0", "--timeout 0", "--mode fast"]
+        {
+            let words = ["xtask", "run"].into_iter().chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");
+        }
+    }
+}
