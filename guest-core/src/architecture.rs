@@ -1,0 +1,94 @@
+//! What a guest kernel needs from its processor.
+//!
+//! Everything else in this crate is the same on both architectures and free of unsafe code: memory that isn't a Rust
+//! object (page tables, the M2P, pages that are mapped and unmapped) is reached word by word through this trait, whose
+//! implementations in `guest-el1` and `guest-x86` are a few instructions each.
+
+/// Which level a page table is at: 1 maps pages, [`ROOT_LEVEL`] is the root.
+pub type Level = u8;
+
+/// Level of the root table on both architectures.
+pub const ROOT_LEVEL: Level = 4;
+/// Entries of a table of any level, on both architectures.
+pub const TABLE_ENTRIES: usize = 512;
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// What a present page-table entry says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The *machine* frame that the entry leads to.
+    pub frame: u64,
+    /// Whether the kernel may write through it. Meaningless for an entry that leads to a table.
+    pub writable: bool,
+}
+
+/// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
+pub trait Architecture: 'static {
+    /// Name, for the greeting.
+    const NAME: &'static str;
+    /// Virtual address at which pseudo-physical frame 0 is mapped (the kernel's `VIRT_BASE` note).
+    const VIRT_BASE: u64;
+    /// Where the hypervisor maps the machine-to-physical table.
+    const M2P_WINDOW: u64;
+    /// First slot of a root table that belongs to the hypervisor.
+    const RESERVED_SLOTS: core::ops::Range<usize> = 256..272;
+    /// Machine frame of a device that is there on the usual board: what a guest must not get at.
+    const DEVICE_FRAME: u64;
+
+    /// Issues a hypercall; returns what the hypervisor put into the result register.
+    ///
+    /// Addresses among the arguments must be those of buffers which the caller owns for as long as the call lasts, or
+    /// such that the hypervisor is bound to refuse them.
+    fn hypercall(number: u64, arguments: [u64; 6]) -> u64;
+
+    /// Reads an aligned word of mapped memory.
+    fn read_word(address: u64) -> u64;
+    /// Writes an aligned word of memory in which no Rust object lives.
+    fn write_word(address: u64, value: u64);
+    /// Reads an aligned word, or says that the read faulted. Only after [`Self::install_traps`] returned true.
+    fn try_read_word(address: u64) -> Option<u64>;
+    /// Writes an aligned word, or says that the write faulted. Only after [`Self::install_traps`] returned true.
+    fn try_write_word(address: u64, value: u64) -> bool;
+
+    /// Installs fault handlers. False when the hypervisor has no way to deliver faults (yet).
+    fn install_traps() -> bool;
+    /// Takes the fault handlers away again: the next fault finds nobody.
+    fn remove_traps();
+
+    /// Reads an entry of a table of `level`, `None` when it isn't present.
+    fn decode(level: Level, entry: u64) -> Option<Mapping>;
+    /// An entry that maps machine frame `frame` for the kernel's data.
+    fn leaf(frame: u64, writable: bool) -> u64;
+    /// An entry that leads to the table in machine frame `frame`.
+    fn table(frame: u64) -> u64;
+    /// `entry` with its frame number replaced, all attribute bits kept.
+    fn with_frame(entry: u64, frame: u64) -> u64;
+    /// The bits that hardware may set by itself (accessed, dirty).
+    const HARDWARE_BITS: u64;
+
+    /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
+    fn forbidden_instruction();
+    /// Stops for ever.
+    fn halt() -> !;
+}
+
+/// Which entry of a table of `level` translates `address`.
+pub const fn table_index(address: u64, level: Level) -> usize {
+    ((address >> (PAGE_SHIFT + 9 * (level as u32 - 1))) & 511) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table_index;
+
+    #[test]
+    fn an_address_splits_into_nine_bits_a_level() {
+        let address = 0xffff_8765_4321_0000;
+        let rebuilt =
+            (1..=4).fold(0, |sum, level| sum | (table_index(address, level) as u64) << (3 + 9 * level));
+        assert_eq!(rebuilt, address & 0xffff_ffff_f000);
+    }
+}

@@ -1,0 +1,147 @@
+//! Fault handlers, by Xen's trap table.
+//!
+//! The hypervisor bounces a fault to the kernel with a frame of `rcx`, `r11`, an error code (for some vectors), `rip`,
+//! `cs`, `rflags`, `rsp`, `ss`. Two outcomes: a read or write that was meant to be tried goes on at its fix-up address;
+//! any other fault is reported and crashes the domain.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::AtomicU64;
+use guest_core::hypercalls;
+use penumbra_abi::Errno;
+use penumbra_abi::hypercall as number;
+use penumbra_abi::sched::SHUTDOWN_CRASH;
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, TrapInfo};
+
+use crate::machine::X86;
+
+/// Where a tried access goes on when it faults; 0 when none is being tried.
+static FIXUP: AtomicU64 = AtomicU64::new(0);
+
+global_asm!(
+    r#"
+    .section .text.traps, "ax"
+    trap_general_protection:
+        pushq $13
+        jmp trap_with_error
+    trap_page_fault:
+        pushq $14
+        jmp trap_with_error
+    trap_invalid_opcode:
+        // No error code in the frame: this one is always fatal, so registers need not be kept.
+        movq 16(%rsp), %rdx
+        movl $6, %edi
+        xorl %esi, %esi
+        jmp trap_fatal
+
+    // Stack, lowest first: vector, rcx, r11, error code, rip, cs, rflags, rsp, ss.
+    trap_with_error:
+        movq {fixup}(%rip), %rcx
+        testq %rcx, %rcx
+        jz 1f
+        movq $0, {fixup}(%rip)
+        movq %rcx, 32(%rsp)
+        addq $8, %rsp
+        popq %rcx
+        popq %r11
+        addq $8, %rsp
+        orq $3, 8(%rsp)
+        iretq
+    1:  movq 0(%rsp), %rdi
+        movq 24(%rsp), %rsi
+        movq 32(%rsp), %rdx
+    trap_fatal:
+        andq $-16, %rsp
+        call {fatal}
+        ud2
+    "#,
+    fixup = sym FIXUP,
+    fatal = sym fatal,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn trap_invalid_opcode();
+    fn trap_general_protection();
+    fn trap_page_fault();
+}
+
+/// Reports a fault that nobody expected, and crashes the domain.
+extern "C" fn fatal(vector: u64, error: u64, rip: u64) -> ! {
+    guest_core::say!(X86, "guest kernel: fault {vector}, error code {error:#x}, at {rip:#x}");
+    hypercalls::shutdown::<X86>(SHUTDOWN_CRASH)
+}
+
+fn trap(vector: u8, handler: unsafe extern "C" fn()) -> TrapInfo {
+    TrapInfo { vector, flags: 0, cs: FLAT_RING3_CS64, pad: 0, address: handler as *const () as u64 }
+}
+
+/// Installs the handlers; false when the hypervisor doesn't take them.
+pub fn install() -> bool {
+    let table = [
+        trap(6, trap_invalid_opcode),
+        trap(13, trap_general_protection),
+        trap(14, trap_page_fault),
+        TrapInfo::default(),
+    ];
+    set_table(hypercalls::address_of(&table)).is_ok()
+}
+
+/// Removes all handlers: address 0 stands for an empty table.
+pub fn remove() {
+    // Without a table there is nothing to remove.
+    let _ = set_table(0);
+}
+
+fn set_table(address: u64) -> Result<u64, Errno> {
+    hypercalls::call::<X86>(number::SET_TRAP_TABLE, &[address])
+}
+
+/// Reads a word, or says that the read faulted.
+pub fn try_read(address: u64) -> Option<u64> {
+    let (value, failed): (u64, u64);
+    // SAFETY: the load has no effect but on its register; if it faults, the handler goes on at label 2, which the
+    // fix-up names only while this block runs.
+    unsafe {
+        asm!(
+            "lea {scratch}, [rip + 2f]",
+            "mov [{fixup}], {scratch}",
+            "mov {failed:e}, 1",
+            "mov {value}, [{address}]",
+            "xor {failed:e}, {failed:e}",
+            "2:",
+            "mov qword ptr [{fixup}], 0",
+            scratch = out(reg) _,
+            fixup = in(reg) FIXUP.as_ptr(),
+            failed = out(reg) failed,
+            value = inout(reg) 0u64 => value,
+            address = in(reg) address,
+            options(nostack),
+        );
+    }
+    (failed == 0).then_some(value)
+}
+
+/// Writes a word, or says that the write faulted.
+pub fn try_write(address: u64, value: u64) -> bool {
+    let failed: u64;
+    // SAFETY: the caller vouches that no Rust object lives at the address; a fault goes on at label 2, which the fix-up
+    // names only while this block runs.
+    unsafe {
+        asm!(
+            "lea {scratch}, [rip + 2f]",
+            "mov [{fixup}], {scratch}",
+            "mov {failed:e}, 1",
+            "mov [{address}], {value}",
+            "xor {failed:e}, {failed:e}",
+            "2:",
+            "mov qword ptr [{fixup}], 0",
+            scratch = out(reg) _,
+            fixup = in(reg) FIXUP.as_ptr(),
+            failed = out(reg) failed,
+            value = in(reg) value,
+            address = in(reg) address,
+            options(nostack),
+        );
+    }
+    failed == 0
+}
