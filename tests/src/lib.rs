@@ -1,1 +1,9 @@
-//! tests
+//! Whole-machine tests: what is booted, and how its serial output is judged.
+//!
+//! This crate says *what* is tested, as a table of [`Case`]s ([`table`]); `cargo xtask test` boots each one in an
+//! emulated machine and hands the output to [`judge`](case::Case::judge). Nothing here starts a program, so that the
+//! judging itself is tested on the host.
+
+pub mod case;
+pub mod table;
+pub mod verdict;

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 fn dispatch(command: cli::Command) -> anyhow::Result<()> {
     process::end_children_on_interrupt()?;
     match command {
-        cli::Command::Run(_) => Ok(()),
+        cli::Command::Run(options) => run::run(&options),
         cli::Command::Test(_) => Ok(()),
         cli::Command::Image(options) => image::command(&options),
         cli::Command::Check => Ok(()),

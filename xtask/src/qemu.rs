@@ -1,1 +1,219 @@
-//! later
+//! Running a machine: its serial output is shown, logged and watched; its keyboard is the person's or a script's.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::process::{Supervised, end_children};
+use crate::terminal;
+
+/// Who types.
+pub enum Keyboard {
+    /// Nobody.
+    Closed,
+    /// The person at the terminal.
+    Person,
+    /// A script: when the first text has appeared (after what the step before waited for), the second is typed.
+    Script(VecDeque<(String, Vec<u8>)>),
+}
+
+/// How a machine is run.
+pub struct Session {
+    /// The machine is stopped after this time.
+    pub limit: Option<Duration>,
+    /// Everything the machine says goes here.
+    pub log: PathBuf,
+    /// Whether it is shown as well.
+    pub echo: bool,
+    pub keyboard: Keyboard,
+    /// The machine is stopped when one of its lines contains one of these.
+    pub until: Vec<String>,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// The machine was switched off or reset from inside.
+    Off(ExitStatus),
+    /// One of the awaited lines came.
+    Awaited,
+    /// The time was up.
+    TimedOut,
+}
+
+/// What a machine said, and how it ended.
+pub struct Outcome {
+    /// The serial output and the emulator's own messages; carriage returns are left out.
+    pub text: String,
+    pub ending: Ending,
+    pub log: PathBuf,
+}
+
+impl Outcome {
+    /// The last lines, for a person who wants to know where it stopped.
+    pub fn last_lines(&self, count: usize) -> String {
+        let lines: Vec<&str> = self.text.lines().collect();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    }
+}
+
+/// Ctrl-C as a byte.
+const INTERRUPT: u8 = 3;
+/// How long a machine that has said an awaited line may go on: what follows it belongs to the story.
+const AFTERMATH: Duration = Duration::from_millis(300);
+
+/// Runs the machine to its end.
+pub fn run(command: &mut Command, session: Session) -> Result<Outcome> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let log =
+        File::create(&session.log).with_context(|| format!("cannot write {}", session.log.display()))?;
+    let raw = matches!(session.keyboard, Keyboard::Person).then(terminal::Raw::enter).transpose()?;
+    let mut emulator = Supervised::start(command)?;
+    let (sender, receiver) = channel();
+    let child = emulator.child();
+    let keys = child.stdin.take().context("no way to the machine's keyboard")?;
+    forward(child.stdout.take(), sender.clone());
+    forward(child.stderr.take(), sender);
+    let mut watch = Watch::new(session, log, keys);
+    let ending = watch.follow(&mut emulator, &receiver)?;
+    emulator.stop();
+    drop(raw);
+    Ok(Outcome { text: watch.text.replace('\r', ""), ending, log: watch.session.log })
+}
+
+/// Hands on what comes out of a pipe, until it closes.
+fn forward(pipe: Option<impl Read + Send + 'static>, sender: Sender<Vec<u8>>) {
+    let Some(mut pipe) = pipe else { return };
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+            if sender.send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Hands the person's keys to the machine; Ctrl-C ends it.
+fn forward_keys(mut keys: ChildStdin) {
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok(length @ 1..) = std::io::stdin().read(&mut buffer) {
+            let typed = &buffer[..length];
+            if typed.contains(&INTERRUPT) {
+                end_children();
+                return;
+            }
+            if keys.write_all(typed).and_then(|()| keys.flush()).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// The watcher's state while a machine runs.
+struct Watch {
+    session: Session,
+    log: File,
+    /// For a script; the person's keys go another way.
+    keys: Option<ChildStdin>,
+    text: String,
+    /// How much of the text the script has already waited for.
+    script_read: usize,
+    /// How much of the text has been searched for awaited lines.
+    searched: usize,
+    deadline: Option<Instant>,
+    awaited: bool,
+}
+
+impl Watch {
+    fn new(session: Session, log: File, keys: ChildStdin) -> Watch {
+        let deadline = session.limit.map(|limit| Instant::now() + limit);
+        // A closed pipe would be an end of file to the emulator: the script's side stays open while it runs.
+        let keys = match session.keyboard {
+            Keyboard::Person => {
+                forward_keys(keys);
+                None
+            }
+            Keyboard::Closed | Keyboard::Script(_) => Some(keys),
+        };
+        Watch {
+            session,
+            log,
+            keys,
+            text: String::new(),
+            script_read: 0,
+            searched: 0,
+            deadline,
+            awaited: false,
+        }
+    }
+
+    /// Takes in what the machine says until it ends, one way or another.
+    fn follow(&mut self, emulator: &mut Supervised, receiver: &Receiver<Vec<u8>>) -> Result<Ending> {
+        loop {
+            match receiver.recv_timeout(self.patience()) {
+                Ok(bytes) => self.take(&bytes)?,
+                // Both pipes are closed: the emulator has ended, or is about to.
+                Err(RecvTimeoutError::Disconnected) => return Ok(Ending::Off(emulator.wait()?)),
+                Err(RecvTimeoutError::Timeout) if self.awaited => return Ok(Ending::Awaited),
+                Err(RecvTimeoutError::Timeout) => return Ok(Ending::TimedOut),
+            }
+        }
+    }
+
+    /// How long to wait for the machine's next word.
+    fn patience(&self) -> Duration {
+        const FOREVER: Duration = Duration::from_secs(1 << 30);
+        self.deadline.map_or(FOREVER, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        self.log.write_all(bytes).context("cannot write the log")?;
+        if self.session.echo {
+            let mut stdout = std::io::stdout();
+            // Whoever read our output may have gone away; the machine's verdict counts all the same.
+            let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        }
+        self.text.push_str(&String::from_utf8_lossy(bytes));
+        self.type_what_is_due();
+        self.look_for_awaited_lines();
+        Ok(())
+    }
+
+    fn type_what_is_due(&mut self) {
+        let (Keyboard::Script(steps), Some(keys)) = (&mut self.session.keyboard, &mut self.keys) else {
+            return;
+        };
+        while let Some((text, _)) = steps.front() {
+            let Some(at) = self.text[self.script_read..].find(text.as_str()) else { return };
+            self.script_read += at + text.len();
+            if let Some((_, typed)) = steps.pop_front() {
+                // A machine that has ended takes no keys; its text tells the rest.
+                let _ = keys.write_all(&typed).and_then(|()| keys.flush());
+            }
+        }
+    }
+
+    fn look_for_awaited_lines(&mut self) {
+        let Some(end) = self.text.rfind('\n') else { return };
+        let fresh = &self.text[self.searched..=end.max(self.searched)];
+        if !self.awaited && self.session.until.iter().any(|text| fresh.contains(text.as_str())) {
+            self.awaited = true;
+            self.deadline = Some(Instant::now() + AFTERMATH);
+        }
+        self.searched = end + 1;
+    }
+}
+
+/// A log file's place among the artefacts.
+pub fn log_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.log"))
+}

@@ -1,0 +1,75 @@
+//! Reading a machine's serial output.
+//!
+//! Each line begins with its speaker: `(PEN) ` for the hypervisor, `(d0) ` for the control domain, `(d1) ` and so on
+//! for the others. A verdict counts only from the control domain: another domain could print anything.
+
+/// The control domain's prefix.
+pub const CONTROL: &str = "(d0) ";
+/// The hypervisor's prefix.
+pub const HYPERVISOR: &str = "(PEN) ";
+
+/// Lines with which the hypervisor says that nothing more will come.
+pub const STOPPED: [&str; 4] = [
+    "(PEN) error: the control domain",
+    "(PEN) error: there is no boot module",
+    "hypervisor panic",
+    "hypervisor fault",
+];
+
+/// What the tour found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Everything was as described.
+    Pass,
+    /// Something was not; its words.
+    Fail(String),
+}
+
+/// The control domain's last verdict on the tour, if it gave one.
+pub fn of_the_tour(text: &str) -> Option<Verdict> {
+    lines_of(text, CONTROL).filter_map(|line| line.strip_prefix("TOUR: ")).map(read).last()
+}
+
+fn read(verdict: &str) -> Verdict {
+    if verdict == "PASS" {
+        Verdict::Pass
+    } else {
+        Verdict::Fail(verdict.trim_start_matches("FAIL").trim().into())
+    }
+}
+
+/// The line with which the hypervisor gave up, if it did.
+pub fn stopped(text: &str) -> Option<&str> {
+    text.lines().find(|line| STOPPED.iter().any(|stop| line.contains(stop)))
+}
+
+/// The lines of one speaker, without its prefix and without blanks at the end.
+pub fn lines_of<'a>(text: &'a str, speaker: &'a str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| line.strip_prefix(speaker)).map(str::trim_end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_control_domain_gives_the_verdict() {
+        assert_eq!(of_the_tour("(d1) TOUR: PASS\n"), None);
+        assert_eq!(of_the_tour("TOUR: PASS\n(d0) say TOUR: PASS\n"), None);
+        assert_eq!(of_the_tour("(PEN) hello\n(d0) TOUR: PASS\n(d1) TOUR: FAIL 1\n"), Some(Verdict::Pass));
+    }
+
+    #[test]
+    fn anything_but_pass_is_a_failure() {
+        assert_eq!(of_the_tour("(d0) TOUR: FAIL 2 (first: x)"), Some(Verdict::Fail("2 (first: x)".into())));
+        assert_eq!(of_the_tour("(d0) TOUR: PASSABLE"), Some(Verdict::Fail("PASSABLE".into())));
+        assert_eq!(of_the_tour("(d0) TOUR: PASS\n(d0) TOUR: FAIL 1"), Some(Verdict::Fail("1".into())));
+    }
+
+    #[test]
+    fn a_stop_is_named_by_its_line() {
+        let text = "(PEN) hello\n(PEN) error: the control domain can't start: it is no 64-bit ELF file\n";
+        assert!(stopped(text).is_some_and(|line| line.ends_with("it is no 64-bit ELF file")));
+        assert_eq!(stopped("(d0) the control domain is well\n"), None);
+    }
+}
