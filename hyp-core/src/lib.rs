@@ -20,4 +20,16 @@
 )]
 
 pub mod address;
+pub mod console;
+pub mod domain;
+pub mod frame;
+pub mod hypercall;
+pub mod hypervisor;
 pub mod machine;
+pub mod options;
+pub mod paging;
+pub mod sched;
+
+pub use domain::vcpu::Vcpu;
+pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};
+pub use sched::Next;

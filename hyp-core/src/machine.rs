@@ -12,7 +12,7 @@ use crate::address::{GuestVirtual, MachineFrame};
 /// One kind of machine.
 ///
 /// The implementor is a zero-sized name for the hardware; methods take `&self` and are safe on many CPUs at once.
-pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Sync + 'static {
+pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync + 'static {
     /// How page tables are laid out.
     type Format: PageTableFormat;
     /// A virtual CPU's registers.
@@ -21,8 +21,18 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Sync + 'sta
     /// Where a guest finds the read-only machine-to-physical table: an array of 8-byte pseudo-physical frame
     /// numbers, one for each machine frame from 0.
     const M2P_WINDOW: GuestVirtual;
+    /// The architecture's name in Xen's ABI (`start_info.magic`, capabilities): `x86_64` or `aarch64`.
+    const PLATFORM: &'static str;
     /// What an entry of the M2P holds for a frame that has no pseudo-physical number.
     const INVALID_M2P_ENTRY: u64 = !0;
+
+    /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
+    /// (not canonical), or that root isn't set.
+    fn root_of(
+        address: GuestVirtual,
+        kernel: Option<MachineFrame>,
+        user: Option<MachineFrame>,
+    ) -> Option<MachineFrame>;
 }
 
 /// Which level a table is at: 1 maps pages, [`PageTableFormat::LEVELS`] is the root.
@@ -207,7 +217,7 @@ pub struct StartOfDay {
 ///
 /// Shared by reference; the backend sees to it that only the CPU that runs the vCPU, or the one that has it stopped,
 /// changes it. [`Self::EMPTY`] should be all zeros, so that thousands of them cost nothing in the image.
-pub trait Context: Sync + 'static {
+pub trait Context: Send + Sync + 'static {
     /// A context that has never been started.
     const EMPTY: Self;
 

@@ -1,0 +1,144 @@
+//! Who says what on the one serial line.
+//!
+//! Each line starts with its speaker's prefix. When a speaker has left a line open (a prompt) and another one speaks, the open
+//! line is ended first; so lines are never mixed, and a prompt still appears at once.
+
+use core::fmt::Write;
+
+use crate::address::DomainId;
+
+/// Who writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Speaker {
+    /// Penumbra's own log.
+    Hypervisor,
+    /// A domain.
+    Domain(DomainId),
+}
+
+/// Whose line is open.
+pub struct SerialLine {
+    open: Option<Speaker>,
+}
+
+impl Default for SerialLine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SerialLine {
+    /// At the start of a line.
+    pub const fn new() -> Self {
+        Self { open: None }
+    }
+
+    /// Writes what `speaker` says through `out`, with prefixes where lines begin.
+    pub fn write(&mut self, speaker: Speaker, bytes: &[u8], out: &mut dyn FnMut(&[u8])) {
+        if bytes.is_empty() {
+            return;
+        }
+        if self.open.is_some_and(|open| open != speaker) {
+            out(b"\n");
+            self.open = None;
+        }
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.open.is_none() {
+                prefix(speaker, out);
+            }
+            out(piece);
+            self.open = if piece.ends_with(b"\n") { None } else { Some(speaker) };
+        }
+    }
+}
+
+/// Bytes of a domain's line that wait for its end.
+const LINE_SIZE: usize = 256;
+
+/// Collects a domain's bytes until a line is whole, or too long.
+pub struct LineBuffer {
+    bytes: [u8; LINE_SIZE],
+    length: usize,
+}
+
+impl Default for LineBuffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LineBuffer {
+    /// Nothing waits.
+    pub const fn new() -> Self {
+        Self { bytes: [0; LINE_SIZE], length: 0 }
+    }
+
+    /// Adds bytes; `out` gets each line that is whole now.
+    pub fn push(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8])) {
+        for byte in bytes {
+            if let Some(slot) = self.bytes.get_mut(self.length) {
+                *slot = *byte;
+                self.length = self.length.saturating_add(1);
+            }
+            if *byte == b'\n' || self.length >= LINE_SIZE {
+                self.flush(out);
+            }
+        }
+    }
+
+    /// Passes on what waits.
+    pub fn flush(&mut self, out: &mut dyn FnMut(&[u8])) {
+        if let Some(line) = self.bytes.get(..self.length) {
+            out(line);
+        }
+        self.length = 0;
+    }
+}
+
+fn prefix(speaker: Speaker, out: &mut dyn FnMut(&[u8])) {
+    struct Adapter<'a>(&'a mut dyn FnMut(&[u8]));
+    impl Write for Adapter<'_> {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            (self.0)(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut out = Adapter(out);
+    // The adapter never fails.
+    let _ = match speaker {
+        Speaker::Hypervisor => out.write_str("(PEN) "),
+        Speaker::Domain(domain) => write!(out, "({domain:?}) "),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_waits_for_its_end_but_not_for_ever() {
+        let mut pieces = Vec::new();
+        let mut buffer = LineBuffer::new();
+        let mut push = |bytes: &[u8]| buffer.push(bytes, &mut |line| pieces.push(line.to_vec()));
+        push(b"on");
+        push(b"e\ntwo");
+        push(&[b'x'; LINE_SIZE]);
+        assert_eq!(pieces.len(), 2);
+        assert_eq!((&pieces[0][..], pieces[1].len()), (&b"one\n"[..], LINE_SIZE));
+    }
+
+    #[test]
+    fn an_interrupted_line_is_ended_and_begun_anew() {
+        let mut text = Vec::new();
+        let mut line = SerialLine::new();
+        let mut say =
+            |speaker, bytes: &[u8]| line.write(speaker, bytes, &mut |out| text.extend_from_slice(out));
+        let (one, two) = (Speaker::Domain(DomainId::new(1)), Speaker::Hypervisor);
+        say(one, b"a\nprompt> ");
+        say(two, b"news\n");
+        say(one, b"");
+        say(one, b"typed");
+        say(one, b"\n");
+        assert_eq!(core::str::from_utf8(&text).unwrap(), "(d1) a\n(d1) prompt> \n(PEN) news\n(d1) typed\n");
+    }
+}

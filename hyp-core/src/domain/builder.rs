@@ -1,0 +1,382 @@
+//! Building a domain from a kernel, as Xen's domain builder does for paravirtual guests.
+//!
+//! The builder writes the guest's memory: the kernel, its P2M, start info and first page tables. The tables are then
+//! validated by the same code that validates whatever the guest does later; nothing about them is taken on trust, not
+//! even that they come from here. Source: `xen.h` of Xen's public headers, "Start-of-day memory layout".
+
+use core::fmt;
+
+use penumbra_abi::start_info::{SIF_INITDOMAIN, SIF_PRIVILEGED, StartInfo};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::image::{ImageError, KernelImage};
+use super::layout::{Layout, Needs, span_shift};
+use super::vcpu::RunState;
+use super::{Domain, Life};
+use crate::address::{MachineFrame, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::hypervisor::Hypervisor;
+use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
+use crate::paging::{Budget, Stop, TableSpace};
+
+/// P2M frames that a new domain can have: 8 GiB of memory.
+pub const MAX_P2M_FRAMES: usize = 4096;
+
+/// What a domain is built from.
+pub struct Plan<'a> {
+    /// The kernel's file.
+    pub kernel: &'a [u8],
+    /// The ramdisk's file, or empty.
+    pub ramdisk: &'a [u8],
+    /// The kernel's command line.
+    pub arguments: &'a str,
+    /// Frames of memory.
+    pub pages: u64,
+    /// Whether it is the control domain.
+    pub control: bool,
+}
+
+/// Why a domain can't be built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BuildError {
+    /// The kernel is no good.
+    Image(ImageError),
+    /// The domain table is full.
+    TooManyDomains,
+    /// More memory than the builder lays out in one go (frames).
+    TooLarge(u64),
+    /// The kernel and what goes with it needs this many frames, of which the domain has fewer.
+    TooSmall {
+        /// Frames needed.
+        needed: u64,
+        /// Frames asked for.
+        given: u64,
+    },
+    /// The machine has fewer free frames than this.
+    OutOfMemory {
+        /// Frames needed.
+        needed: u64,
+        /// Frames free.
+        free: u64,
+    },
+    /// The first tables were refused; the layout that the kernel asks for is impossible.
+    Tables(Stop),
+    /// The addresses that the kernel asks for don't fit the address space.
+    Layout,
+}
+
+impl From<ImageError> for BuildError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |frames: &u64| frames.checked_shr(20 - PAGE_SHIFT).unwrap_or(0);
+        match self {
+            Self::Image(error) => write!(f, "the kernel can't be used: {error}"),
+            Self::TooManyDomains => write!(f, "there are as many domains as there can be"),
+            Self::TooLarge(pages) => {
+                write!(f, "{} MiB are more than a domain can have at its start", mib(pages))
+            }
+            Self::TooSmall { needed, given } => {
+                write!(f, "{} KiB of memory are needed to start it, it is given {}", needed << 2, given << 2)
+            }
+            Self::OutOfMemory { needed, free } => {
+                write!(f, "it needs {} MiB of memory, and {} MiB are free", mib(needed), mib(free))
+            }
+            Self::Tables(stop) => write!(f, "its first page tables are refused: {stop:?}"),
+            Self::Layout => write!(f, "the addresses it asks for don't fit the address space"),
+        }
+    }
+}
+
+/// Where the frames of the P2M under construction are: a directory, kept outside of the guest.
+pub struct P2mDirectory {
+    frames: [u64; MAX_P2M_FRAMES],
+}
+
+impl Default for P2mDirectory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl P2mDirectory {
+    /// Empty, all zero.
+    pub const fn new() -> Self {
+        Self { frames: [0; MAX_P2M_FRAMES] }
+    }
+}
+
+/// A domain under construction.
+struct Builder<'a, M: Machine> {
+    hypervisor: &'a Hypervisor<M>,
+    domain: &'a Domain<M>,
+    layout: Layout,
+    directory: &'a mut P2mDirectory,
+}
+
+const ENTRIES: u64 = (PAGE_SIZE / 8) as u64;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Builds a domain and makes its first vCPU runnable.
+    ///
+    /// # Errors
+    /// What is wrong with the plan. The domain is then on its way out, and its memory comes back.
+    pub fn build_domain(&self, plan: &Plan<'_>) -> Result<&Domain<M>, BuildError> {
+        let image = KernelImage::parse(plan.kernel, M::PLATFORM)?;
+        let layout = self.lay_out(plan, &image)?;
+        let (number, domain) = self
+            .domains
+            .iter()
+            .enumerate()
+            .find(|(_, domain)| domain.life() == Life::Vacant)
+            .ok_or(BuildError::TooManyDomains)?;
+        let id = crate::address::DomainId::new(number as u16);
+        if !domain.begin(id, plan.control, plan.pages) {
+            return Err(BuildError::TooManyDomains);
+        }
+        let mut directory = self.p2m_directory.lock();
+        let mut builder = Builder { hypervisor: self, domain, layout, directory: &mut directory };
+        match builder.build(plan, &image) {
+            Ok(()) => {
+                domain.change_life(Life::Building, Life::Alive);
+                Ok(domain)
+            }
+            Err(error) => {
+                domain.change_life(Life::Building, Life::Dying);
+                Err(error)
+            }
+        }
+    }
+
+    fn lay_out(&self, plan: &Plan<'_>, image: &KernelImage<'_>) -> Result<Layout, BuildError> {
+        if plan.pages.div_ceil(ENTRIES) > MAX_P2M_FRAMES as u64 {
+            return Err(BuildError::TooLarge(plan.pages));
+        }
+        let needs = Needs {
+            virt_base: image.virt_base,
+            kernel_end: image.end,
+            ramdisk: plan.ramdisk.len() as u64,
+            pages: plan.pages,
+            store_and_console: !plan.control,
+        };
+        let layout = Layout::plan::<M::Format>(needs).ok_or(BuildError::Layout)?;
+        if layout.end > plan.pages {
+            return Err(BuildError::TooSmall { needed: layout.end, given: plan.pages });
+        }
+        let free = self.frames.free_frames() as u64;
+        // One more for the shared-info page.
+        if plan.pages >= free {
+            return Err(BuildError::OutOfMemory { needed: plan.pages, free });
+        }
+        Ok(layout)
+    }
+}
+
+impl<M: Machine> Builder<'_, M> {
+    fn build(&mut self, plan: &Plan<'_>, image: &KernelImage<'_>) -> Result<(), BuildError> {
+        self.allocate(plan.pages)?;
+        for segment in image.segments() {
+            self.copy(segment.start, segment.content);
+        }
+        self.copy(self.layout.ramdisk << PAGE_SHIFT, plan.ramdisk);
+        self.write_tables()?;
+        self.write_start_info(plan)?;
+        self.validate()?;
+        self.start(image);
+        Ok(())
+    }
+
+    fn out_of_memory(&self, needed: u64) -> BuildError {
+        BuildError::OutOfMemory { needed, free: self.hypervisor.frames.free_frames() as u64 }
+    }
+
+    /// Takes the domain's memory, and writes its P2M and M2P.
+    fn allocate(&mut self, pages: u64) -> Result<(), BuildError> {
+        for index in 0..self.layout.p2m_frames {
+            let frame = self.claim().ok_or_else(|| self.out_of_memory(pages))?;
+            let slot = self.directory.frames.get_mut(index as usize).ok_or(BuildError::TooLarge(pages))?;
+            *slot = frame.number();
+        }
+        let p2m = self.layout.p2m..self.layout.p2m.saturating_add(self.layout.p2m_frames);
+        for pseudo in 0..pages {
+            let ready = p2m.contains(&pseudo).then(|| self.p2m_frame(pseudo.saturating_sub(p2m.start)));
+            let frame = match ready {
+                Some(frame) => frame,
+                None => self.claim(),
+            };
+            let frame = frame.ok_or_else(|| self.out_of_memory(pages))?;
+            self.name(PseudoFrame::new(pseudo), frame)?;
+        }
+        Ok(())
+    }
+
+    fn claim(&self) -> Option<MachineFrame> {
+        if !self.domain.add_page() {
+            return None;
+        }
+        let frame = self.hypervisor.frames.allocate(self.domain.id(), &self.hypervisor.machine);
+        if frame.is_none() {
+            self.domain.remove_page();
+        }
+        frame
+    }
+
+    fn p2m_frame(&self, index: u64) -> Option<MachineFrame> {
+        MachineFrame::new(*self.directory.frames.get(index as usize)?)
+    }
+
+    /// Writes down that `pseudo` is `frame`, in both directions.
+    fn name(&self, pseudo: PseudoFrame, frame: MachineFrame) -> Result<(), BuildError> {
+        let place = self.p2m_frame(pseudo.number() / ENTRIES).ok_or(BuildError::Layout)?;
+        let offset = (pseudo.number() % ENTRIES).saturating_mul(8) as usize;
+        self.hypervisor.machine.write_frame(place, offset, &frame.number().to_le_bytes());
+        if let Some(m2p) = self.hypervisor.frames.m2p() {
+            m2p.set(frame, Some(pseudo));
+        }
+        Ok(())
+    }
+
+    /// The machine frame behind a pseudo-physical one.
+    fn machine_frame(&self, pseudo: u64) -> Option<MachineFrame> {
+        let place = self.p2m_frame(pseudo / ENTRIES)?;
+        let mut entry = [0; 8];
+        self.hypervisor.machine.read_frame(place, (pseudo % ENTRIES).saturating_mul(8) as usize, &mut entry);
+        MachineFrame::new(u64::from_le_bytes(entry))
+    }
+
+    /// Copies bytes to a pseudo-physical address; frames that the domain doesn't have are passed over (the layout has
+    /// seen to it that there are none).
+    fn copy(&self, start: u64, mut content: &[u8]) {
+        let mut at = start;
+        while !content.is_empty() {
+            let offset = (at % PAGE_SIZE as u64) as usize;
+            let count = PAGE_SIZE.saturating_sub(offset).min(content.len());
+            let (piece, rest) = content.split_at_checked(count).unwrap_or((content, &[]));
+            if let Some(frame) = self.machine_frame(at >> PAGE_SHIFT) {
+                self.hypervisor.machine.write_frame(frame, offset, piece);
+            }
+            content = rest;
+            at = at.saturating_add(count as u64);
+        }
+    }
+
+    /// Writes the tables of every level, from the root down.
+    fn write_tables(&self) -> Result<(), BuildError> {
+        for level in (2..=M::Format::LEVELS).rev() {
+            let below = level.saturating_sub(1);
+            let shift = span_shift::<M::Format>(below);
+            let tables = usize::from(below).checked_sub(1).and_then(|i| self.layout.tables_of_level.get(i));
+            for number in 0..tables.copied().unwrap_or(0) {
+                // Any address that this lower table translates finds its place in the upper one.
+                let first = (self.layout.virt_base >> shift).saturating_add(number) << shift;
+                let address = crate::address::GuestVirtual::new(first.max(self.layout.virt_base));
+                let table = self.table(below, number)?;
+                self.write_entry(level, address, Entry::Table(table))?;
+            }
+        }
+        for pseudo in 0..self.layout.end {
+            let frame = self.machine_frame(pseudo).ok_or(BuildError::Layout)?;
+            let leaf = Leaf { frame, level: 1, writable: !self.layout.is_table(pseudo) };
+            self.write_entry(1, self.layout.address(pseudo), Entry::Leaf(leaf))?;
+        }
+        Ok(())
+    }
+
+    fn table(&self, level: Level, number: u64) -> Result<MachineFrame, BuildError> {
+        let pseudo = self.layout.first_table(level).saturating_add(number);
+        self.machine_frame(pseudo).ok_or(BuildError::Layout)
+    }
+
+    /// Writes the entry of the table of `level` that translates `address`.
+    fn write_entry(
+        &self,
+        level: Level,
+        address: crate::address::GuestVirtual,
+        entry: Entry,
+    ) -> Result<(), BuildError> {
+        let shift = span_shift::<M::Format>(level);
+        let number = (address.bytes() >> shift).saturating_sub(self.layout.virt_base >> shift);
+        let table = self.table(level, number)?;
+        let index = M::Format::index(address, level);
+        self.hypervisor.machine.write_entry(table, index, M::Format::encode(level, entry));
+        Ok(())
+    }
+
+    fn write_start_info(&self, plan: &Plan<'_>) -> Result<(), BuildError> {
+        let layout = &self.layout;
+        let mut info = StartInfo::new_zeroed();
+        fill(&mut info.magic, &[b"xen-3.0-", M::PLATFORM.as_bytes()]);
+        fill(info.cmd_line.split_last_mut().map_or(&mut [], |(_, line)| line), &[plan.arguments.as_bytes()]);
+        info.nr_pages = plan.pages;
+        info.shared_info = self.shared_info()?.start().bytes();
+        info.flags = if plan.control { SIF_PRIVILEGED | SIF_INITDOMAIN } else { 0 };
+        if let Some((store, console)) = layout.store_and_console {
+            info.store_mfn = self.machine_frame(store).map_or(0, MachineFrame::number);
+            info.console_mfn = self.machine_frame(console).map_or(0, MachineFrame::number);
+        }
+        info.pt_base = layout.address(layout.tables).bytes();
+        info.nr_pt_frames = layout.table_count();
+        info.mfn_list = layout.address(layout.p2m).bytes();
+        if !plan.ramdisk.is_empty() {
+            info.mod_start = layout.address(layout.ramdisk).bytes();
+            info.mod_len = plan.ramdisk.len() as u64;
+        }
+        info.first_p2m_pfn = layout.p2m;
+        info.nr_p2m_frames = layout.p2m_frames;
+        self.copy(layout.start_info << PAGE_SHIFT, info.as_bytes());
+        Ok(())
+    }
+
+    /// The page that the domain and the hypervisor share. It isn't part of the domain's memory: the domain has no claim to it,
+    /// the hypervisor keeps the one reference.
+    fn shared_info(&self) -> Result<MachineFrame, BuildError> {
+        let frames = &self.hypervisor.frames;
+        let frame = frames
+            .allocate(self.domain.id(), &self.hypervisor.machine)
+            .ok_or_else(|| self.out_of_memory(1))?;
+        frames.unclaim(frame);
+        self.domain.shared_info.replace(Some(frame));
+        Ok(frame)
+    }
+
+    /// Has the root validated like any other, pinned, and held once more for the vCPU that starts with it.
+    fn validate(&self) -> Result<(), BuildError> {
+        let root = self.table(M::Format::LEVELS, 0)?;
+        let budget = Budget::unbounded();
+        let mut space = TableSpace {
+            machine: &self.hypervisor.machine,
+            frames: &self.hypervisor.frames,
+            owner: self.domain.id(),
+            target: self.domain.id(),
+            budget: &budget,
+            state: self.domain.tables.lock(),
+        };
+        space.pin(root, M::Format::LEVELS).map_err(BuildError::Tables)?;
+        space.hold(root, M::Format::LEVELS).map_err(BuildError::Tables)?;
+        if let Some(vcpu) = self.domain.vcpus.first() {
+            vcpu.replace_kernel_root(Some(root));
+        }
+        Ok(())
+    }
+
+    fn start(&self, image: &KernelImage<'_>) {
+        let Some(vcpu) = self.domain.vcpus.first() else { return };
+        vcpu.context().reset(&StartOfDay {
+            entry: crate::address::GuestVirtual::new(image.entry),
+            stack: self.layout.address(self.layout.stack.saturating_add(1)),
+            start_info: self.layout.address(self.layout.start_info),
+        });
+        vcpu.set_state(RunState::Runnable);
+    }
+}
+
+/// Copies the parts one after another into `field`, as far as they fit.
+fn fill(field: &mut [u8], parts: &[&[u8]]) {
+    let bytes = parts.iter().flat_map(|part| part.iter());
+    for (slot, byte) in field.iter_mut().zip(bytes) {
+        *slot = *byte;
+    }
+}

@@ -1,0 +1,178 @@
+//! Domains: what they have, and how they come and go.
+//!
+//! Domains live in a fixed table; a domain's number is its place there. Its life goes one way: *vacant*, *building*
+//! ([`builder`]), *alive*, *dying* ([`teardown`]), and vacant again once its last frame is back. Nothing that belongs to a domain is
+//! found except through this table and the frame table.
+//!
+//! Lock order: a domain's table lock first, then the console's locks. No one holds two domains' table locks, save the
+//! auditor, which takes them all in the order of their numbers.
+
+pub mod builder;
+pub mod image;
+pub mod layout;
+pub mod teardown;
+pub mod vcpu;
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use crate::address::DomainId;
+use crate::console::line::LineBuffer;
+use crate::machine::Machine;
+use crate::paging::TableState;
+use vcpu::{FrameSlot, RunState, Vcpu};
+
+/// Domains there can be.
+pub const MAX_DOMAINS: usize = 32;
+/// vCPUs a domain can have.
+pub const MAX_VCPUS: usize = 8;
+
+/// Where a domain is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Life {
+    /// There is no such domain.
+    Vacant = 0,
+    /// Its memory is being filled.
+    Building = 1,
+    /// It runs, or could.
+    Alive = 2,
+    /// It is being torn down.
+    Dying = 3,
+}
+
+impl Life {
+    const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Building,
+            2 => Self::Alive,
+            3 => Self::Dying,
+            _ => Self::Vacant,
+        }
+    }
+}
+
+/// One domain.
+pub struct Domain<M: Machine> {
+    number: AtomicU16,
+    life: AtomicU8,
+    control: AtomicBool,
+    /// Frames it has a claim to.
+    pages: AtomicU64,
+    /// Frames it may have a claim to.
+    max_pages: AtomicU64,
+    shared_info: FrameSlot,
+    /// The table lock: whoever changes the domain's tables holds it.
+    pub tables: Mutex<TableState>,
+    /// Its virtual CPUs.
+    pub vcpus: [Vcpu<M>; MAX_VCPUS],
+    /// What it has written of a line that isn't whole yet.
+    pub(crate) output: Mutex<LineBuffer>,
+    pub(crate) teardown: Mutex<teardown::Teardown>,
+}
+
+impl<M: Machine> Domain<M> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            number: AtomicU16::new(0),
+            life: AtomicU8::new(0),
+            control: AtomicBool::new(false),
+            pages: AtomicU64::new(0),
+            max_pages: AtomicU64::new(0),
+            shared_info: FrameSlot::new(),
+            tables: Mutex::new(TableState::new()),
+            vcpus: [const { Vcpu::new() }; MAX_VCPUS],
+            output: Mutex::new(LineBuffer::new()),
+            teardown: Mutex::new(teardown::Teardown::new()),
+        }
+    }
+
+    /// Which domain this is.
+    pub fn id(&self) -> DomainId {
+        DomainId::new(self.number.load(Ordering::Relaxed))
+    }
+
+    /// Whether it may control other domains.
+    pub fn is_control(&self) -> bool {
+        self.control.load(Ordering::Relaxed)
+    }
+
+    /// Where it is in its life.
+    pub fn life(&self) -> Life {
+        Life::from_number(self.life.load(Ordering::Acquire))
+    }
+
+    /// Whether there is such a domain at all.
+    pub fn is_present(&self) -> bool {
+        self.life() != Life::Vacant
+    }
+
+    pub(crate) fn change_life(&self, from: Life, to: Life) -> bool {
+        self.life.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Starts a new life in a vacant place.
+    pub(crate) fn begin(&self, id: DomainId, control: bool, max_pages: u64) -> bool {
+        if !self.change_life(Life::Vacant, Life::Building) {
+            return false;
+        }
+        self.number.store(id.number(), Ordering::Relaxed);
+        self.control.store(control, Ordering::Relaxed);
+        self.pages.store(0, Ordering::Relaxed);
+        self.max_pages.store(max_pages, Ordering::Relaxed);
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            vcpu.name(id, index as u16);
+        }
+        true
+    }
+
+    /// The page that it shares with the hypervisor.
+    pub fn shared_info(&self) -> Option<crate::address::MachineFrame> {
+        self.shared_info.get()
+    }
+
+    /// Frames it has a claim to (`current_reservation`).
+    pub fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Frames it may have (`maximum_reservation`).
+    pub fn max_pages(&self) -> u64 {
+        self.max_pages.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more frame, if it may have one more.
+    pub(crate) fn add_page(&self) -> bool {
+        let max = self.max_pages();
+        self.pages
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pages| {
+                (pages < max).then(|| pages.saturating_add(1))
+            })
+            .is_ok()
+    }
+
+    /// Counts one frame less.
+    pub(crate) fn remove_page(&self) {
+        let _ = self
+            .pages
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pages| Some(pages.saturating_sub(1)));
+    }
+
+    /// The vCPUs that were ever started.
+    pub fn online_vcpus(&self) -> impl Iterator<Item = &Vcpu<M>> {
+        self.vcpus.iter().filter(|vcpu| vcpu.state() != RunState::Offline)
+    }
+}
+
+impl<M: Machine> fmt::Display for Domain<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = if self.is_control() { "control" } else { "guest" };
+        write!(f, "{:?}: {role}, {:?}, {} frames", self.id(), self.life(), self.pages())?;
+        for vcpu in self.online_vcpus() {
+            write!(f, ", vcpu {} {:?}", vcpu.index(), vcpu.state())?;
+        }
+        Ok(())
+    }
+}

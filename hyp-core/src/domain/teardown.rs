@@ -1,0 +1,159 @@
+//! Taking a dead domain apart, a bounded piece at a time.
+//!
+//! Once no CPU has its roots loaded: first everything that holds tables is let go (roots, an interrupted operation, pins), then
+//! the domain's claim to each frame is dropped, which frees it, scrubbed, unless somebody else still has it mapped. The place in the domain
+//! table is vacant again when no frame is left. Nothing here can fail: a step that is out of budget goes on in the next.
+
+use core::ops::ControlFlow;
+
+use super::{Domain, Life};
+use crate::address::MachineFrame;
+use crate::frame::FrameTable;
+use crate::machine::{FlushScope, Machine, PageTableFormat};
+use crate::paging::{Budget, TableSpace};
+
+/// What is being done to a dying domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Phase {
+    /// Roots and the interrupted operation.
+    #[default]
+    Holders,
+    /// Pins, up to this frame number.
+    Pins(u64),
+    /// Claims, up to this frame number.
+    Claims(u64),
+    /// Looking for frames that others still hold, up to this frame number.
+    Leftovers(u64),
+}
+
+/// How far the tear-down of a domain is.
+#[derive(Debug, Default)]
+pub struct Teardown {
+    phase: Phase,
+}
+
+/// Frame records looked at in one step.
+const RECORDS_A_STEP: u64 = 4096;
+/// Frames freed, and so scrubbed, in one step.
+const FRAMES_A_STEP: u64 = 256;
+
+impl Teardown {
+    /// Not begun.
+    pub const fn new() -> Self {
+        Self { phase: Phase::Holders }
+    }
+}
+
+impl<M: Machine> Domain<M> {
+    /// Whether tear-down can begin: it is dying, and no CPU can be using its tables.
+    pub(crate) fn can_be_torn_down(&self) -> bool {
+        self.life() == Life::Dying && !self.vcpus.iter().any(super::Vcpu::is_on_cpu)
+    }
+
+    /// Does one step; `true` when the domain is gone.
+    pub(crate) fn teardown_step(&self, machine: &M, frames: &FrameTable) -> bool {
+        let mut teardown = self.teardown.lock();
+        let next = match teardown.phase {
+            Phase::Holders => self.drop_holders(machine, frames),
+            Phase::Pins(from) => self.drop_pins(machine, frames, from),
+            Phase::Claims(from) => self.drop_claims(machine, frames, from),
+            Phase::Leftovers(from) => self.find_leftovers(frames, from),
+        };
+        let gone = next.is_none();
+        teardown.phase = next.unwrap_or_default();
+        gone && self.change_life(Life::Dying, Life::Vacant)
+    }
+
+    fn space<'a>(&'a self, machine: &'a M, frames: &'a FrameTable, budget: &'a Budget) -> TableSpace<'a, M> {
+        TableSpace { machine, frames, owner: self.id(), target: self.id(), budget, state: self.tables.lock() }
+    }
+
+    fn drop_holders(&self, machine: &M, frames: &FrameTable) -> Option<Phase> {
+        let budget = Budget::new(Budget::HYPERCALL);
+        let mut space = self.space(machine, frames, &budget);
+        for vcpu in &self.vcpus {
+            while let Some(root) = vcpu.replace_kernel_root(None).or_else(|| vcpu.replace_user_root(None)) {
+                if space.settle(None).is_err() {
+                    // Still held: put it back for the next step.
+                    vcpu.replace_kernel_root(Some(root));
+                    return Some(Phase::Holders);
+                }
+                space.let_go(root, M::Format::LEVELS);
+            }
+        }
+        if space.settle(None).is_err() {
+            return Some(Phase::Holders);
+        }
+        if let Some(shared_info) = self.shared_info.replace(None) {
+            frames.put(shared_info, machine);
+        }
+        Some(Phase::Pins(frames.extent().0))
+    }
+
+    fn drop_pins(&self, machine: &M, frames: &FrameTable, from: u64) -> Option<Phase> {
+        let budget = Budget::new(Budget::HYPERCALL);
+        let mut space = self.space(machine, frames, &budget);
+        let stopped = each_record(frames, from, |frame| {
+            if space.pinned_level(frame).is_some() && space.unpin(frame).is_err() {
+                return ControlFlow::Break(frame.number());
+            }
+            if budget.is_spent() { ControlFlow::Break(frame.number()) } else { ControlFlow::Continue(()) }
+        });
+        match stopped {
+            Some(next) => Some(Phase::Pins(next)),
+            None if space.settle(None).is_err() => Some(Phase::Pins(frames.extent().1)),
+            None => {
+                // Its tables are gone and its vCPUs stopped: after this, no translation of its frames exists on any CPU
+                // but through mappings of other domains, which hold references.
+                machine.flush(FlushScope::Everything);
+                Some(Phase::Claims(frames.extent().0))
+            }
+        }
+    }
+
+    fn drop_claims(&self, machine: &M, frames: &FrameTable, from: u64) -> Option<Phase> {
+        let mut freed = 0u64;
+        let stopped = each_record(frames, from, |frame| {
+            let ours = frames.hold(frame).is_some_and(|hold| hold.owner == Some(self.id()));
+            if ours && frames.unclaim(frame) {
+                self.remove_page();
+                frames.put_unmapped(frame, machine);
+                freed = freed.saturating_add(1);
+            }
+            if freed >= FRAMES_A_STEP {
+                ControlFlow::Break(frame.number())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        Some(stopped.map_or(Phase::Leftovers(frames.extent().0), Phase::Claims))
+    }
+
+    /// The number can't be given to another domain while a frame still says that it belongs to this one.
+    fn find_leftovers(&self, frames: &FrameTable, from: u64) -> Option<Phase> {
+        let mut found = false;
+        let stopped = each_record(frames, from, |frame| {
+            found |= frames.hold(frame).is_some_and(|hold| hold.owner == Some(self.id()));
+            if found { ControlFlow::Break(frame.number()) } else { ControlFlow::Continue(()) }
+        });
+        stopped.map(Phase::Leftovers)
+    }
+}
+
+/// Visits the frames numbered from `from` on, a step's worth; returns where to go on, or `None` at the end.
+fn each_record(
+    frames: &FrameTable,
+    from: u64,
+    mut visit: impl FnMut(MachineFrame) -> ControlFlow<u64>,
+) -> Option<u64> {
+    let (_, end) = frames.extent();
+    let stop = from.saturating_add(RECORDS_A_STEP).min(end);
+    for number in from..stop {
+        if let Some(frame) = MachineFrame::new(number) {
+            if let ControlFlow::Break(next) = visit(frame) {
+                return Some(next);
+            }
+        }
+    }
+    (stop < end).then_some(stop)
+}

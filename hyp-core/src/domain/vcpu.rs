@@ -1,0 +1,139 @@
+//! A virtual CPU: registers that the backend keeps, the roots it uses, and whether it can run.
+
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use crate::address::{DomainId, MachineFrame};
+use crate::machine::{Context, Machine};
+
+/// Whether a vCPU can run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum RunState {
+    /// Never started, or its domain is dying.
+    Offline = 0,
+    /// Waits for a CPU.
+    Runnable = 1,
+    /// Has a CPU.
+    Running = 2,
+    /// Waits for an event.
+    Blocked = 3,
+}
+
+impl RunState {
+    const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Runnable,
+            2 => Self::Running,
+            3 => Self::Blocked,
+            _ => Self::Offline,
+        }
+    }
+}
+
+/// A frame or none, in one atomic word. Zero is none, so that a vCPU that was never used is all zeros.
+pub(super) struct FrameSlot(AtomicU64);
+
+impl FrameSlot {
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    pub fn get(&self) -> Option<MachineFrame> {
+        // Acquire and release: who reads the slot sees the tables as they were when the root was validated.
+        MachineFrame::new(self.0.load(Ordering::Acquire).checked_sub(1)?)
+    }
+
+    pub fn replace(&self, frame: Option<MachineFrame>) -> Option<MachineFrame> {
+        let word = frame.map_or(0, |frame| frame.number().saturating_add(1));
+        MachineFrame::new(self.0.swap(word, Ordering::AcqRel).checked_sub(1)?)
+    }
+}
+
+/// A virtual CPU.
+pub struct Vcpu<M: Machine> {
+    domain: AtomicU16,
+    index: AtomicU16,
+    state: AtomicU8,
+    /// Whether some CPU may still have its roots loaded.
+    on_cpu: AtomicBool,
+    kernel_root: FrameSlot,
+    user_root: FrameSlot,
+    context: M::Context,
+}
+
+impl<M: Machine> Vcpu<M> {
+    pub(super) const fn new() -> Self {
+        Self {
+            domain: AtomicU16::new(0),
+            index: AtomicU16::new(0),
+            state: AtomicU8::new(0),
+            on_cpu: AtomicBool::new(false),
+            kernel_root: FrameSlot::new(),
+            user_root: FrameSlot::new(),
+            context: <M::Context as Context>::EMPTY,
+        }
+    }
+
+    pub(super) fn name(&self, domain: DomainId, index: u16) {
+        self.domain.store(domain.number(), Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    /// The domain it belongs to.
+    pub fn domain_id(&self) -> DomainId {
+        DomainId::new(self.domain.load(Ordering::Relaxed))
+    }
+
+    /// Its number within the domain.
+    pub fn index(&self) -> u16 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// Its registers.
+    pub fn context(&self) -> &M::Context {
+        &self.context
+    }
+
+    /// The root that the guest's kernel uses.
+    pub fn kernel_root(&self) -> Option<MachineFrame> {
+        self.kernel_root.get()
+    }
+
+    /// The root that the guest's user mode uses, if the guest has set one.
+    pub fn user_root(&self) -> Option<MachineFrame> {
+        self.user_root.get()
+    }
+
+    /// Sets the kernel's root, whose hold the vCPU takes over; returns the old one, with its hold.
+    pub(crate) fn replace_kernel_root(&self, root: Option<MachineFrame>) -> Option<MachineFrame> {
+        self.kernel_root.replace(root)
+    }
+
+    /// Sets the user mode's root, as [`Self::replace_kernel_root`].
+    pub(crate) fn replace_user_root(&self, root: Option<MachineFrame>) -> Option<MachineFrame> {
+        self.user_root.replace(root)
+    }
+
+    /// Whether it can run.
+    pub fn state(&self) -> RunState {
+        RunState::from_number(self.state.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_state(&self, state: RunState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Changes the state if it is still `from`.
+    pub(crate) fn change_state(&self, from: RunState, to: RunState) -> bool {
+        self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(crate) fn set_on_cpu(&self, on_cpu: bool) {
+        self.on_cpu.store(on_cpu, Ordering::Release);
+    }
+
+    /// Whether some CPU may still have its roots loaded.
+    pub fn is_on_cpu(&self) -> bool {
+        self.on_cpu.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,280 @@
+//! The 16 bytes the hypervisor keeps for each machine frame.
+//!
+//! Two atomic words, each changed only by compare-and-swap of the whole word, so that a count and the flags
+//! that give it its meaning can't be seen apart:
+//!
+//! ```text
+//! holding  bits 0..32 references   32..48 owner   48 allocated   49 scrubbed
+//! using    bits 0..32 uses         32..36 type    36 complete    37 pinned   40..52 progress
+//! ```
+//!
+//! *Allocated* is itself one reference: the owner's claim, given up when memory is handed back. A record of zeros is
+//! a frame that nobody can reach: no references, therefore no owner, whatever the owner field says.
+//!
+//! *Complete* says that the type holds: for a table that every entry was validated, for a writable frame that
+//! old translations were flushed. An incomplete table holds references for its entries `[0, progress)` only.
+//!
+//! A type outlives its last use: the field stays, with no uses, until another type is asked for. Then translations of the
+//! old kind may still be cached, which is why [`FrameRecord::take_type`] tells when a flush is due.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::address::DomainId;
+use crate::machine::Level;
+
+/// What a frame is used as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameType {
+    /// Nothing that excludes anything: read-only mappings need no type.
+    None,
+    /// Some translation lets a guest write to it.
+    Writable,
+    /// A page table of this level, which the MMU may walk.
+    Table(Level),
+}
+
+const COUNT_MASK: u64 = 0xffff_ffff;
+/// Counts stop here, far from where an addition could carry into the owner.
+const COUNT_LIMIT: u64 = 0x7fff_ffff;
+const OWNER_SHIFT: u32 = 32;
+const ALLOCATED: u64 = 1 << 48;
+const SCRUBBED: u64 = 1 << 49;
+
+const TYPE_SHIFT: u32 = 32;
+const TYPE_MASK: u64 = 0xf << TYPE_SHIFT;
+const COMPLETE: u64 = 1 << 36;
+const PINNED: u64 = 1 << 37;
+const PROGRESS_SHIFT: u32 = 40;
+const PROGRESS_MASK: u64 = 0xfff << PROGRESS_SHIFT;
+
+impl FrameType {
+    const fn encode(self) -> u64 {
+        let code = match self {
+            Self::None => 0,
+            Self::Writable => 1,
+            Self::Table(level) => 8 | (level as u64 & 7),
+        };
+        code << TYPE_SHIFT
+    }
+
+    const fn decode(word: u64) -> Self {
+        match (word & TYPE_MASK) >> TYPE_SHIFT {
+            1 => Self::Writable,
+            code if code & 8 != 0 => Self::Table((code & 7) as Level),
+            _ => Self::None,
+        }
+    }
+}
+
+/// What a record's `using` word says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Use {
+    /// The current type, or the last one when there are no uses.
+    pub kind: FrameType,
+    /// Uses as that type.
+    pub uses: u32,
+    /// Whether the type holds (see the module's doc).
+    pub complete: bool,
+    /// Whether one of the uses is a pin.
+    pub pinned: bool,
+    /// Entries of an incomplete table, counted from 0, that hold references.
+    pub progress: usize,
+}
+
+impl Use {
+    const fn from_word(word: u64) -> Self {
+        Self {
+            kind: FrameType::decode(word),
+            uses: (word & COUNT_MASK) as u32,
+            complete: word & COMPLETE != 0,
+            pinned: word & PINNED != 0,
+            progress: ((word & PROGRESS_MASK) >> PROGRESS_SHIFT) as usize,
+        }
+    }
+}
+
+/// What a record's `holding` word says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// Whose the frame is; `None` while it is free or not memory.
+    pub owner: Option<DomainId>,
+    /// Why it can't be freed, counted.
+    pub references: u32,
+    /// Whether the owner's own claim is among the references.
+    pub allocated: bool,
+}
+
+/// What [`FrameRecord::take_type`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// The type already held, or needs no work: one more use was counted.
+    Ready,
+    /// The type is locked, by this first use, but not yet complete. If `flush`, cached translations of the old kind may exist.
+    First {
+        /// Whether everything has to be flushed before the type can be completed.
+        flush: bool,
+    },
+    /// One more use of a table whose validation or tear-down stopped half-way.
+    Unfinished,
+}
+
+/// Why a type was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TypeError {
+    /// The frame is in use as this.
+    Conflict(FrameType),
+    /// Too many uses to count one more.
+    Overflow,
+}
+
+/// One frame's record. 16 bytes.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct FrameRecord {
+    holding: AtomicU64,
+    using: AtomicU64,
+}
+
+const _: () = assert!(size_of::<FrameRecord>() == 16);
+
+impl Default for FrameRecord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FrameRecord {
+    /// A frame that nobody can reach.
+    pub const fn new() -> Self {
+        Self { holding: AtomicU64::new(0), using: AtomicU64::new(0) }
+    }
+
+    /// The references and the owner, as they are at this moment.
+    pub fn hold(&self) -> Hold {
+        let word = self.holding.load(Ordering::Acquire);
+        let references = (word & COUNT_MASK) as u32;
+        let owner = (references != 0).then(|| DomainId::new((word >> OWNER_SHIFT) as u16));
+        Hold { owner, references, allocated: word & ALLOCATED != 0 }
+    }
+
+    /// The type and its uses, as they are at this moment.
+    pub fn usage(&self) -> Use {
+        Use::from_word(self.using.load(Ordering::Acquire))
+    }
+
+    /// Gives a free frame, just taken from the allocator, to `owner` with one reference: the owner's claim.
+    /// Returns whether it had been scrubbed.
+    pub(super) fn assign(&self, owner: DomainId) -> bool {
+        let word = (u64::from(owner.number()) << OWNER_SHIFT) | ALLOCATED | 1;
+        // Release: whoever sees the new owner also sees the frame's type reset.
+        self.holding.swap(word, Ordering::AcqRel) & SCRUBBED != 0
+    }
+
+    /// Makes the record that of a free frame. Only for who dropped the last reference.
+    pub(super) fn vacate(&self, scrubbed: bool) {
+        self.using.store(0, Ordering::Relaxed);
+        // Release: the type's reset is visible before anyone can be given the frame.
+        self.holding.store(if scrubbed { SCRUBBED } else { 0 }, Ordering::Release);
+    }
+
+    /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
+    pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
+        let mut outcome = None;
+        // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
+        let _ = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let count = word & COUNT_MASK;
+            let mine = count != 0 && (word >> OWNER_SHIFT) as u16 == owner.number();
+            outcome = mine.then_some(count < COUNT_LIMIT);
+            (outcome == Some(true)).then(|| word.wrapping_add(1))
+        });
+        outcome
+    }
+
+    /// Drops one reference; `true` when it was the last, and the caller has to free the frame.
+    /// A count of zero stays zero (a bug elsewhere must not become a wrap-around).
+    #[must_use]
+    pub(super) fn put(&self) -> bool {
+        // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
+        let before = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            (word & COUNT_MASK != 0).then(|| word.wrapping_sub(1))
+        });
+        matches!(before, Ok(word) if word & COUNT_MASK == 1)
+    }
+
+    /// Takes away the owner's claim (its reference is the caller's to drop); `false` if it was gone already.
+    pub(super) fn unclaim(&self) -> bool {
+        self.holding.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED != 0
+    }
+
+    /// Counts one more use as `kind`, changing the type when no use is left.
+    pub(super) fn take_type(&self, kind: FrameType) -> Result<Taken, TypeError> {
+        loop {
+            let word = self.using.load(Ordering::Acquire);
+            let now = Use::from_word(word);
+            let (next, taken) = if now.uses == 0 {
+                Self::first_use(now.kind, kind)
+            } else if now.kind != kind {
+                return Err(TypeError::Conflict(now.kind));
+            } else if u64::from(now.uses) >= COUNT_LIMIT {
+                return Err(TypeError::Overflow);
+            } else if now.complete {
+                (word.wrapping_add(1), Taken::Ready)
+            } else if kind == FrameType::Writable {
+                // Someone is flushing before its first use: a wait of one flush, on another CPU.
+                core::hint::spin_loop();
+                continue;
+            } else {
+                (word.wrapping_add(1), Taken::Unfinished)
+            };
+            // AcqRel: the type is locked before the flush and the validation that follow (XSA-401), and after
+            // everything that the last user of the old type did.
+            if self.using.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    fn first_use(last: FrameType, kind: FrameType) -> (u64, Taken) {
+        let flush = last != FrameType::None && last != kind;
+        match kind {
+            FrameType::Writable | FrameType::None if !flush => (kind.encode() | COMPLETE | 1, Taken::Ready),
+            _ => (kind.encode() | 1, Taken::First { flush }),
+        }
+    }
+
+    /// Drops one use; returns how many are left. A count of zero stays zero.
+    pub(super) fn drop_type(&self) -> u32 {
+        let before = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let left = (word & COUNT_MASK).checked_sub(1)?;
+            // The last use takes the flags along; the type stays, for the flush that its successor may owe.
+            Some(if left == 0 { word & TYPE_MASK } else { word.wrapping_sub(1) })
+        });
+        before.map_or(0, |word| Use::from_word(word).uses.saturating_sub(1))
+    }
+
+    /// Says that the type holds now.
+    pub(super) fn complete(&self) {
+        // Release: the validation's results, or the flush, come before anyone relies on the flag.
+        let _ = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            Some((word | COMPLETE) & !PROGRESS_MASK)
+        });
+    }
+
+    /// Says that a table is incomplete and holds references for its first `progress` entries.
+    pub(super) fn set_progress(&self, progress: usize) {
+        let field = ((progress as u64) << PROGRESS_SHIFT) & PROGRESS_MASK;
+        let _ = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            Some((word & !(COMPLETE | PROGRESS_MASK)) | field)
+        });
+    }
+
+    /// Marks one of the uses as a pin, or no longer; returns whether it was marked before.
+    pub(super) fn set_pinned(&self, pinned: bool) -> bool {
+        let before = if pinned {
+            self.using.fetch_or(PINNED, Ordering::AcqRel)
+        } else {
+            self.using.fetch_and(!PINNED, Ordering::AcqRel)
+        };
+        before & PINNED != 0
+    }
+}

@@ -1,0 +1,308 @@
+//! The frame table: every record, free memory, and references that last.
+//!
+//! A *reference* keeps a frame from being freed; a *use* keeps its type. [`FrameTable::get_writable`] takes both. Who
+//! drops the last reference frees the frame, at once and in one place: translations are flushed, the content is scrubbed,
+//! the record vacated, and only then the frame is free.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::Once;
+
+use super::allocator::FreeMap;
+use super::m2p::MachineToPhysical;
+use super::record::{FrameRecord, FrameType, Hold, Taken, TypeError, Use};
+use super::{BootMemory, FrameError};
+use crate::address::{DomainId, MachineFrame};
+use crate::machine::{FlushScope, Level, Machine};
+
+/// The arrays that a backend sets up for the core, all zero, before anything else. Index 0 is frame `first` in each.
+pub struct Memory {
+    /// The lowest frame of RAM, rounded down to a multiple of 512 frames.
+    pub first: MachineFrame,
+    /// One record for each frame up to the highest of RAM, holes included.
+    pub records: &'static [FrameRecord],
+    /// One bit for each record.
+    pub free_map: &'static [AtomicU64],
+    /// The machine-to-physical table: one entry for each record.
+    pub m2p: &'static [AtomicU64],
+}
+
+struct Tables {
+    first: u64,
+    records: &'static [FrameRecord],
+    free: FreeMap,
+    m2p: MachineToPhysical,
+}
+
+/// How [`FrameTable::lock_table`] found a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableState {
+    /// Every entry is validated.
+    Complete,
+    /// Entries from `progress` on aren't.
+    Incomplete {
+        /// Entries that hold references already.
+        progress: usize,
+    },
+}
+
+/// All frames of the machine.
+pub struct FrameTable {
+    tables: Once<Tables>,
+    /// Time spent on scrubbing, in [`crate::machine::Board::ticks`].
+    scrub_ticks: AtomicU64,
+}
+
+impl Default for FrameTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FrameTable {
+    /// A table without frames, until [`Self::initialise`].
+    pub const fn new() -> Self {
+        Self { tables: Once::new(), scrub_ticks: AtomicU64::new(0) }
+    }
+
+    /// Takes over the backend's arrays; what `boot` has not given away becomes free memory.
+    pub fn initialise(&self, memory: Memory, boot: &BootMemory, invalid_m2p: u64) {
+        let first = memory.first.number();
+        let tables = self.tables.call_once(|| Tables {
+            first,
+            records: memory.records,
+            free: FreeMap::new(memory.free_map),
+            m2p: MachineToPhysical::new(memory.first, memory.m2p, invalid_m2p),
+        });
+        for entry in memory.m2p {
+            entry.store(invalid_m2p, Ordering::Relaxed);
+        }
+        boot.for_each_free_range(|start, end| tables.free_range(start, end));
+    }
+
+    /// Makes memory free that was in use during boot: whole frames within the bytes `start..end`, of those that nobody owns.
+    pub fn release_boot_memory(&self, start: u64, end: u64) {
+        let page = crate::address::PAGE_SIZE as u64;
+        if let (Some(tables), Some(up)) = (self.tables.get(), start.checked_next_multiple_of(page)) {
+            tables.free_range(up / page, end / page);
+        }
+    }
+
+    fn record(&self, frame: MachineFrame) -> Result<&'static FrameRecord, FrameError> {
+        let lookup = || {
+            let tables = self.tables.get()?;
+            tables.records.get(usize::try_from(frame.number().checked_sub(tables.first)?).ok()?)
+        };
+        lookup().ok_or(FrameError::NotMemory(frame))
+    }
+
+    /// The references and owner of a frame, or `None` if it isn't memory.
+    pub fn hold(&self, frame: MachineFrame) -> Option<Hold> {
+        self.record(frame).ok().map(FrameRecord::hold)
+    }
+
+    /// The type and uses of a frame, or `None` if it isn't memory.
+    pub fn usage(&self, frame: MachineFrame) -> Option<Use> {
+        self.record(frame).ok().map(FrameRecord::usage)
+    }
+
+    /// The machine-to-physical table, once there is one.
+    pub fn m2p(&self) -> Option<&MachineToPhysical> {
+        self.tables.get().map(|tables| &tables.m2p)
+    }
+
+    /// The map of free frames, once there is one.
+    pub fn free_map(&self) -> Option<&FreeMap> {
+        self.tables.get().map(|tables| &tables.free)
+    }
+
+    /// Frames that nobody owns and that could be given out.
+    pub fn free_frames(&self) -> usize {
+        self.free_map().map_or(0, FreeMap::free_frames)
+    }
+
+    /// The frame numbers that the table covers, holes included: first, and one past the last.
+    pub fn extent(&self) -> (u64, u64) {
+        self.tables
+            .get()
+            .map_or((0, 0), |tables| (tables.first, tables.first.saturating_add(tables.records.len() as u64)))
+    }
+
+    /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
+    pub fn scrub_ticks(&self) -> u64 {
+        self.scrub_ticks.load(Ordering::Relaxed)
+    }
+
+    /// Takes a free frame for `owner`, scrubbed, with one reference: the owner's claim. `None`: no memory.
+    pub fn allocate<M: Machine>(&self, owner: DomainId, machine: &M) -> Option<MachineFrame> {
+        let tables = self.tables.get()?;
+        let index = tables.free.take()?;
+        let frame = MachineFrame::new(tables.first.checked_add(index as u64)?)?;
+        if !tables.records.get(index)?.assign(owner) {
+            self.scrub(frame, machine);
+        }
+        Some(frame)
+    }
+
+    fn scrub<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+        let start = machine.ticks();
+        machine.scrub_frame(frame);
+        self.scrub_ticks.fetch_add(machine.ticks().wrapping_sub(start), Ordering::Relaxed);
+    }
+
+    /// Counts one more reference to a frame of `owner`'s.
+    ///
+    /// # Errors
+    /// Not memory, not the owner's, or too many references.
+    pub fn get(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
+        match self.record(frame)?.get(owner) {
+            Some(true) => Ok(()),
+            Some(false) => Err(FrameError::TooManyReferences(frame)),
+            None => Err(FrameError::NotOwned(frame)),
+        }
+    }
+
+    /// Drops a reference; frees the frame if it was the last.
+    pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+        let Ok(record) = self.record(frame) else { return };
+        if record.put() {
+            // Someone may have cached a translation of this frame, if only to read it.
+            machine.flush(FlushScope::Everything);
+            self.free(frame, record, machine);
+        }
+    }
+
+    /// Drops a reference of a frame that no CPU can have a translation of, save through references that remain.
+    pub fn put_unmapped<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+        let Ok(record) = self.record(frame) else { return };
+        if record.put() {
+            self.free(frame, record, machine);
+        }
+    }
+
+    fn free<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, machine: &M) {
+        let Some(tables) = self.tables.get() else { return };
+        self.scrub(frame, machine);
+        tables.m2p.set(frame, None);
+        record.vacate(true);
+        if let Some(index) = frame.number().checked_sub(tables.first) {
+            tables.free.give(index as usize);
+        }
+    }
+
+    /// Takes away the owner's claim; `true` if the caller now has that reference to drop.
+    pub fn unclaim(&self, frame: MachineFrame) -> bool {
+        self.record(frame).is_ok_and(FrameRecord::unclaim)
+    }
+
+    /// Counts a reference and a use as *writable*.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; or the frame is in use as a table.
+    pub fn get_writable<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<(), FrameError> {
+        self.get(frame, owner)?;
+        self.lock_type(frame, FrameType::Writable, machine)
+            .map(drop)
+            .inspect_err(|_| self.put(frame, machine))
+    }
+
+    /// Gives back what [`Self::get_writable`] took.
+    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+        if let Ok(record) = self.record(frame) {
+            record.drop_type();
+        }
+        self.put(frame, machine);
+    }
+
+    /// Counts a reference and a use as a table of `level`. An incomplete table is the caller's to validate.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; or the frame is writable somewhere, or a table of another level.
+    pub fn lock_table<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        level: Level,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<TableState, FrameError> {
+        self.get(frame, owner)?;
+        match self.lock_type(frame, FrameType::Table(level), machine) {
+            Ok(Taken::Ready) => Ok(TableState::Complete),
+            Ok(_) => Ok(TableState::Incomplete { progress: self.progress(frame) }),
+            Err(error) => {
+                self.put(frame, machine);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives back one use as a table, and its reference. The last use's entries hold nothing any more.
+    pub fn unlock_table<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+        self.put_writable(frame, machine);
+    }
+
+    fn progress(&self, frame: MachineFrame) -> usize {
+        self.usage(frame).map_or(0, |usage| usage.progress)
+    }
+
+    /// The one place where a frame changes its type, and with it the one place that flushes for it: after the new
+    /// type is locked, before it is used.
+    fn lock_type<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        kind: FrameType,
+        machine: &M,
+    ) -> Result<Taken, FrameError> {
+        let record = self.record(frame)?;
+        let taken = record.take_type(kind).map_err(|error| match error {
+            TypeError::Conflict(kind) => FrameError::InUse(frame, kind),
+            TypeError::Overflow => FrameError::TooManyReferences(frame),
+        })?;
+        if let Taken::First { flush } = taken {
+            if flush {
+                machine.flush(FlushScope::Everything);
+            }
+            if kind == FrameType::Writable {
+                record.complete();
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Says that every entry of a table is validated.
+    pub fn complete(&self, frame: MachineFrame) {
+        if let Ok(record) = self.record(frame) {
+            record.complete();
+        }
+    }
+
+    /// Says that a table is incomplete, and that its first `progress` entries hold references.
+    pub fn set_progress(&self, frame: MachineFrame, progress: usize) {
+        if let Ok(record) = self.record(frame) {
+            record.set_progress(progress);
+        }
+    }
+
+    /// Marks one use as a pin, or takes the mark away; returns whether there was one.
+    pub fn set_pinned(&self, frame: MachineFrame, pinned: bool) -> bool {
+        self.record(frame).is_ok_and(|record| record.set_pinned(pinned))
+    }
+}
+
+impl Tables {
+    /// Makes the frames numbered `start..end` free, if nobody holds them.
+    fn free_range(&self, start: u64, end: u64) {
+        let limit = self.first.saturating_add(self.records.len() as u64);
+        for number in start.max(self.first)..end.min(limit) {
+            let index = number.saturating_sub(self.first) as usize;
+            if self.records.get(index).is_some_and(|record| record.hold().owner.is_none()) {
+                self.free.give(index);
+            }
+        }
+    }
+}

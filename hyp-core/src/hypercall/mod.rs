@@ -1,0 +1,159 @@
+//! Hypercalls: what guests ask for.
+//!
+//! [`Hypervisor::hypercall`] is the one entrance. A hypercall number leads to a function of the group's file; it gets the
+//! [`Call`], reads its arguments (claims, all of them), and gives back a value, an error code, or the news that it was
+//! preempted. A preempted hypercall is issued again by the guest itself, unknowingly: its registers are set so that it
+//! goes on where it stopped, and whatever waits (interrupts, the end of its turn) comes first.
+
+mod console;
+mod domctl;
+mod memory;
+mod mmu_update;
+mod mmuext;
+mod multicall;
+mod penumbra;
+mod sched;
+mod sysctl;
+mod va_mapping;
+mod version;
+
+use penumbra_abi::errno::Errno;
+use penumbra_abi::hypercall as number;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::address::{DomainId, GuestVirtual};
+use crate::domain::vcpu::Vcpu;
+use crate::domain::{Domain, Life};
+use crate::hypervisor::Hypervisor;
+use crate::machine::{Context, Machine};
+use crate::paging::{Budget, Stop, TableSpace};
+
+/// A hypercall's arguments.
+pub type Arguments = [u64; 6];
+
+/// Why a hypercall has no value to return.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// The guest's fault.
+    Errno(Errno),
+    /// Nobody's: it goes on with these arguments.
+    Again(Arguments),
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+/// What a hypercall comes to.
+pub type Outcome = Result<u64, Failure>;
+
+/// A hypercall in progress: who asks, and how much may be done before the next preemption point.
+pub struct Call<'a, M: Machine> {
+    /// The hypervisor.
+    pub hypervisor: &'a Hypervisor<M>,
+    /// The vCPU that asks.
+    pub vcpu: &'a Vcpu<M>,
+    /// Its domain.
+    pub domain: &'a Domain<M>,
+    /// The budget of this hypercall.
+    pub budget: &'a Budget,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Carries out the hypercall that `vcpu` has issued. The result goes into the vCPU's registers.
+    pub fn hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments) {
+        let Some(domain) = self.domain(vcpu.domain_id()) else { return };
+        let budget = Budget::new(Budget::HYPERCALL);
+        let call = Call { hypervisor: self, vcpu, domain, budget: &budget };
+        match call.dispatch(number, arguments) {
+            Ok(value) => vcpu.context().set_result(value),
+            Err(Failure::Errno(errno)) => vcpu.context().set_result(errno.to_return()),
+            Err(Failure::Again(arguments)) => {
+                vcpu.context().restart_hypercall(arguments);
+            }
+        }
+    }
+}
+
+impl<'a, M: Machine> Call<'a, M> {
+    /// Finds the hypercall's function by its number.
+    fn dispatch(&self, number: u64, arguments: Arguments) -> Outcome {
+        match number {
+            number::MMU_UPDATE => self.mmu_update(arguments),
+            number::MMUEXT_OP => self.mmuext_op(arguments),
+            number::UPDATE_VA_MAPPING => self.update_va_mapping(arguments),
+            number::UPDATE_VA_MAPPING_OTHERDOMAIN => self.update_va_mapping_other_domain(arguments),
+            number::MULTICALL => self.multicall(arguments),
+            number::MEMORY_OP => self.memory_op(arguments),
+            number::CONSOLE_IO => self.console_io(arguments),
+            number::SCHED_OP => self.sched_op(arguments),
+            number::XEN_VERSION => self.xen_version(arguments),
+            number::DOMCTL => self.domctl(arguments),
+            number::SYSCTL => self.sysctl(arguments),
+            number::PENUMBRA => self.penumbra_op(arguments),
+            _ => Err(Errno::ENOSYS.into()),
+        }
+    }
+
+    /// Reads a structure from the guest.
+    fn read<T: FromBytes + IntoBytes>(&self, from: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(from, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Reads bytes from the guest.
+    fn read_bytes(&self, from: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.hypervisor.machine.read_guest(GuestVirtual::new(from), into).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Writes a structure to the guest.
+    fn write<T: IntoBytes + Immutable>(&self, to: u64, value: &T) -> Result<(), Errno> {
+        self.write_bytes(to, value.as_bytes())
+    }
+
+    /// Writes bytes to the guest.
+    fn write_bytes(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
+        self.hypervisor.machine.write_guest(GuestVirtual::new(to), from).map_err(|_| Errno::EFAULT)
+    }
+
+    /// The domain that the guest names, if the guest may deal with it: itself always, others only for the control domain.
+    fn named_domain(&self, id: u16) -> Result<&'a Domain<M>, Errno> {
+        let id = DomainId::new(id);
+        if id == DomainId::SELF || id == self.domain.id() {
+            return Ok(self.domain);
+        }
+        if !self.domain.is_control() {
+            return Err(Errno::EPERM);
+        }
+        self.hypervisor.domain(id).filter(|domain| domain.life() == Life::Alive).ok_or(Errno::ESRCH)
+    }
+
+    /// Fails unless the control domain asks.
+    fn require_control(&self) -> Result<(), Errno> {
+        if self.domain.is_control() { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// Locks the tables of `owner`, to map frames of `target`.
+    fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
+        TableSpace {
+            machine: &self.hypervisor.machine,
+            frames: &self.hypervisor.frames,
+            owner: owner.id(),
+            target,
+            budget: self.budget,
+            state: owner.tables.lock(),
+        }
+    }
+}
+
+/// What a guest hears of a table operation that can't be cut in pieces: preempted, it is issued again as it is.
+fn finish(result: Result<(), Stop>, arguments: Arguments) -> Outcome {
+    match result {
+        Ok(()) => Ok(0),
+        Err(Stop::Refused(refusal)) => Err(refusal.errno().into()),
+        Err(Stop::Preempted) => Err(Failure::Again(arguments)),
+    }
+}

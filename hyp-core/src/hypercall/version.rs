@@ -1,0 +1,61 @@
+//! `xen_version`: what this hypervisor is and can do (`version.h`, `features.h`).
+
+use penumbra_abi::errno::Errno;
+use penumbra_abi::version::{self, FeatureInfo};
+
+use super::{Arguments, Call, Outcome};
+use crate::machine::Machine;
+
+/// The version of Xen's interface that we speak: 4.17.
+const VERSION: u64 = (4 << 16) | 17;
+/// What makes us another hypervisor than Xen.
+const EXTRA_VERSION: &str = concat!(".penumbra-", env!("CARGO_PKG_VERSION"));
+
+impl<M: Machine> Call<'_, M> {
+    /// Arguments: the operation; guest address of its buffer.
+    pub(super) fn xen_version(&self, arguments: Arguments) -> Outcome {
+        let [operation, buffer, ..] = arguments;
+        match operation {
+            version::XENVER_VERSION => Ok(VERSION),
+            version::XENVER_PAGESIZE => Ok(crate::address::PAGE_SIZE as u64),
+            version::XENVER_EXTRAVERSION => {
+                self.write_text::<{ version::XEN_EXTRAVERSION_LEN }>(buffer, &[EXTRA_VERSION])
+            }
+            version::XENVER_CAPABILITIES => self.write_text::<{ version::XEN_CAPABILITIES_INFO_LEN }>(
+                buffer,
+                &["xen-3.0-", M::PLATFORM, " "],
+            ),
+            version::XENVER_PLATFORM_PARAMETERS => {
+                self.write(buffer, &M::M2P_WINDOW.bytes())?;
+                Ok(0)
+            }
+            version::XENVER_GET_FEATURES => self.features(buffer),
+            _ => Err(Errno::ENOSYS.into()),
+        }
+    }
+
+    fn features(&self, buffer: u64) -> Outcome {
+        let mut info: FeatureInfo = self.read(buffer)?;
+        if info.submap_idx != 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        info.submap =
+            1 << version::XENFEAT_PAE_PGDIR_ABOVE_4GB | 1 << version::XENFEAT_MMU_PT_UPDATE_PRESERVE_AD;
+        if self.domain.is_control() {
+            info.submap |= 1 << version::XENFEAT_DOM0;
+        }
+        self.write(buffer, &info)?;
+        Ok(0)
+    }
+
+    /// Writes a string, ended and filled with zero bytes, into a buffer of `SIZE` bytes.
+    fn write_text<const SIZE: usize>(&self, buffer: u64, parts: &[&str]) -> Outcome {
+        let mut text = [0u8; SIZE];
+        let bytes = parts.iter().flat_map(|part| part.bytes());
+        for (slot, byte) in text.iter_mut().take(SIZE.saturating_sub(1)).zip(bytes) {
+            *slot = byte;
+        }
+        self.write(buffer, &text)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,255 @@
+//! The hypervisor itself: everything the core keeps, and how a machine is set going.
+//!
+//! There is one [`Hypervisor`], a `static` of the backend, all zeros at first. The backend gives it memory
+//! ([`Hypervisor::initialise`]) and the boot modules ([`Hypervisor::start_domains`]); after that it is driven by traps.
+
+use core::fmt;
+
+use spin::Mutex;
+
+use crate::address::{DomainId, MachineFrame};
+use crate::console::Console;
+use crate::domain::builder::{BuildError, P2mDirectory, Plan};
+use crate::domain::vcpu::{RunState, Vcpu};
+use crate::domain::{Domain, Life, MAX_DOMAINS};
+use crate::frame::{BootMemory, FrameTable, Memory};
+use crate::machine::{Context, Machine};
+use crate::options::{Options, parse_size};
+use crate::paging::TableState;
+use crate::paging::audit::{Holders, Ledger, Report, audit};
+use crate::sched::Scheduler;
+
+/// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
+const DEFAULT_MEMORY: u64 = 16384;
+/// Modules that are looked at.
+const MAX_MODULES: usize = 32;
+
+/// What a boot module is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModuleKind {
+    /// A kernel: the first one is the control domain's, others need `domain=NAME` in their arguments.
+    Kernel,
+    /// A ramdisk for the kernel before it.
+    Ramdisk,
+}
+
+/// A boot module.
+#[derive(Clone, Copy)]
+pub struct Module<'a> {
+    /// Its bytes, wherever the boot loader has put them.
+    pub content: &'a [u8],
+    /// Its arguments, without a file name.
+    pub arguments: &'a str,
+    /// What it is.
+    pub kind: ModuleKind,
+}
+
+/// What the boot loader has handed over.
+pub struct BootInformation<'a> {
+    /// The hypervisor's command line.
+    pub command_line: &'a str,
+    /// The modules, in order.
+    pub modules: &'a [Module<'a>],
+}
+
+/// Why there is nothing to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BootError {
+    /// There is no module that could be the control domain's kernel.
+    NoKernel,
+    /// The control domain can't be built.
+    ControlDomain(BuildError),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKernel => write!(f, "there is no boot module with a kernel for the control domain"),
+            Self::ControlDomain(error) => write!(f, "the control domain can't start: {error}"),
+        }
+    }
+}
+
+/// Everything the core keeps.
+pub struct Hypervisor<M: Machine> {
+    pub(crate) machine: M,
+    pub(crate) frames: FrameTable,
+    pub(crate) domains: [Domain<M>; MAX_DOMAINS],
+    pub(crate) console: Console,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) p2m_directory: Mutex<P2mDirectory>,
+    ledger: Mutex<Ledger>,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// A hypervisor without memory and without domains: all zeros, apart from `machine`.
+    pub const fn new(machine: M) -> Self {
+        Self {
+            machine,
+            frames: FrameTable::new(),
+            domains: [const { Domain::new() }; MAX_DOMAINS],
+            console: Console::new(),
+            scheduler: Scheduler::new(),
+            p2m_directory: Mutex::new(P2mDirectory::new()),
+            ledger: Mutex::new(Ledger::new()),
+        }
+    }
+
+    /// Takes over the backend's arrays. What `boot` has not given away becomes free memory. Once, before anything else.
+    pub fn initialise(&self, memory: Memory, boot: &BootMemory) {
+        self.frames.initialise(memory, boot, M::INVALID_M2P_ENTRY);
+    }
+
+    /// Makes memory free that was in use during boot: whole frames within the bytes `start..end` (machine addresses).
+    pub fn release_boot_memory(&self, start: u64, end: u64) {
+        self.frames.release_boot_memory(start, end);
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// All frames.
+    pub fn frames(&self) -> &FrameTable {
+        &self.frames
+    }
+
+    /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
+    pub fn scrub_ticks(&self) -> u64 {
+        self.frames.scrub_ticks()
+    }
+
+    /// The domain with this number, if there is one.
+    pub fn domain(&self, id: DomainId) -> Option<&Domain<M>> {
+        self.domains.get(usize::from(id.number())).filter(|domain| domain.is_present())
+    }
+
+    /// Builds the control domain, and then the other domains, from the boot modules.
+    ///
+    /// # Errors
+    /// There is nothing to run. A further domain that can't be built is only logged.
+    pub fn start_domains(&self, boot: &BootInformation<'_>) -> Result<(), BootError> {
+        let options = Options::parse(boot.command_line, |text| log::warn!("{text}"));
+        let mut modules = boot.modules.iter().take(MAX_MODULES).peekable();
+        let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);
+        let first = first.ok_or(BootError::NoKernel)?;
+        let ramdisk = next_ramdisk(&mut modules);
+        let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
+        let plan = Plan { kernel: first.content, ramdisk, arguments: first.arguments, pages, control: true };
+        let domain = self.build_domain(&plan).map_err(BootError::ControlDomain)?;
+        log::info!("{domain}; its own page tables are validated and loaded");
+        while let Some(module) = modules.next() {
+            let ramdisk = next_ramdisk(&mut modules);
+            self.start_further(module, ramdisk);
+        }
+        Ok(())
+    }
+
+    /// A quarter of what is free, at most 512 MiB.
+    fn default_control_memory(&self) -> u64 {
+        (self.frames.free_frames() as u64 / 4).min(131_072)
+    }
+
+    fn start_further(&self, module: &Module<'_>, ramdisk: &[u8]) {
+        let Some(name) = word(module.arguments, "domain") else {
+            log::warn!("a further kernel without domain=NAME in its arguments is ignored");
+            return;
+        };
+        let pages = match word(module.arguments, "memory") {
+            None => DEFAULT_MEMORY,
+            Some(text) => {
+                parse_size(text, 10).map(|bytes| bytes >> crate::address::PAGE_SHIFT).unwrap_or_else(|| {
+                    log::warn!("domain {name}: memory={text} is no size; it gets 64 MiB");
+                    DEFAULT_MEMORY
+                })
+            }
+        };
+        let plan =
+            Plan { kernel: module.content, ramdisk, arguments: module.arguments, pages, control: false };
+        match self.build_domain(&plan) {
+            Ok(domain) => log::info!("{domain}: {name}"),
+            Err(error) => log::error!("domain {name} can't start: {error}"),
+        }
+    }
+
+    /// The domain of a vCPU dies, through its own fault: `reason` says in a few words which.
+    pub fn kill(&self, vcpu: &Vcpu<M>, reason: fmt::Arguments<'_>) {
+        let Some(domain) = self.domain(vcpu.domain_id()) else { return };
+        log::error!("{:?} vcpu {} crashed: {reason}", domain.id(), vcpu.index());
+        log::info!("{}", Registers::<M>(vcpu.context()));
+        self.end_domain(domain);
+        if domain.is_control() {
+            log::error!("the control domain has crashed: the machine stops");
+            self.machine.power_off();
+        }
+    }
+
+    /// Stops a domain for good; its memory comes back bit by bit.
+    pub(crate) fn end_domain(&self, domain: &Domain<M>) {
+        if domain.change_life(Life::Alive, Life::Dying) {
+            for vcpu in &domain.vcpus {
+                vcpu.set_state(RunState::Offline);
+            }
+            domain.output.lock().flush(&mut |line| self.console.write_for(&self.machine, domain.id(), line));
+            self.scheduler.want();
+        }
+    }
+
+    /// Recounts every reference from the tables themselves (see [`crate::paging::audit`]).
+    pub fn audit(&self) -> Report {
+        let guards: [_; MAX_DOMAINS] = core::array::from_fn(|index| {
+            // The array has exactly this length, so there is always one.
+            self.domains.get(index).map(|domain| domain.tables.lock())
+        });
+        let holders = AllHolders { hypervisor: self, states: &guards };
+        audit(&self.machine, &self.frames, &holders, &mut self.ledger.lock())
+    }
+}
+
+/// A module that belongs to the kernel before it.
+fn next_ramdisk<'a>(modules: &mut core::iter::Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
+    modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
+}
+
+/// The value of `name=value` among the words of a line.
+fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Shows a context in the log.
+struct Registers<'a, M: Machine>(&'a M::Context);
+
+impl<M: Machine> fmt::Display for Registers<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe(f)
+    }
+}
+
+/// Who holds frames besides tables, read under all table locks.
+struct AllHolders<'a, M: Machine> {
+    hypervisor: &'a Hypervisor<M>,
+    states: &'a [Option<spin::MutexGuard<'a, TableState>>],
+}
+
+impl<M: Machine> Holders for AllHolders<'_, M> {
+    fn for_each_root(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        for vcpu in self.hypervisor.domains.iter().flat_map(|domain| &domain.vcpus) {
+            for root in [vcpu.kernel_root(), vcpu.user_root()].into_iter().flatten() {
+                visit(root);
+            }
+        }
+    }
+
+    fn for_each_unfinished(&self, visit: &mut dyn FnMut(&TableState)) {
+        for state in self.states.iter().flatten() {
+            visit(state);
+        }
+    }
+
+    fn for_each_reference(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        for frame in self.hypervisor.domains.iter().filter_map(Domain::shared_info) {
+            visit(frame);
+        }
+    }
+}

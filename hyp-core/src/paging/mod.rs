@@ -1,0 +1,171 @@
+//! Guests' page tables: validated before the MMU can use them, and kept valid by every update after that.
+//!
+//! The tables that a guest builds are the tables that the MMU walks. A [`TableSpace`] is one domain's set of them, used
+//! under the domain's table lock. It knows four things: how to *hold* a table (validate the whole tree below it and take a
+//! use, [`validate`]), how to *let it go* again ([`invalidate`], in the same file, since one undoes the other), how
+//! to change one entry ([`update`]), and how to translate an address by walking ([`walk`]). Pins and roots
+//! are two reasons to hold a table ([`pin`]).
+//!
+//! **Preemption.** A guest chooses how large a tree is, so every operation on trees takes a [`Budget`] and can stop with
+//! [`Stop::Preempted`]. An interrupted table is *incomplete*: its first `progress` entries hold references, the last of them
+//! perhaps to an incomplete table in turn. Both directions go on from there. The use that keeps the interrupted tree is
+//! recorded in one place, [`TableState::unfinished`]; every operation finishes, or drops, what it finds there before it
+//! does anything else. So there is never more than one.
+
+pub mod audit;
+pub mod pin;
+pub mod update;
+pub mod validate;
+pub mod walk;
+
+use core::cell::Cell;
+
+use spin::MutexGuard;
+
+use crate::address::{DomainId, MachineFrame};
+use crate::frame::{FrameError, FrameTable, FrameType};
+use crate::machine::{EntryFault, Level, Machine};
+
+/// Why the hypervisor refuses a change to page tables. Always the fault of the guest that asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The frame can't be used as asked.
+    Frame(FrameError),
+    /// The entry isn't one that a guest may write.
+    Entry(EntryFault),
+    /// The place of the entry isn't aligned to an entry.
+    Unaligned,
+    /// The root's slot belongs to the hypervisor.
+    ReservedSlot,
+    /// A superpage, which this domain can't have.
+    Superpage,
+    /// The frame isn't a validated table of the domain.
+    NotATable(MachineFrame),
+    /// There is no table of that level.
+    NoSuchLevel,
+    /// The table is pinned already; or it isn't, when it should be.
+    Pin(MachineFrame),
+    /// No table maps that address.
+    NotMapped,
+    /// The entry changed while it was being updated; ask again.
+    Changed,
+}
+
+impl From<FrameError> for Refusal {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<EntryFault> for Refusal {
+    fn from(fault: EntryFault) -> Self {
+        Self::Entry(fault)
+    }
+}
+
+impl Refusal {
+    /// The error code that the guest sees, as Xen 4.17 answers where Xen has the same refusal.
+    pub fn errno(self) -> penumbra_abi::errno::Errno {
+        use penumbra_abi::errno::Errno;
+        match self {
+            Self::Frame(FrameError::NotMemory(_)) | Self::ReservedSlot => Errno::EPERM,
+            Self::Frame(FrameError::NotOwned(_)) => Errno::EPERM,
+            Self::Frame(FrameError::InUse(_, FrameType::Writable | FrameType::Table(_))) => Errno::EBUSY,
+            Self::Frame(FrameError::InUse(_, FrameType::None)) => Errno::EBUSY,
+            Self::Frame(FrameError::TooManyReferences(_)) => Errno::EBUSY,
+            Self::Changed => Errno::EBUSY,
+            Self::Entry(_)
+            | Self::Unaligned
+            | Self::Superpage
+            | Self::NotATable(_)
+            | Self::NoSuchLevel
+            | Self::Pin(_)
+            | Self::NotMapped => Errno::EINVAL,
+        }
+    }
+}
+
+/// Why an operation on tables did not finish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It never will: nothing has changed.
+    Refused(Refusal),
+    /// The budget is spent. Asked again, it goes on where it stopped.
+    Preempted,
+}
+
+impl<T: Into<Refusal>> From<T> for Stop {
+    fn from(refusal: T) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+/// How much may be done before the next preemption point, counted in page-table entries.
+#[derive(Debug)]
+pub struct Budget {
+    left: Cell<u32>,
+}
+
+impl Budget {
+    /// Entries between two preemption points of a hypercall: eight tables.
+    pub const HYPERCALL: u32 = 4096;
+
+    /// A budget of so many entries.
+    pub const fn new(entries: u32) -> Self {
+        Self { left: Cell::new(entries) }
+    }
+
+    /// A budget for work that no guest chose the length of.
+    pub const fn unbounded() -> Self {
+        Self::new(u32::MAX)
+    }
+
+    /// Takes `entries` off.
+    pub fn charge(&self, entries: u32) {
+        self.left.set(self.left.get().saturating_sub(entries));
+    }
+
+    /// Whether it is time to stop.
+    pub fn is_spent(&self) -> bool {
+        self.left.get() == 0
+    }
+}
+
+/// A tree whose validation or tear-down stopped half-way. It is kept by one use and one reference of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unfinished {
+    /// Someone wanted to hold it, and will ask again.
+    Validating(MachineFrame, Level),
+    /// Nobody holds it; the rest of it has to be dropped.
+    Dropping(MachineFrame, Level),
+}
+
+/// What a domain's table lock protects, besides the tables.
+#[derive(Debug, Default)]
+pub struct TableState {
+    /// The one interrupted operation, if there is one.
+    pub unfinished: Option<Unfinished>,
+}
+
+impl TableState {
+    /// Nothing unfinished.
+    pub const fn new() -> Self {
+        Self { unfinished: None }
+    }
+}
+
+/// One domain's page tables, under its table lock.
+pub struct TableSpace<'a, M: Machine> {
+    /// The machine.
+    pub machine: &'a M,
+    /// All frames.
+    pub frames: &'a FrameTable,
+    /// Whose tables these are, and whose frames they lead to.
+    pub owner: DomainId,
+    /// Whose frames new leaves may map: the owner's, or, for the control domain, those of a domain it names.
+    pub target: DomainId,
+    /// Until when this operation may go on.
+    pub budget: &'a Budget,
+    /// The lock.
+    pub state: MutexGuard<'a, TableState>,
+}

@@ -1,0 +1,229 @@
+//! Holding a tree of tables, and letting it go.
+//!
+//! To *hold* a table is to take a use and a reference. The first use validates every entry: each present one must lead to a frame
+//! that the domain may reach in that way, and takes a reference (and a use, if it is a table or writable) there. The last
+//! use to go gives all of them back. Levels go down strictly, so recursion ends after at most `LEVELS` steps.
+//!
+//! A table is locked into its type, and old translations of it are flushed, before its first entry is read: nobody can
+//! write to it behind the validation's back (XSA-401).
+
+use super::{Refusal, Stop, TableSpace, Unfinished};
+use crate::address::MachineFrame;
+use crate::frame::FrameType;
+use crate::frame::table::TableState;
+use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
+
+/// A table could not be held.
+pub(super) struct NotHeld {
+    pub stop: Stop,
+    /// Whether the use and the reference were taken all the same: the table is incomplete, and its holder has to let it go.
+    pub taken: bool,
+}
+
+impl<T: Into<Stop>> From<T> for NotHeld {
+    fn from(stop: T) -> Self {
+        Self { stop: stop.into(), taken: false }
+    }
+}
+
+impl<M: Machine> TableSpace<'_, M> {
+    /// Holds `table` as a table of `level`, validating what is below. Asked again after [`Stop::Preempted`], goes on.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the table or anything below it; nothing is held then.
+    pub fn hold(&mut self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        let result = if self.settle(Some((table, level)))? {
+            self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true })
+        } else {
+            self.acquire_table(table, level)
+        };
+        self.state.unfinished = match result {
+            Ok(()) => None,
+            Err(NotHeld { stop: Stop::Preempted, taken: true }) => Some(Unfinished::Validating(table, level)),
+            Err(NotHeld { stop: Stop::Refused(_), taken: true }) => Some(Unfinished::Dropping(table, level)),
+            Err(NotHeld { taken: false, .. }) => None,
+        };
+        result.map_err(|not_held| not_held.stop)
+    }
+
+    /// Gives back one hold. What can't be finished within the budget is finished before the next operation.
+    pub fn let_go(&mut self, table: MachineFrame, level: Level) {
+        if self.release_table(table, level).is_err() {
+            self.state.unfinished = Some(Unfinished::Dropping(table, level));
+        }
+    }
+
+    /// Finishes what an earlier operation left, unless it is what the caller is about to go on with: `true` then.
+    ///
+    /// # Errors
+    /// [`Stop::Preempted`] if there was more of it than the budget allows.
+    pub fn settle(&mut self, wanted: Option<(MachineFrame, Level)>) -> Result<bool, Stop> {
+        let (table, level) = match self.state.unfinished {
+            None => return Ok(false),
+            Some(Unfinished::Validating(table, level)) if wanted == Some((table, level)) => return Ok(true),
+            Some(Unfinished::Validating(table, level) | Unfinished::Dropping(table, level)) => (table, level),
+        };
+        self.state.unfinished = Some(Unfinished::Dropping(table, level));
+        self.release_table(table, level)?;
+        self.state.unfinished = None;
+        Ok(false)
+    }
+
+    /// Takes what a new entry needs: references, uses, the validation of a table.
+    pub(super) fn acquire_entry(&self, level: Level, entry: Entry) -> Result<(), NotHeld> {
+        match entry {
+            Entry::Absent => Ok(()),
+            Entry::Leaf(leaf) => self.acquire_leaf(leaf).map_err(NotHeld::from),
+            Entry::Table(table) => match level.checked_sub(1) {
+                Some(below) if below > 0 => self.acquire_table(table, below),
+                _ => Err(Refusal::NoSuchLevel.into()),
+            },
+        }
+    }
+
+    fn acquire_leaf(&self, leaf: Leaf) -> Result<(), Refusal> {
+        if leaf.level != 1 {
+            return Err(Refusal::Superpage);
+        }
+        if leaf.writable {
+            self.frames.get_writable(leaf.frame, self.target, self.machine)?;
+        } else {
+            self.frames.get(leaf.frame, self.target)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn acquire_table(&self, table: MachineFrame, level: Level) -> Result<(), NotHeld> {
+        match self.frames.lock_table(table, level, self.owner, self.machine).map_err(Refusal::from)? {
+            TableState::Complete => Ok(()),
+            TableState::Incomplete { .. } => {
+                self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true })
+            }
+        }
+    }
+
+    /// Validates the entries of a locked table from where it stands. On error the table stays incomplete.
+    fn validate(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        let Some(usage) = self.frames.usage(table) else { return Err(Refusal::NotATable(table).into()) };
+        if usage.complete {
+            return Ok(());
+        }
+        self.resume_last_child(table, level, usage.progress)?;
+        let count = M::Format::entries(level);
+        for index in usage.progress..count {
+            if self.is_reserved(level, index) {
+                continue;
+            }
+            if let Err(not_held) = self.validate_entry(table, level, index) {
+                self.frames.set_progress(table, index.saturating_add(usize::from(not_held.taken)));
+                return Err(not_held.stop);
+            }
+            if level > 1 && self.budget.is_spent() {
+                self.frames.set_progress(table, index.saturating_add(1));
+                return Err(Stop::Preempted);
+            }
+        }
+        if level == M::Format::LEVELS {
+            self.machine.fill_reserved_slots(table);
+        }
+        self.budget.charge(count as u32);
+        self.frames.complete(table);
+        Ok(())
+    }
+
+    /// The last entry that holds a reference may lead to a table that is incomplete itself: that one comes first.
+    fn resume_last_child(&self, table: MachineFrame, level: Level, progress: usize) -> Result<(), Stop> {
+        let Some(last) = progress.checked_sub(1) else { return Ok(()) };
+        match (self.entry(table, level, last), level.checked_sub(1)) {
+            (Entry::Table(child), Some(below)) => self.validate(child, below),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_entry(&self, table: MachineFrame, level: Level, index: usize) -> Result<(), NotHeld> {
+        let proposed = self.machine.read_entry(table, index);
+        let (admitted, entry) = M::Format::admit(level, proposed).map_err(Refusal::from)?;
+        if admitted != proposed {
+            self.machine.write_entry(table, index, admitted);
+        }
+        self.acquire_entry(level, entry)
+    }
+
+    /// Gives back one use and reference of a table; the last use's entries first.
+    ///
+    /// # Errors
+    /// [`Stop::Preempted`]: the use is still the caller's, and the table incomplete.
+    pub(super) fn release_table(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        if self.frames.usage(table).is_some_and(|usage| usage.uses == 1) {
+            self.invalidate(table, level)?;
+        }
+        self.frames.unlock_table(table, self.machine);
+        Ok(())
+    }
+
+    /// Gives back what the entries of a table hold, from the last to the first.
+    fn invalidate(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        let Some(usage) = self.frames.usage(table) else { return Ok(()) };
+        let count = M::Format::entries(level);
+        let mut progress = if usage.complete { count } else { usage.progress.min(count) };
+        while let Some(index) = progress.checked_sub(1) {
+            if !self.is_reserved(level, index) {
+                if let Err(stop) = self.release_entry(level, self.entry(table, level, index)) {
+                    self.frames.set_progress(table, progress);
+                    return Err(stop);
+                }
+            }
+            progress = index;
+            if level > 1 && index > 0 && self.budget.is_spent() {
+                self.frames.set_progress(table, progress);
+                return Err(Stop::Preempted);
+            }
+        }
+        self.budget.charge(count as u32);
+        if level == M::Format::LEVELS {
+            self.clear_reserved_slots(table);
+        }
+        Ok(())
+    }
+
+    /// Gives back what one entry holds.
+    pub(super) fn release_entry(&self, level: Level, entry: Entry) -> Result<(), Stop> {
+        match entry {
+            Entry::Absent => {}
+            Entry::Leaf(leaf) if leaf.writable => self.frames.put_writable(leaf.frame, self.machine),
+            Entry::Leaf(leaf) => self.frames.put(leaf.frame, self.machine),
+            Entry::Table(table) => self.release_table(table, level.saturating_sub(1))?,
+        }
+        Ok(())
+    }
+
+    /// The hypervisor's own entries disappear before the guest can write to the page again: what they say of
+    /// its memory is nobody's business.
+    fn clear_reserved_slots(&self, root: MachineFrame) {
+        for index in M::Format::reserved_root_slots() {
+            self.machine.write_entry(root, index, 0);
+        }
+    }
+
+    /// Reads an entry that was admitted before.
+    pub(super) fn entry(&self, table: MachineFrame, level: Level, index: usize) -> Entry {
+        M::Format::decode(level, self.machine.read_entry(table, index))
+    }
+
+    /// Whether guests are kept from this entry of a table.
+    pub(super) fn is_reserved(&self, level: Level, index: usize) -> bool {
+        level == M::Format::LEVELS && M::Format::reserved_root_slots().contains(&index)
+    }
+
+    /// The level at which a frame is a complete table of the domain, if it is one.
+    pub fn table_level(&self, frame: MachineFrame) -> Option<Level> {
+        let ours = self.frames.hold(frame)?.owner == Some(self.owner);
+        match self.frames.usage(frame) {
+            Some(usage) if ours && usage.complete && usage.uses > 0 => match usage.kind {
+                FrameType::Table(level) => Some(level),
+                FrameType::None | FrameType::Writable => None,
+            },
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Who runs next: round robin over all vCPUs that can run, on the one CPU that is started for now.
+//!
+//! A vCPU runs until the tick that ends its turn, until it yields or blocks, or until its domain dies. The backend asks
+//! [`Hypervisor::reschedule_wanted`] on its way back to the guest, then [`Hypervisor::schedule`], switches, and reports with
+//! [`Hypervisor::switched`] that nothing of the previous vCPU is loaded any more.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::address::DomainId;
+use crate::domain::vcpu::{RunState, Vcpu};
+use crate::domain::{Life, MAX_DOMAINS, MAX_VCPUS};
+use crate::hypervisor::Hypervisor;
+use crate::machine::Machine;
+
+/// vCPUs of all domains, in the order in which they take their turns.
+const PLACES: u32 = (MAX_DOMAINS * MAX_VCPUS) as u32;
+
+/// What a CPU does next.
+pub enum Next<M: Machine> {
+    /// Run this vCPU.
+    Run(&'static Vcpu<M>),
+    /// Nobody can run: do background work, then wait for an interrupt.
+    Idle,
+}
+
+/// The scheduler's state.
+pub struct Scheduler {
+    /// Place of the vCPU whose turn it is or was last.
+    cursor: AtomicU32,
+    wanted: AtomicBool,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scheduler {
+    /// Nobody has run yet.
+    pub const fn new() -> Self {
+        Self { cursor: AtomicU32::new(0), wanted: AtomicBool::new(false) }
+    }
+
+    /// Asks for a new choice at the next opportunity.
+    pub fn want(&self) {
+        // Relaxed: the same CPU reads it on its way out.
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Whether the backend should call [`Self::schedule`] before it returns to the guest.
+    pub fn reschedule_wanted(&self) -> bool {
+        self.scheduler.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Chooses who runs next. The one who ran goes to the end of the line, if it still can run.
+    pub fn schedule(&'static self) -> Next<M> {
+        self.scheduler.wanted.store(false, Ordering::Relaxed);
+        let last = self.scheduler.cursor.load(Ordering::Relaxed);
+        if let Some(vcpu) = self.vcpu_at(last) {
+            vcpu.change_state(RunState::Running, RunState::Runnable);
+        }
+        let mut place = last;
+        for _ in 0..PLACES {
+            place = place.saturating_add(1).checked_rem(PLACES).unwrap_or(0);
+            let Some(vcpu) = self.vcpu_at(place) else { continue };
+            if self.may_run(vcpu) && vcpu.change_state(RunState::Runnable, RunState::Running) {
+                self.scheduler.cursor.store(place, Ordering::Relaxed);
+                vcpu.set_on_cpu(true);
+                return Next::Run(vcpu);
+            }
+        }
+        Next::Idle
+    }
+
+    fn vcpu_at(&self, place: u32) -> Option<&Vcpu<M>> {
+        let place = place as usize;
+        self.domains.get(place.checked_div(MAX_VCPUS)?)?.vcpus.get(place.checked_rem(MAX_VCPUS)?)
+    }
+
+    fn may_run(&self, vcpu: &Vcpu<M>) -> bool {
+        self.domain(vcpu.domain_id()).is_some_and(|domain| domain.life() == Life::Alive)
+    }
+
+    /// The backend has left whatever ran before: no root but the running vCPU's is loaded on this CPU.
+    pub fn switched(&self) {
+        for vcpu in self.domains.iter().flat_map(|domain| &domain.vcpus) {
+            if vcpu.is_on_cpu() && vcpu.state() != RunState::Running {
+                vcpu.set_on_cpu(false);
+            }
+        }
+    }
+
+    /// The tick: ends the turn of whoever runs, and gives dying domains a little time.
+    pub fn tick(&self) {
+        self.scheduler.want();
+        self.background();
+    }
+
+    /// Does a bounded piece of work for which nobody waits. `false`: there is none left.
+    pub fn background(&self) -> bool {
+        let Some(domain) = self.domains.iter().find(|domain| domain.can_be_torn_down()) else {
+            return false;
+        };
+        if domain.teardown_step(&self.machine, &self.frames) {
+            log::info!("{:?} is gone; {} frames are free", domain.id(), self.frames.free_frames());
+        }
+        true
+    }
+
+    /// Makes the blocked vCPUs of a domain runnable.
+    pub fn wake(&self, domain: DomainId) {
+        for vcpu in self.domain(domain).into_iter().flat_map(|domain| &domain.vcpus) {
+            if vcpu.change_state(RunState::Blocked, RunState::Runnable) {
+                self.scheduler.want();
+            }
+        }
+    }
+}
