@@ -9,6 +9,8 @@ use core::fmt;
 
 /// Bytes in a page, the same on every machine we run on (4 KiB granule).
 pub const PAGE_SIZE: usize = 4096;
+/// [`PAGE_SIZE`], for arithmetic on addresses.
+pub const PAGE_BYTES: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 
@@ -72,7 +74,7 @@ impl MachineAddress {
 
     /// Bytes from the start of the frame that holds this address.
     pub const fn offset_in_frame(self) -> usize {
-        (self.0 % PAGE_SIZE as u64) as usize
+        (self.0 % PAGE_BYTES) as usize
     }
 }
 

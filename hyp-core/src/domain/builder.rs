@@ -13,7 +13,7 @@ use super::image::{ImageError, KernelImage};
 use super::layout::{Layout, Needs, span_shift};
 use super::vcpu::RunState;
 use super::{Domain, Life};
-use crate::address::{MachineFrame, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
 use crate::paging::{Budget, Stop, TableSpace};
@@ -252,7 +252,7 @@ impl<M: Machine> Builder<'_, M> {
     fn copy(&self, start: u64, mut content: &[u8]) {
         let mut at = start;
         while !content.is_empty() {
-            let offset = (at % PAGE_SIZE as u64) as usize;
+            let offset = (at % PAGE_BYTES) as usize;
             let count = PAGE_SIZE.saturating_sub(offset).min(content.len());
             let (piece, rest) = content.split_at_checked(count).unwrap_or((content, &[]));
             if let Some(frame) = self.machine_frame(at >> PAGE_SHIFT) {

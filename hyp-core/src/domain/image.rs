@@ -12,7 +12,7 @@ use elf::note::Note;
 use elf::segment::ProgramHeader;
 use penumbra_abi::elfnote;
 
-use crate::address::PAGE_SIZE;
+use crate::address::PAGE_BYTES;
 
 /// What is wrong with a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,7 +99,7 @@ impl<'a> KernelImage<'a> {
         let mut image = Self { elf, entry, virt_base, paddr_offset: notes.paddr_offset.unwrap_or(0), end: 0 };
         image.end = image.check_segments()?;
         let offset = entry.checked_sub(virt_base).ok_or(ImageError::BadEntry)?;
-        if offset >= image.end || virt_base % PAGE_SIZE as u64 != 0 {
+        if offset >= image.end || !virt_base.is_multiple_of(PAGE_BYTES) {
             return Err(ImageError::BadEntry);
         }
         Ok(image)

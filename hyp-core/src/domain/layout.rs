@@ -5,7 +5,7 @@
 //! control domain), the page tables with the root first, the boot stack; then free memory, at least 512 KiB of it,
 //! up to a multiple of 4 MiB.
 
-use crate::address::{GuestVirtual, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::address::{GuestVirtual, PAGE_BYTES, PAGE_SHIFT, PseudoFrame};
 use crate::machine::{Level, PageTableFormat};
 
 /// Free memory that is mapped after the boot stack, at least.
@@ -56,7 +56,7 @@ pub struct Needs {
 }
 
 fn frames_of(bytes: u64) -> Option<u64> {
-    Some(bytes.checked_next_multiple_of(PAGE_SIZE as u64)? >> PAGE_SHIFT)
+    Some(bytes.checked_next_multiple_of(PAGE_BYTES)? >> PAGE_SHIFT)
 }
 
 impl Layout {
@@ -93,7 +93,7 @@ impl Layout {
         loop {
             let before = self.table_count();
             self.stack = self.tables.checked_add(before)?;
-            let used = self.stack.checked_add(1)?.checked_mul(PAGE_SIZE as u64)?;
+            let used = self.stack.checked_add(1)?.checked_mul(PAGE_BYTES)?;
             let end = used.checked_add(SLACK)?.checked_next_multiple_of(END_ALIGNMENT)?;
             self.end = end >> PAGE_SHIFT;
             let last = self.virt_base.checked_add(end)?.checked_sub(1)?;

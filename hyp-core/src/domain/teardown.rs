@@ -149,10 +149,8 @@ fn each_record(
     let (_, end) = frames.extent();
     let stop = from.saturating_add(RECORDS_A_STEP).min(end);
     for number in from..stop {
-        if let Some(frame) = MachineFrame::new(number) {
-            if let ControlFlow::Break(next) = visit(frame) {
-                return Some(next);
-            }
+        if let Some(ControlFlow::Break(next)) = MachineFrame::new(number).map(&mut visit) {
+            return Some(next);
         }
     }
     (stop < end).then_some(stop)

@@ -4,7 +4,7 @@
 //! can be allocated, never to be given back. Whatever remains at the end becomes free frames. Everything here comes from
 //! a boot loader, so it may be nonsense: ranges may overlap, wrap, or be too many, and nothing here can panic.
 
-use crate::address::{MachineAddress, PAGE_SIZE};
+use crate::address::{MachineAddress, PAGE_BYTES};
 
 /// Ranges of each kind that can be remembered.
 const CAPACITY: usize = 64;
@@ -72,7 +72,7 @@ impl BootMemory {
     /// [`TooManyRanges`]; the range is then not used.
     pub fn add_ram(&mut self, start: u64, end: u64) -> Result<(), TooManyRanges> {
         let limit = crate::address::MachineFrame::LIMIT << crate::address::PAGE_SHIFT;
-        let start = start.min(limit).checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(limit);
+        let start = start.min(limit).checked_next_multiple_of(PAGE_BYTES).unwrap_or(limit);
         let end = round_down(end.min(limit));
         if start < end { self.ram.push(Span { start, end }) } else { Ok(()) }
     }
@@ -82,7 +82,7 @@ impl BootMemory {
     /// # Errors
     /// [`TooManyRanges`]: then memory isn't safe to use.
     pub fn reserve(&mut self, start: u64, end: u64) -> Result<(), TooManyRanges> {
-        let end = end.checked_next_multiple_of(PAGE_SIZE as u64).unwrap_or(u64::MAX);
+        let end = end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(u64::MAX);
         let start = round_down(start);
         if start < end { self.taken.push(Span { start, end }) } else { Ok(()) }
     }
@@ -90,8 +90,8 @@ impl BootMemory {
     /// Takes `bytes` bytes, rounded up to whole frames, at a multiple of `align` (a power of two, at least a frame):
     /// the lowest place there is. `None` when there is no such place.
     pub fn allocate(&mut self, bytes: u64, align: u64) -> Option<MachineAddress> {
-        let bytes = bytes.max(1).checked_next_multiple_of(PAGE_SIZE as u64)?;
-        let align = align.max(PAGE_SIZE as u64);
+        let bytes = bytes.max(1).checked_next_multiple_of(PAGE_BYTES)?;
+        let align = align.max(PAGE_BYTES);
         let start = self.ram.iter().filter_map(|ram| self.fit(ram, bytes, align)).min()?;
         self.taken.push(Span { start, end: start.checked_add(bytes)? }).ok()?;
         MachineAddress::new(start)
@@ -136,7 +136,7 @@ impl BootMemory {
                 }
                 let next = self.taken.iter().map(|taken| taken.start).filter(|start| *start > at).min();
                 let end = next.unwrap_or(ram.end).min(ram.end);
-                visit(at / PAGE_SIZE as u64, end / PAGE_SIZE as u64);
+                visit(at / PAGE_BYTES, end / PAGE_BYTES);
                 at = end;
             }
         }
@@ -144,7 +144,7 @@ impl BootMemory {
 }
 
 fn round_down(bytes: u64) -> u64 {
-    bytes & !(PAGE_SIZE as u64 - 1)
+    bytes & !PAGE_BYTES.wrapping_sub(1)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::allocator::FreeMap;
 use super::m2p::MachineToPhysical;
 use super::record::{FrameRecord, FrameType, Hold, Taken, TypeError, Use};
 use super::{BootMemory, FrameError};
-use crate::address::{DomainId, MachineFrame};
+use crate::address::{DomainId, MachineFrame, PAGE_BYTES};
 use crate::machine::{FlushScope, Level, Machine};
 
 /// The arrays that a backend sets up for the core, all zero, before anything else. Index 0 is frame `first` in each.
@@ -82,9 +82,8 @@ impl FrameTable {
 
     /// Makes memory free that was in use during boot: whole frames within the bytes `start..end`, of those that nobody owns.
     pub fn release_boot_memory(&self, start: u64, end: u64) {
-        let page = crate::address::PAGE_SIZE as u64;
-        if let (Some(tables), Some(up)) = (self.tables.get(), start.checked_next_multiple_of(page)) {
-            tables.free_range(up / page, end / page);
+        if let (Some(tables), Some(up)) = (self.tables.get(), start.checked_next_multiple_of(PAGE_BYTES)) {
+            tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES);
         }
     }
 

@@ -17,7 +17,7 @@ impl<M: Machine> Call<'_, M> {
         let [operation, buffer, ..] = arguments;
         match operation {
             version::XENVER_VERSION => Ok(VERSION),
-            version::XENVER_PAGESIZE => Ok(crate::address::PAGE_SIZE as u64),
+            version::XENVER_PAGESIZE => Ok(crate::address::PAGE_BYTES),
             version::XENVER_EXTRAVERSION => {
                 self.write_text::<{ version::XEN_EXTRAVERSION_LEN }>(buffer, &[EXTRA_VERSION])
             }

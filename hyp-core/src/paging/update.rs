@@ -28,7 +28,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// # Errors
     /// The refusal, and then the old entry stands; or preempted, and then likewise, until it is asked again.
     pub fn update_at(&mut self, place: MachineAddress, raw: u64, bits: HardwareBits) -> Result<(), Stop> {
-        if place.bytes() % 8 != 0 {
+        if !place.bytes().is_multiple_of(8) {
             return Err(Refusal::Unaligned.into());
         }
         let frame = MachineFrame::containing(place);

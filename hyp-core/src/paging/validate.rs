@@ -167,11 +167,11 @@ impl<M: Machine> TableSpace<'_, M> {
         let count = M::Format::entries(level);
         let mut progress = if usage.complete { count } else { usage.progress.min(count) };
         while let Some(index) = progress.checked_sub(1) {
-            if !self.is_reserved(level, index) {
-                if let Err(stop) = self.release_entry(level, self.entry(table, level, index)) {
-                    self.frames.set_progress(table, progress);
-                    return Err(stop);
-                }
+            if !self.is_reserved(level, index)
+                && let Err(stop) = self.release_entry(level, self.entry(table, level, index))
+            {
+                self.frames.set_progress(table, progress);
+                return Err(stop);
             }
             progress = index;
             if level > 1 && index > 0 && self.budget.is_spent() {
