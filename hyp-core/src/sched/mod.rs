@@ -25,8 +25,9 @@ pub enum Next<M: Machine> {
 
 /// The scheduler's state.
 pub struct Scheduler {
-    /// Place of the vCPU whose turn it is or was last.
-    cursor: AtomicU32,
+    /// The place after that of the vCPU whose turn it is or was last: where the search for the next begins. (All zero at
+    /// first, so the control domain is the first to run.)
+    next: AtomicU32,
     wanted: AtomicBool,
 }
 
@@ -39,7 +40,7 @@ impl Default for Scheduler {
 impl Scheduler {
     /// Nobody has run yet.
     pub const fn new() -> Self {
-        Self { cursor: AtomicU32::new(0), wanted: AtomicBool::new(false) }
+        Self { next: AtomicU32::new(0), wanted: AtomicBool::new(false) }
     }
 
     /// Asks for a new choice at the next opportunity.
@@ -58,16 +59,15 @@ impl<M: Machine> Hypervisor<M> {
     /// Chooses who runs next. The one who ran goes to the end of the line, if it still can run.
     pub fn schedule(&'static self) -> Next<M> {
         self.scheduler.wanted.store(false, Ordering::Relaxed);
-        let last = self.scheduler.cursor.load(Ordering::Relaxed);
-        if let Some(vcpu) = self.vcpu_at(last) {
-            vcpu.change_state(RunState::Running, RunState::Runnable);
+        let start = self.scheduler.next.load(Ordering::Relaxed);
+        if let Some(last) = start.checked_sub(1).and_then(|last| self.vcpu_at(last)) {
+            last.change_state(RunState::Running, RunState::Runnable);
         }
-        let mut place = last;
-        for _ in 0..PLACES {
-            place = place.saturating_add(1).checked_rem(PLACES).unwrap_or(0);
+        for step in 0..PLACES {
+            let place = start.saturating_add(step).checked_rem(PLACES).unwrap_or(0);
             let Some(vcpu) = self.vcpu_at(place) else { continue };
             if self.may_run(vcpu) && vcpu.change_state(RunState::Runnable, RunState::Running) {
-                self.scheduler.cursor.store(place, Ordering::Relaxed);
+                self.scheduler.next.store(place.saturating_add(1), Ordering::Relaxed);
                 vcpu.set_on_cpu(true);
                 return Next::Run(vcpu);
             }

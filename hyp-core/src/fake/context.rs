@@ -1,0 +1,55 @@
+//! The fake machine's registers: what the core has set, for tests to look at.
+
+use core::fmt;
+use std::sync::Mutex;
+
+use crate::machine::{Context, StartOfDay};
+
+/// What happened to a vCPU's registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// Where it starts, once it has been reset.
+    pub start: Option<StartOfDay>,
+    /// What the last hypercall returned.
+    pub result: Option<u64>,
+    /// The arguments of a hypercall that was preempted.
+    pub again: Option<[u64; 6]>,
+}
+
+/// A vCPU's registers on the fake machine.
+#[derive(Debug, Default)]
+pub struct FakeContext(Mutex<Registers>);
+
+impl FakeContext {
+    /// Reads the registers, and forgets the last hypercall's outcome.
+    pub fn take(&self) -> Registers {
+        let mut registers = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let seen = *registers;
+        *registers = Registers { start: seen.start, ..Registers::default() };
+        seen
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Registers)) {
+        change(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    }
+}
+
+impl Context for FakeContext {
+    const EMPTY: Self = Self(Mutex::new(Registers { start: None, result: None, again: None }));
+
+    fn reset(&self, start: &StartOfDay) {
+        self.change(|registers| *registers = Registers { start: Some(*start), ..Registers::default() });
+    }
+
+    fn set_result(&self, value: u64) {
+        self.change(|registers| registers.result = Some(value));
+    }
+
+    fn restart_hypercall(&self, arguments: [u64; 6]) {
+        self.change(|registers| registers.again = Some(arguments));
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "fake registers")
+    }
+}

@@ -1,0 +1,53 @@
+//! A kernel file for the fake machine: the smallest ELF with Xen's notes that the domain builder accepts.
+
+use penumbra_abi::elfnote;
+
+/// Where the kernel wants pseudo-physical frame 0.
+pub const VIRT_BASE: u64 = 0x80_0000;
+/// Frames that a domain with this kernel needs at least.
+pub const MINIMUM_FRAMES: u64 = 1024;
+
+/// The file: one segment of `size` bytes at pseudo-physical 0x1000, each byte 0x90.
+pub fn image(size: usize) -> Vec<u8> {
+    let notes = [
+        note(elfnote::XEN_VERSION, b"xen-3.0\0"),
+        note(elfnote::VIRT_BASE, &VIRT_BASE.to_le_bytes()),
+        note(elfnote::ENTRY, &(VIRT_BASE + 0x1000).to_le_bytes()),
+    ]
+    .concat();
+    let headers = 64 + 2 * 56;
+    let mut file = file_header();
+    file.extend(segment(1, (headers + notes.len()) as u64, 0x1000, size as u64));
+    file.extend(segment(4, headers as u64, 0, notes.len() as u64));
+    file.extend(notes);
+    file.extend(std::iter::repeat_n(0x90, size));
+    file
+}
+
+fn file_header() -> Vec<u8> {
+    let mut header = b"\x7fELF\x02\x01\x01".to_vec();
+    header.resize(16, 0);
+    header.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    header.extend([0; 8]);
+    header.extend(64u64.to_le_bytes());
+    header.extend([0; 8]);
+    header.extend([0; 4]);
+    header.extend([64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+    header
+}
+
+fn segment(kind: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
+    let mut header = [kind.to_le_bytes(), 7u32.to_le_bytes()].concat();
+    for value in [offset, VIRT_BASE + address, address, size, size, 4] {
+        header.extend(value.to_le_bytes());
+    }
+    header
+}
+
+fn note(kind: u32, content: &[u8]) -> Vec<u8> {
+    let mut bytes = [4u32.to_le_bytes(), (content.len() as u32).to_le_bytes(), kind.to_le_bytes()].concat();
+    bytes.extend(elfnote::OWNER);
+    bytes.extend(content);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
