@@ -1,6 +1,6 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::traps;
+use crate::{entries, traps};
 use core::arch::asm;
 use guest_core::Architecture;
 use guest_core::architecture::{Level, Mapping};
@@ -8,14 +8,6 @@ use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
 /// Virtual address of pseudo-physical frame 0.
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
-
-/// Entry bits (Intel SDM volume 3, 4.5).
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 /// The architecture of this kernel.
 pub struct X86;
@@ -26,7 +18,7 @@ impl Architecture for X86 {
     const M2P_WINDOW: u64 = MACH2PHYS_VIRT_START;
     /// The local APIC.
     const DEVICE_FRAME: u64 = 0xfee00;
-    const HARDWARE_BITS: u64 = ACCESSED | DIRTY;
+    const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
 
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;
@@ -80,21 +72,19 @@ impl Architecture for X86 {
     }
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
-        let mapping = Mapping { frame: (entry & FRAME_MASK) >> 12, writable: entry & WRITABLE != 0 };
-        (entry & PRESENT != 0).then_some(mapping)
+        entries::decode(entry)
     }
 
     fn leaf(frame: u64, writable: bool) -> u64 {
-        let rights = if writable { WRITABLE } else { 0 };
-        frame << 12 | PRESENT | rights | ACCESSED | DIRTY
+        entries::leaf(frame, writable)
     }
 
     fn table(frame: u64) -> u64 {
-        frame << 12 | PRESENT | WRITABLE | USER | ACCESSED
+        entries::table(frame)
     }
 
     fn with_frame(entry: u64, frame: u64) -> u64 {
-        entry & !FRAME_MASK | frame << 12 & FRAME_MASK
+        entries::with_frame(entry, frame)
     }
 
     fn forbidden_instruction() {
@@ -106,26 +96,5 @@ impl Architecture for X86 {
         loop {
             guest_core::hypercalls::block::<Self>();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_are_read_back_as_they_were_made() {
-        assert_eq!(X86::decode(1, X86::leaf(0x1234, true)), Some(Mapping { frame: 0x1234, writable: true }));
-        assert_eq!(
-            X86::decode(1, X86::leaf(0x1234, false)),
-            Some(Mapping { frame: 0x1234, writable: false })
-        );
-        assert_eq!(X86::decode(1, 0x1234_0000), None);
-    }
-
-    #[test]
-    fn replacing_the_frame_keeps_the_attributes() {
-        let entry = 1 << 63 | X86::leaf(0xa_bcde, true);
-        assert_eq!(X86::with_frame(entry, 0x12), 1 << 63 | X86::leaf(0x12, true));
     }
 }

@@ -4,11 +4,14 @@
 //! `guest-core`; here are the instructions.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(any(target_os = "none", test))]
+#[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
+mod entries;
 #[cfg(target_os = "none")]
 mod entry;
-#[cfg(any(target_os = "none", test))]
+#[cfg(target_os = "none")]
 mod machine;
-#[cfg(any(target_os = "none", test))]
+#[cfg(target_os = "none")]
 mod traps;
 
 /// Called on the kernel's own stack.

@@ -1,0 +1,58 @@
+//! Page-table entries as VMSAv8-64 has them (4 KiB granule).
+
+use guest_core::architecture::Mapping;
+use penumbra_abi::aarch64::ATTRIBUTE_INDEX_NORMAL;
+
+/// Entry bits (Arm ARM, D8.3, 4 KiB granule).
+const VALID: u64 = 1 << 0;
+/// A table at levels 4 to 2 (the manual's 0 to 2), a page at level 1 (the manual's 3).
+const TABLE_OR_PAGE: u64 = 1 << 1;
+const READ_ONLY: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 3 << 8;
+const ACCESSED: u64 = 1 << 10;
+const KERNEL_NO_EXECUTE: u64 = 1 << 53;
+const USER_NO_EXECUTE: u64 = 1 << 54;
+const FRAME_MASK: u64 = 0x0000_ffff_ffff_f000;
+/// None: hardware management of the access flag and of dirty state is off.
+pub const HARDWARE_BITS: u64 = 0;
+
+/// Reads an entry of any level; `None` when it is not present.
+pub fn decode(entry: u64) -> Option<Mapping> {
+    let mapping = Mapping { frame: (entry & FRAME_MASK) >> 12, writable: entry & READ_ONLY == 0 };
+    (entry & VALID != 0).then_some(mapping)
+}
+
+/// Maps machine frame `frame` for the kernel's data.
+pub const fn leaf(frame: u64, writable: bool) -> u64 {
+    let rights = if writable { 0 } else { READ_ONLY };
+    let attributes = ATTRIBUTE_INDEX_NORMAL << 2 | INNER_SHAREABLE | ACCESSED;
+    let execution = KERNEL_NO_EXECUTE | USER_NO_EXECUTE;
+    frame << 12 | VALID | TABLE_OR_PAGE | attributes | rights | execution
+}
+
+/// Leads to the table in machine frame `frame`.
+pub const fn table(frame: u64) -> u64 {
+    frame << 12 | VALID | TABLE_OR_PAGE
+}
+
+/// `entry` with another frame number.
+pub const fn with_frame(entry: u64, frame: u64) -> u64 {
+    entry & !FRAME_MASK | frame << 12 & FRAME_MASK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_read_back_as_they_were_made() {
+        assert_eq!(decode(leaf(0x1234, true)), Some(Mapping { frame: 0x1234, writable: true }));
+        assert_eq!(decode(leaf(0x1234, false)), Some(Mapping { frame: 0x1234, writable: false }));
+        assert_eq!(decode(0x1234_0000), None);
+    }
+
+    #[test]
+    fn replacing_the_frame_keeps_the_attributes() {
+        assert_eq!(with_frame(leaf(0xa_bcde, true), 0x12), leaf(0x12, true));
+    }
+}

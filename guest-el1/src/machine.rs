@@ -1,0 +1,101 @@
+//! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
+
+use crate::{entries, traps};
+use core::arch::asm;
+use guest_core::Architecture;
+use guest_core::architecture::{Level, Mapping};
+use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
+
+/// Virtual address of pseudo-physical frame 0.
+pub const VIRT_BASE: u64 = 0xffff_ffc0_0000_0000;
+
+/// The architecture of this kernel.
+pub struct Arm;
+
+impl Architecture for Arm {
+    const NAME: &'static str = "aarch64";
+    const VIRT_BASE: u64 = VIRT_BASE;
+    const M2P_WINDOW: u64 = MACH2PHYS_VIRT_START;
+    /// The PL011 of QEMU's `virt`.
+    const DEVICE_FRAME: u64 = 0x9000;
+    const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
+
+    fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
+        let result;
+        // SAFETY: `hvc` enters the hypervisor, which changes x0 and the memory that the arguments name; the trait's
+        // contract says that such memory is the caller's to give.
+        unsafe {
+            asm!(
+                "hvc #{tag}",
+                tag = const HVC_IMMEDIATE,
+                inout("x0") arguments[0] => result,
+                inout("x1") arguments[1] => _,
+                inout("x2") arguments[2] => _,
+                inout("x3") arguments[3] => _,
+                inout("x4") arguments[4] => _,
+                inout("x5") arguments[5] => _,
+                inout("x16") number => _,
+                out("x17") _,
+            );
+        }
+        result
+    }
+
+    fn read_word(address: u64) -> u64 {
+        let value;
+        // SAFETY: a load from mapped memory, as the trait asks for, has no effect but on its register.
+        unsafe {
+            asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, readonly, preserves_flags))
+        };
+        value
+    }
+
+    fn write_word(address: u64, value: u64) {
+        // SAFETY: the trait's contract: no Rust object lives there.
+        unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) address, options(nostack, preserves_flags)) };
+    }
+
+    fn try_read_word(address: u64) -> Option<u64> {
+        traps::try_read(address)
+    }
+
+    fn try_write_word(address: u64, value: u64) -> bool {
+        traps::try_write(address, value)
+    }
+
+    fn install_traps() -> bool {
+        traps::install();
+        true
+    }
+
+    fn remove_traps() {
+        traps::remove();
+    }
+
+    fn decode(_level: Level, entry: u64) -> Option<Mapping> {
+        entries::decode(entry)
+    }
+
+    fn leaf(frame: u64, writable: bool) -> u64 {
+        entries::leaf(frame, writable)
+    }
+
+    fn table(frame: u64) -> u64 {
+        entries::table(frame)
+    }
+
+    fn with_frame(entry: u64, frame: u64) -> u64 {
+        entries::with_frame(entry, frame)
+    }
+
+    fn forbidden_instruction() {
+        // SAFETY: writing the MMU's root is what the hypervisor traps; the value names nothing that it would load.
+        unsafe { asm!("msr ttbr1_el1, xzr", "isb", options(nostack)) };
+    }
+
+    fn halt() -> ! {
+        loop {
+            guest_core::hypercalls::block::<Self>();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Fault handlers: the kernel's own vectors, which the hypervisor never sees.
+//!
+//! In direct mode a stage-1 fault goes straight to EL1. Two outcomes: a read or write that was meant to be tried goes on
+//! at its fix-up address; any other exception is reported and crashes the domain.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::AtomicU64;
+use guest_core::hypercalls;
+use penumbra_abi::sched::SHUTDOWN_CRASH;
+
+use crate::machine::Arm;
+
+/// Where a tried access goes on when it faults; 0 when none is being tried.
+static FIXUP: AtomicU64 = AtomicU64::new(0);
+
+global_asm!(
+    r#"
+    .section .text.traps, "ax"
+    .macro FATAL_VECTOR
+        .balign 128
+        b trap_fatal
+    .endm
+
+    .balign 2048
+    .globl guest_vectors
+    guest_vectors:
+        // Current EL with SP_EL0: never used.
+        FATAL_VECTOR
+        FATAL_VECTOR
+        FATAL_VECTOR
+        FATAL_VECTOR
+        // Current EL with SP_EL1: our own faults.
+        .balign 128
+        b trap_synchronous
+        FATAL_VECTOR
+        FATAL_VECTOR
+        FATAL_VECTOR
+        // Lower EL: nothing runs there.
+        .rept 8
+        FATAL_VECTOR
+        .endr
+
+    trap_synchronous:
+        stp x0, x1, [sp, #-16]!
+        adrp x0, {fixup}
+        add x0, x0, :lo12:{fixup}
+        ldr x1, [x0]
+        cbz x1, 1f
+        str xzr, [x0]
+        msr elr_el1, x1
+        ldp x0, x1, [sp], #16
+        eret
+    1:  ldp x0, x1, [sp], #16
+    trap_fatal:
+        mrs x0, esr_el1
+        mrs x1, far_el1
+        mrs x2, elr_el1
+        bl {fatal}
+        brk #0
+    "#,
+    fixup = sym FIXUP,
+    fatal = sym fatal,
+);
+
+unsafe extern "C" {
+    static guest_vectors: [u8; 2048];
+}
+
+/// Reports an exception that nobody expected, and crashes the domain.
+extern "C" fn fatal(syndrome: u64, address: u64, link: u64) -> ! {
+    guest_core::say!(Arm, "guest kernel: exception, esr {syndrome:#x}, far {address:#x}, at {link:#x}");
+    hypercalls::shutdown::<Arm>(SHUTDOWN_CRASH)
+}
+
+/// Installs the vectors.
+pub fn install() {
+    set_vectors((&raw const guest_vectors) as u64);
+}
+
+/// Takes the vectors away: the next fault finds no code at address 0, and none for that fault either.
+pub fn remove() {
+    set_vectors(0);
+}
+
+fn set_vectors(address: u64) {
+    // SAFETY: the vectors are code of this kernel, or nowhere when the kernel means to die.
+    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) address, options(nostack)) };
+}
+
+/// Reads a word, or says that the read faulted.
+pub fn try_read(address: u64) -> Option<u64> {
+    let (value, failed): (u64, u64);
+    // SAFETY: the load has no effect but on its register; if it faults, the handler goes on at label 2, which the
+    // fix-up names only while this block runs.
+    unsafe {
+        asm!(
+            "adr {scratch}, 2f",
+            "str {scratch}, [{fixup}]",
+            "mov {failed}, #1",
+            "ldr {value}, [{address}]",
+            "mov {failed}, #0",
+            "2:",
+            "str xzr, [{fixup}]",
+            scratch = out(reg) _,
+            fixup = in(reg) FIXUP.as_ptr(),
+            failed = out(reg) failed,
+            value = inout(reg) 0u64 => value,
+            address = in(reg) address,
+        );
+    }
+    (failed == 0).then_some(value)
+}
+
+/// Writes a word, or says that the write faulted.
+pub fn try_write(address: u64, value: u64) -> bool {
+    let failed: u64;
+    // SAFETY: the caller vouches that no Rust object lives at the address; a fault goes on at label 2, which the fix-up
+    // names only while this block runs.
+    unsafe {
+        asm!(
+            "adr {scratch}, 2f",
+            "str {scratch}, [{fixup}]",
+            "mov {failed}, #1",
+            "str {value}, [{address}]",
+            "mov {failed}, #0",
+            "2:",
+            "str xzr, [{fixup}]",
+            scratch = out(reg) _,
+            fixup = in(reg) FIXUP.as_ptr(),
+            failed = out(reg) failed,
+            value = in(reg) value,
+            address = in(reg) address,
+        );
+    }
+    failed == 0
+}
