@@ -1,1 +1,226 @@
-//! x
+//! One test: a machine, what is done with it, and what it must say.
+
+use crate::verdict;
+
+/// A board of the emulator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Board {
+    /// aarch64.
+    Virt,
+    /// x86-64.
+    Q35,
+}
+
+/// What stands between the machine and the guests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hypervisor {
+    /// Ours.
+    Penumbra,
+    /// The Xen that Debian ships, unchanged.
+    DebianXen,
+}
+
+/// A boot module's content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum File {
+    /// Our guest kernel for this machine.
+    Guest,
+    /// Our guest kernel, cut off after half of its bytes.
+    CutGuest,
+    /// Our guest kernel's first bytes: not even the ELF header is whole.
+    FirstBytesOfGuest,
+    /// A text.
+    Text,
+    /// A file without a byte in it.
+    Empty,
+}
+
+/// How the machine must come to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// By itself: switched off or reset from inside.
+    Off,
+    /// The hypervisor says that it stops; the machine may stand still then.
+    Stopped,
+}
+
+/// How a machine came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// By itself, and the emulator was content.
+    Off,
+    /// It said one of [`verdict::STOPPED`] and was switched off then.
+    Stopped,
+    /// The emulator ended with an error.
+    Failed,
+    /// The time was up.
+    TimedOut,
+}
+
+/// Something to be found out from the whole output; the error says what is wrong.
+pub type Finding = fn(&str) -> Result<(), String>;
+
+/// A test.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// `architecture/what/variant`: says what broke.
+    pub name: String,
+    /// The machine.
+    pub board: Board,
+    /// Its memory in MiB.
+    pub memory: u64,
+    /// Version of its interrupt controller (aarch64).
+    pub gic: u8,
+    /// What boots.
+    pub hypervisor: Hypervisor,
+    /// The hypervisor's command line, apart from the console's options.
+    pub words: &'static str,
+    /// Modules with their words; the control domain's kernel first.
+    pub modules: Vec<(File, &'static str)>,
+    /// What is typed: after the first text has appeared, the second.
+    pub keys: Vec<(&'static str, &'static str)>,
+    /// The machine is stopped after so many seconds.
+    pub limit: u64,
+    /// How it must end.
+    pub end: End,
+    /// Texts that must appear in this order, each within a line.
+    pub story: Vec<&'static str>,
+    /// Texts that must not appear.
+    pub forbidden: Vec<&'static str>,
+    /// What else must hold.
+    pub finding: Option<Finding>,
+}
+
+/// Texts that are a failure wherever they appear.
+const NEVER: [&str; 5] = ["panic", "hypervisor fault", "error: audit", "TRACE LEFT", "ALLOWED"];
+
+impl Case {
+    /// A machine with 512 MiB, a control domain that is told `control`, and nothing more.
+    pub fn new(board: Board, name: &str, control: &'static str) -> Case {
+        Case {
+            name: format!("{}/{name}", architecture(board)),
+            board,
+            memory: 512,
+            gic: 3,
+            hypervisor: Hypervisor::Penumbra,
+            words: "dom0_mem=64M",
+            modules: vec![(File::Guest, control)],
+            keys: Vec::new(),
+            limit: 120,
+            end: End::Off,
+            story: Vec::new(),
+            forbidden: NEVER.to_vec(),
+            finding: None,
+        }
+    }
+
+    /// Adds a domain.
+    #[must_use]
+    pub fn domain(mut self, words: &'static str) -> Case {
+        self.modules.push((File::Guest, words));
+        self
+    }
+
+    /// Adds to what must appear.
+    #[must_use]
+    pub fn says(mut self, texts: &[&'static str]) -> Case {
+        self.story.extend(texts);
+        self
+    }
+
+    /// Adds to what is typed.
+    #[must_use]
+    pub fn types(mut self, keys: &[(&'static str, &'static str)]) -> Case {
+        self.keys.extend(keys);
+        self
+    }
+
+    /// Whether the machine was as it must be; the error says what was not.
+    ///
+    /// # Errors
+    /// In words for the person who reads the test's line.
+    pub fn judge(&self, text: &str, ended: Ended) -> Result<(), String> {
+        self.judge_text(text)?;
+        let good = match self.end {
+            End::Off => ended == Ended::Off,
+            End::Stopped => matches!(ended, Ended::Off | Ended::Stopped),
+        };
+        if good {
+            Ok(())
+        } else {
+            Err(format!("everything was said, but the machine's end was wrong: {ended:?}"))
+        }
+    }
+
+    fn judge_text(&self, text: &str) -> Result<(), String> {
+        if let Some(line) = text.lines().find(|line| self.forbidden.iter().any(|bad| line.contains(bad))) {
+            return Err(format!("it says: {line}"));
+        }
+        if self.end == End::Off
+            && let Some(line) = verdict::stopped(text)
+        {
+            return Err(format!("the hypervisor stopped: {line}"));
+        }
+        follow(text, &self.story)?;
+        self.finding.map_or(Ok(()), |finding| finding(text))
+    }
+}
+
+/// Looks for each text after the one before.
+fn follow(text: &str, story: &[&str]) -> Result<(), String> {
+    let mut rest = text;
+    for (index, wanted) in story.iter().enumerate() {
+        let Some(at) = rest.find(wanted) else {
+            let before = if index == 0 { String::new() } else { format!(" after {:?}", story[index - 1]) };
+            return Err(format!("it never says {wanted:?}{before}"));
+        };
+        rest = &rest[at + wanted.len()..];
+    }
+    Ok(())
+}
+
+/// The architecture's name on a command line.
+pub fn architecture(board: Board) -> &'static str {
+    match board {
+        Board::Virt => "aarch64",
+        Board::Q35 => "x86_64",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case() -> Case {
+        Case::new(Board::Q35, "example", "").says(&["one", "two"])
+    }
+
+    #[test]
+    fn the_story_must_be_told_in_order() {
+        assert_eq!(case().judge("one\ntwo\n", Ended::Off), Ok(()));
+        assert!(case().judge("two\none\n", Ended::Off).unwrap_err().contains("\"two\" after \"one\""));
+        assert!(case().judge("", Ended::Off).is_err());
+    }
+
+    #[test]
+    fn a_wrong_end_is_a_failure() {
+        for ended in [Ended::TimedOut, Ended::Failed, Ended::Stopped] {
+            assert!(case().judge("one\ntwo\n", ended).is_err(), "{ended:?}");
+        }
+        let stopping = Case { end: End::Stopped, ..case() };
+        assert_eq!(stopping.judge("one two", Ended::Stopped), Ok(()));
+        assert!(stopping.judge("one two", Ended::TimedOut).is_err());
+    }
+
+    #[test]
+    fn a_panic_is_a_failure_whatever_else_is_said() {
+        assert!(case().judge("one\ntwo\n(PEN) hypervisor panic: x\n", Ended::Off).is_err());
+        assert!(case().judge("one\n(d1) guest kernel: panicked at\ntwo\n", Ended::Off).is_err());
+    }
+
+    #[test]
+    fn a_finding_has_the_last_word() {
+        let strict = Case { finding: Some(|_| Err("no".into())), ..case() };
+        assert_eq!(strict.judge("one\ntwo\n", Ended::Off), Err("no".into()));
+    }
+}

@@ -1,1 +1,306 @@
-//! x
+//! The tests.
+//!
+//! Each function is one chapter of what must work; most of it is the same on both machines.
+
+use crate::case::{Board, Case, End, File, Hypervisor};
+use crate::verdict;
+
+/// CTRL-a three times: the input changes between the control domain and the hypervisor.
+const SWITCH: &str = "\x01\x01\x01";
+/// The control domain's prompt.
+const PROMPT: &str = "penumbra# ";
+/// The smallest second domain.
+const NEIGHBOUR: &str = "domain=neighbour memory=16M";
+
+/// Every test of one machine.
+pub fn cases(board: Board) -> Vec<Case> {
+    [boot(board), experiment(board), ends(board), console(board), bad_input(board), reference(board)].concat()
+}
+
+/// The machine comes up, whatever its memory and its interrupt controller.
+fn boot(board: Board) -> Vec<Case> {
+    let off = |name| {
+        Case::new(board, name, "then=poweroff").says(&["(PEN) d0: control, Alive", "(d0) guest kernel ("])
+    };
+    let mut cases = vec![
+        Case { memory: 256, ..off("boot/256-MiB") },
+        Case { memory: 8192, ..off("boot/8-GiB") },
+        off("boot/own-tables").says(&[]),
+        // Kibibytes by default, as documented: about 100 MB.
+        Case { words: "dom0_mem=100000", ..off("boot/dom0-mem-in-KiB") }
+            .says(&["control domain, 25000 pages"]),
+        Case { words: "dom0_mem=1G", memory: 2048, ..off("boot/dom0-mem-in-GiB") }.says(&["262144 pages"]),
+    ];
+    if board == Board::Virt {
+        cases.push(Case { gic: 2, ..off("boot/gic-2") });
+        cases.push(Case { gic: 3, ..off("boot/gic-3") });
+    }
+    for case in &mut cases {
+        case.story.insert(0, "(PEN) own tables: ");
+        case.finding = Some(own_tables_are_safe);
+    }
+    cases
+}
+
+/// The hypervisor looks at its own tables once they are loaded.
+fn own_tables_are_safe(text: &str) -> Result<(), String> {
+    let line = verdict::lines_of(text, verdict::HYPERVISOR).find(|line| line.starts_with("own tables: "));
+    match line {
+        Some(line) if line.contains("none writable and executable") && line.contains("stacks guarded") => {
+            Ok(())
+        }
+        Some(line) => Err(format!("its own tables are not as they must be: {line}")),
+        None => Err("it says nothing of its own tables".into()),
+    }
+}
+
+/// The documented experiment, and what a guest may not do.
+fn experiment(board: Board) -> Vec<Case> {
+    let mut tour =
+        Case::new(board, "tour", "tour then=poweroff").domain("domain=guest memory=64M tour").says(&[
+            "entry in memory",
+            "entry >> 12",
+            "pte_val",
+            "GETMEMLIST of domain 1",
+            "xm dmesg",
+            "(d0) TOUR: PASS",
+        ]);
+    tour.finding = Some(the_numbers_agree);
+    let refusals = Case::new(board, "tests-in-the-control-domain", "test=all then=poweroff")
+        .domain(NEIGHBOUR)
+        .says(&["(d0) TEST ", ": PASS"]);
+    vec![tour, Case { finding: Some(every_guest_test_passes), ..refusals }]
+}
+
+/// The MFN that domain 1 reads from its entry is the one that the control domain finds.
+fn the_numbers_agree(text: &str) -> Result<(), String> {
+    let entry = number(text, "(d1) ", "entry in memory")?;
+    let mfn = number(text, "(d1) ", "entry >> 12")?;
+    let seen = number(text, "(d0) ", "MFN")?;
+    let p2m = number(text, "(d0) ", "P2M[PFN]")?;
+    let pfn = number(text, "(d1) ", "machine_to_phys[MFN]")?;
+    let same = (entry >> 12) & ((1 << 36) - 1) == mfn && mfn == seen && p2m == mfn;
+    match (same, pfn == mfn) {
+        (false, _) => Err(format!("entry {entry:#x}, its MFN {mfn:#x}, seen as {seen:#x}, P2M {p2m:#x}")),
+        (true, true) => Err("the PFN is the MFN: nothing is shown by that".into()),
+        (true, false) => Ok(()),
+    }
+}
+
+/// The number in a speaker's line `name  0x...`.
+fn number(text: &str, speaker: &str, name: &str) -> Result<u64, String> {
+    verdict::lines_of(text, speaker)
+        .filter_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix("0x"))
+        .find_map(|rest| u64::from_str_radix(rest.split_whitespace().next()?, 16).ok())
+        .ok_or_else(|| format!("no line of {speaker}with a number for {name:?}"))
+}
+
+/// Each of the control domain's own tests says PASS, and there is at least one.
+fn every_guest_test_passes(text: &str) -> Result<(), String> {
+    let verdicts: Vec<&str> =
+        verdict::lines_of(text, verdict::CONTROL).filter(|line| line.starts_with("TEST ")).collect();
+    match verdicts.iter().find(|line| !line.ends_with(": PASS")) {
+        Some(line) => Err((*line).to_owned()),
+        None if verdicts.is_empty() => Err("no test ran".into()),
+        None => Ok(()),
+    }
+}
+
+/// A domain comes to its end; its frames come back, nothing is left over, and the others go on.
+fn ends(board: Board) -> Vec<Case> {
+    let ways: [(&str, &str); 4] = [
+        ("domain-end/shutdown", "domain=dying memory=32M die=shutdown"),
+        ("domain-end/crash", "domain=dying memory=32M die=crash"),
+        ("domain-end/fault-without-handler", "domain=dying memory=32M die=fault"),
+        ("domain-end/write-to-own-table", "domain=dying memory=32M die=table-write"),
+    ];
+    ways.map(|(name, dying)| end(board, name, dying)).to_vec()
+}
+
+/// Two domains die the same way, so that what the second gives back can be counted; a third one and the control
+/// domain live on.
+fn end(board: Board, name: &str, dying: &'static str) -> Case {
+    let mut case = Case::new(board, name, "then=shell").domain(dying).domain(dying).domain(NEIGHBOUR);
+    case = case.types(&[
+        (" is gone; ", ""),
+        (" is gone; ", "\r"),
+        (PROMPT, "xm audit\r"),
+        ("clean", "xm list\r"),
+        (PROMPT, "poweroff\r"),
+    ]);
+    case.forbidden.push("still alive");
+    case.finding = Some(every_frame_comes_back);
+    case.says(&[" is gone; ", " is gone; "])
+}
+
+/// Frames of each dying domain above: 32 MiB.
+const DYING_FRAMES: u64 = 32 << 8;
+
+fn every_frame_comes_back(text: &str) -> Result<(), String> {
+    let free: Vec<u64> = verdict::lines_of(text, verdict::HYPERVISOR)
+        .filter_map(|line| line.split_once(" is gone; ")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    match free.as_slice() {
+        [first, second] if first.checked_add(DYING_FRAMES).is_some_and(|all| *second >= all) => Ok(()),
+        [first, second] => {
+            Err(format!("{first} frames were free, then {second}: fewer than {DYING_FRAMES} came back"))
+        }
+        other => Err(format!("two domains should have gone, but these did: {other:?}")),
+    }
+}
+
+/// CTRL-a three times, and the keys of the hypervisor's prompt.
+fn console(board: Board) -> Vec<Case> {
+    let prompt = Case::new(board, "console/switch-and-keys", "then=shell").domain(NEIGHBOUR).types(&[
+        (PROMPT, SWITCH),
+        ("input goes to the hypervisor", "?"),
+        ("keys: ", "q"),
+        ("(PEN) d1: guest, Alive", "m"),
+        ("(PEN) memory: ", "a"),
+        ("(PEN) audit: ", SWITCH),
+        ("input goes to the control domain", "xm list\r"),
+        ("CPU time", "poweroff\r"),
+    ]);
+    let prompt =
+        prompt.says(&["keys: ? this help, q domains, m memory, a audit, r reboot", ": clean", "(d0)   1 "]);
+    let reboot = Case::new(board, "console/reboot-key", "then=shell")
+        .types(&[(PROMPT, SWITCH), ("input goes to the hypervisor", "r")])
+        .says(&["(PEN) reboot, as asked on the console"]);
+    let log = Case::new(board, "console/log-ring", "then=shell")
+        .types(&[(PROMPT, "xm dmesg\r"), (PROMPT, "poweroff\r")])
+        .says(&["xm dmesg", "(d0) d0: control, Alive"]);
+    vec![prompt, reboot, log]
+}
+
+/// What is wrong is said in one clear line; then comes a sane default or a clean stop, never a fault.
+fn bad_input(board: Board) -> Vec<Case> {
+    let with_kernel = |name, file, line| {
+        let case = Case::new(board, name, "then=poweroff");
+        Case { modules: vec![(file, "then=poweroff")], end: End::Stopped, ..case }.says(&[line])
+    };
+    let further = |name, file, line| {
+        let mut case = Case::new(board, name, "then=poweroff").says(&[line, "(d0) guest kernel ("]);
+        case.modules.push((file, "domain=bad memory=16M"));
+        case
+    };
+    let no_kernel = Case::new(board, "bad-input/no-module", "");
+    let options = |name, words, line| {
+        Case { words, ..Case::new(board, name, "then=poweroff") }.says(&[line, "(d0) guest kernel ("])
+    };
+    let stops = |name, words, line| {
+        Case { words, end: End::Stopped, ..Case::new(board, name, "then=poweroff") }.says(&[line])
+    };
+    let small = Case::new(board, "bad-input/40-MiB-machine", "then=poweroff");
+    vec![
+        with_kernel("bad-input/text-as-kernel", File::Text, "it is no 64-bit ELF file"),
+        with_kernel(
+            "bad-input/cut-kernel",
+            File::CutGuest,
+            "the control domain can't start: the kernel can't be used",
+        ),
+        with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "it is no 64-bit ELF file"),
+        further(
+            "bad-input/text-as-second-kernel",
+            File::Text,
+            "domain bad can't start: the kernel can't be used",
+        ),
+        further(
+            "bad-input/cut-second-kernel",
+            File::CutGuest,
+            "domain bad can't start: the kernel can't be used",
+        ),
+        Case { modules: Vec::new(), end: End::Stopped, ..no_kernel }.says(&["there is no boot module"]),
+        options("bad-input/dom0-mem-lots", "dom0_mem=lots", "dom0_mem=lots: not a size"),
+        options("bad-input/unknown-option", "dom0_mem=64M frobnicate=1", "unknown option \"frobnicate"),
+        stops("bad-input/dom0-mem-too-large", "dom0_mem=100G", "the control domain can't start"),
+        stops(
+            "bad-input/dom0-mem-more-than-there-is",
+            "dom0_mem=600M",
+            "the control domain can't start: it needs 600 MiB",
+        ),
+        stops("bad-input/dom0-mem-too-small", "dom0_mem=4K", "of memory are needed to start it"),
+        Case { memory: 40, end: End::Stopped, ..small }
+            .says(&["the control domain can't start: it needs 64 MiB"]),
+    ]
+}
+
+/// Our PV kernel on the real Xen: the ABI is the real one.
+fn reference(board: Board) -> Vec<Case> {
+    if board == Board::Virt {
+        // Xen on Arm has no paravirtual page tables.
+        return Vec::new();
+    }
+    let case = Case::new(board, "abi/guest-x86-on-debian-xen-4.17", "tour then=poweroff");
+    vec![
+        Case { hypervisor: Hypervisor::DebianXen, words: "dom0_mem=512M", memory: 1024, limit: 180, ..case }
+            .says(&["Xen version 4.17", "entry in memory", "attempts refused", "XEN: PASS"]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_distinct_and_free_of_blanks() {
+        let all: Vec<Case> = [Board::Virt, Board::Q35].into_iter().flat_map(cases).collect();
+        let names: HashSet<&String> = all.iter().map(|case| &case.name).collect();
+        assert_eq!(names.len(), all.len());
+        assert!(names.iter().all(|name| !name.contains(' ')));
+    }
+
+    #[test]
+    fn each_machine_is_judged_by_something_it_says() {
+        for case in [Board::Virt, Board::Q35].into_iter().flat_map(cases) {
+            assert!(!case.story.is_empty(), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn frames_that_stay_away_are_noticed() {
+        let gone = |first: u64, second: u64| {
+            every_frame_comes_back(&format!(
+                "(PEN) d1 is gone; {first} frames are free\n(PEN) d2 is gone; {second} frames are free\n"
+            ))
+        };
+        assert_eq!(gone(1000, 1000 + DYING_FRAMES), Ok(()));
+        assert!(gone(1000, 999 + DYING_FRAMES).is_err());
+        assert!(every_frame_comes_back("(PEN) d1 is gone; 5 frames are free\n").is_err());
+    }
+
+    #[test]
+    fn own_tables_are_judged_by_the_hypervisors_line() {
+        assert!(
+            own_tables_are_safe("(PEN) own tables: 9 pages, none writable and executable, stacks guarded\n")
+                .is_ok()
+        );
+        assert!(
+            own_tables_are_safe("(PEN) own tables: 9 pages, 1 writable and executable, stacks guarded\n")
+                .is_err()
+        );
+        assert!(
+            own_tables_are_safe("(d0) own tables: none writable and executable, stacks guarded\n").is_err()
+        );
+    }
+
+    #[test]
+    fn the_experiments_numbers_must_agree() {
+        let said = |seen: &str| {
+            format!(
+                "(d1)   entry in memory   0x60000001234703   what\n(d1)   entry >> 12  0x1234  x\n\
+                 (d1)   machine_to_phys[MFN]  0x42  y\n(d0)   MFN   {seen}  in the list\n(d0)   P2M[PFN]  0x1234  z\n"
+            )
+        };
+        assert_eq!(the_numbers_agree(&said("0x1234")), Ok(()));
+        assert!(the_numbers_agree(&said("0x1235")).is_err());
+        assert!(the_numbers_agree("").is_err());
+    }
+
+    #[test]
+    fn guest_tests_count_only_with_a_verdict() {
+        assert!(every_guest_test_passes("(d0) TEST a: PASS\n(d0) TEST b: PASS\n").is_ok());
+        assert!(every_guest_test_passes("(d0) TEST a: PASS\n(d0) TEST b: FAIL x\n").is_err());
+        assert!(every_guest_test_passes("(d1) TEST a: PASS\n").is_err());
+    }
+}

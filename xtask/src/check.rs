@@ -1,1 +1,85 @@
-//! later
+//! `cargo xtask check`: format, lints for the host and for both bare machines, house rules.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::build::{self, Program};
+use crate::cli::Arch;
+use crate::house;
+use crate::process;
+use crate::progress::Step;
+use crate::report::{Fate, Report};
+use crate::setup;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace;
+
+/// `cargo xtask check`.
+pub fn check() -> Result<()> {
+    let report = Report::default();
+    self::report(&report)?;
+    report.close()
+}
+
+/// Makes every check and enters each as a test.
+pub fn report(report: &Report) -> Result<()> {
+    for rule in house::RULES {
+        let broken = (rule.broken)()?;
+        let fate = if broken.is_empty() { Fate::Passed } else { Fate::Failed(indented(&broken)) };
+        report.enter(&format!("style/{}", rule.name), &fate, None);
+    }
+    report.enter("style/format", &format()?, None);
+    report.enter("style/lints-host", &host_lints()?, None);
+    for arch in Arch::ALL {
+        report.enter(&format!("style/lints-{arch}"), &bare_lints(arch)?, None);
+    }
+    Ok(())
+}
+
+fn indented(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("\n    {line}")).collect()
+}
+
+fn format() -> Result<Fate> {
+    setup::component("rustfmt")?;
+    fate("format: cargo fmt --check", cargo("fmt").args(["--all", "--check"]))
+}
+
+fn host_lints() -> Result<Fate> {
+    setup::component("clippy")?;
+    fate(
+        "lints for the host: cargo clippy",
+        cargo("clippy").args(["--workspace", "--all-targets", "--", "-Dwarnings"]),
+    )
+}
+
+/// The lints, as the bare machine's compiler sees the code.
+fn bare_lints(arch: Arch) -> Result<Fate> {
+    let mut command = Toolchain::ready(arch)?.clippy()?;
+    for program in [Program::Hypervisor, Program::Guest] {
+        command.args(["--package", build::package(program, arch)]);
+    }
+    fate(&format!("lints for {}: cargo clippy", toolchain::target(arch)), command.args(["--", "-Dwarnings"]))
+}
+
+fn cargo(subcommand: &str) -> Command {
+    let mut command = Command::new(toolchain::cargo());
+    command.arg(subcommand).current_dir(workspace::root());
+    command
+}
+
+/// How many lines of a tool's complaint are shown.
+const COMPLAINT: usize = 60;
+
+fn fate(what: &str, command: &mut Command) -> Result<Fate> {
+    let step = Step::begin(what);
+    let output = process::output(command)?;
+    step.done();
+    if output.status.success() {
+        return Ok(Fate::Passed);
+    }
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let told = text.lines().filter(|line| !process::is_progress(line)).map(str::to_owned);
+    Ok(Fate::Failed(indented(&told.take(COMPLAINT).collect::<Vec<_>>())))
+}

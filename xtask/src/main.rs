@@ -15,6 +15,7 @@ mod image;
 mod process;
 mod progress;
 mod qemu;
+mod report;
 mod run;
 mod setup;
 mod terminal;
@@ -41,9 +42,9 @@ fn dispatch(command: cli::Command) -> anyhow::Result<()> {
     process::end_children_on_interrupt()?;
     match command {
         cli::Command::Run(options) => run::run(&options),
-        cli::Command::Test(_) => Ok(()),
+        cli::Command::Test(options) => test::test(&options),
         cli::Command::Image(options) => image::command(&options),
-        cli::Command::Check => Ok(()),
+        cli::Command::Check => check::check(),
         cli::Command::Setup => setup::everything(),
         cli::Command::Bench(_) => Ok(()),
     }

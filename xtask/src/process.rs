@@ -158,7 +158,7 @@ fn followed(command: &mut Command, mut each: impl FnMut(&str)) -> Result<(ExitSt
 }
 
 /// Whether a line of cargo's only says that all goes well.
-fn is_progress(line: &str) -> bool {
+pub fn is_progress(line: &str) -> bool {
     ["Compiling", "Checking", "Downloading", "Downloaded", "Finished", "Updating", "Locking", "Adding"]
         .iter()
         .any(|word| line.trim_start().strip_prefix(word).is_some_and(|rest| rest.starts_with(' ')))

@@ -1,1 +1,260 @@
-//! later
+//! `cargo xtask test`: style, host tests, and whole machines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use machine_tests::case::{Board, Case, Ended, File, Hypervisor};
+use machine_tests::table;
+use machine_tests::verdict::STOPPED;
+
+use crate::boot::{Machine, Module};
+use crate::check;
+use crate::cli::{Arch, Profile, TestOptions};
+use crate::image::{self, Artefacts};
+use crate::process;
+use crate::progress::Step;
+use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
+use crate::report::{self, Fate, Report};
+use crate::setup;
+use crate::toolchain;
+use crate::workspace;
+use crate::xen;
+
+/// Machines that run at the same time.
+const AT_ONCE: usize = 2;
+/// How many of a machine's last lines a failure shows.
+const LAST_LINES: usize = 8;
+
+/// `cargo xtask test`.
+pub fn test(options: &TestOptions) -> Result<()> {
+    let only = options.only.as_deref();
+    let chosen = |name: &str| only.is_none_or(|only| name.contains(only));
+    let arches = Arch::chosen(options.arch);
+    let cases: Vec<Case> = arches.iter().flat_map(|arch| table::cases(board(*arch))).collect();
+    let cases: Vec<Case> = cases.into_iter().filter(|case| chosen(&case.name)).collect();
+    let (style, host) = (only.is_none_or(|only| only == "style"), only.is_none_or(|only| only == "host"));
+    ensure!(style || host || !cases.is_empty(), "no test's name contains {:?}", only.unwrap_or_default());
+    let report = Report::default();
+    if style {
+        check::report(&report)?;
+    }
+    if host {
+        host_tests(options.profile, &report)?;
+    }
+    if !cases.is_empty() {
+        machine_tests(cases, options.profile, &report)?;
+    }
+    report.close()
+}
+
+fn board(arch: Arch) -> Board {
+    match arch {
+        Arch::Aarch64 => Board::Virt,
+        Arch::X86_64 => Board::Q35,
+    }
+}
+
+fn arch(board: Board) -> Arch {
+    match board {
+        Board::Virt => Arch::Aarch64,
+        Board::Q35 => Arch::X86_64,
+    }
+}
+
+/// Cargo's own tests of every crate. Each of its lines becomes one of ours.
+fn host_tests(profile: Profile, report: &Report) -> Result<()> {
+    let mut command = Command::new(toolchain::cargo());
+    command.current_dir(workspace::root()).args(["test", "--workspace", "--no-fail-fast"]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    let output = Step::around("host tests: cargo test --workspace", |_| process::output(&mut command))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut failures = 0;
+    for (name, fate) in text.lines().filter_map(host_test) {
+        failures += usize::from(matches!(fate, Fate::Failed(_)));
+        report.enter(&format!("host/{name}"), &fate, None);
+    }
+    if !output.status.success() {
+        println!("{}", relevant(&text, &String::from_utf8_lossy(&output.stderr)));
+        if failures == 0 {
+            report.enter("host/build", &Fate::Failed("cargo test failed; see above".into()), None);
+        }
+    }
+    Ok(())
+}
+
+/// A line of the test harness: `test NAME ... ok`.
+fn host_test(line: &str) -> Option<(&str, Fate)> {
+    let (name, fate) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    match fate.split_once(',').map_or(fate, |(word, _)| word).trim() {
+        "ok" => Some((name, Fate::Passed)),
+        "FAILED" => Some((name, Fate::Failed("see its output below".into()))),
+        "ignored" => Some((name, Fate::Skipped("marked so".into()))),
+        _ => None,
+    }
+}
+
+/// Of what cargo said, the part that explains a failure.
+fn relevant(stdout: &str, stderr: &str) -> String {
+    let failures = stdout.lines().filter(|line| host_test(line).is_none() && !line.starts_with("running "));
+    let errors = stderr.lines().skip_while(|line| !line.starts_with("error"));
+    failures.chain(errors).filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// What the machines are made of.
+struct Parts {
+    arch: Arch,
+    artefacts: Artefacts,
+}
+
+fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<()> {
+    let arches: Vec<Arch> =
+        Arch::ALL.into_iter().filter(|one| cases.iter().any(|case| arch(case.board) == *one)).collect();
+    setup::emulators(&arches)?;
+    let parts =
+        arches.iter().map(|arch| Ok(Parts { arch: *arch, artefacts: image::artefacts(*arch, profile)? }));
+    let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
+    let bar = report::bar(cases.len(), "machines");
+    let queue = Mutex::new(cases.into_iter());
+    let next = || queue.lock().ok().and_then(|mut cases| cases.next());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(case) = next() {
+                    let fate = run(&case, &parts).unwrap_or_else(|error| Fate::Failed(format!("{error:#}")));
+                    report.enter(&case.name, &fate, bar.as_ref());
+                    bar.iter().for_each(|bar| bar.inc(1));
+                }
+            });
+        }
+    });
+    bar.iter().for_each(|bar| bar.finish_and_clear());
+    Ok(())
+}
+
+/// Boots one machine and judges it.
+fn run(case: &Case, parts: &[Parts]) -> Result<Fate> {
+    if let Some(why) = obstacle(case) {
+        return Ok(Fate::Skipped(why));
+    }
+    let parts =
+        parts.iter().find(|parts| parts.arch == arch(case.board)).context("its images were not built")?;
+    let outcome = qemu::run(&mut machine(case, &parts.artefacts)?.command()?, session(case)?)?;
+    let verdict = case.judge(&outcome.text, ended(&outcome));
+    Ok(Fate::from(verdict.map_err(|why| explained(&why, &outcome))))
+}
+
+/// Why a case cannot be tried here.
+fn obstacle(case: &Case) -> Option<String> {
+    if case.hypervisor == Hypervisor::DebianXen && !xen::can_be_had() {
+        return Some("Debian's package of Xen 4.17 cannot be had on this system".into());
+    }
+    let available = available_memory()?;
+    (available < case.memory)
+        .then(|| format!("it takes {} MiB of memory, and {available} are available", case.memory))
+}
+
+/// The host's memory that can still be used, in MiB; `None` where it does not say.
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+fn machine(case: &Case, artefacts: &Artefacts) -> Result<Machine> {
+    let console = match case.board {
+        Board::Virt => "",
+        Board::Q35 => "console=com1 com1=115200 ",
+    };
+    let modules = case
+        .modules
+        .iter()
+        .map(|(file, words)| Ok(Module::kernel(content(*file, &artefacts.guest, case)?, *words)));
+    Ok(Machine {
+        arch: arch(case.board),
+        memory: case.memory,
+        gic: case.gic,
+        icount: false,
+        hypervisor: match case.hypervisor {
+            Hypervisor::Penumbra => artefacts.hypervisor.clone(),
+            Hypervisor::DebianXen => xen::hypervisor()?,
+        },
+        words: format!("{console}{}", case.words),
+        modules: modules.collect::<Result<_>>()?,
+    })
+}
+
+/// The file with a module's content. What is made for a case has the case's name, since two machines run at a time.
+fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
+    let whole = || fs::read(guest).with_context(|| format!("cannot read {}", guest.display()));
+    let content = match file {
+        File::Guest => return Ok(guest.to_owned()),
+        File::CutGuest => whole().map(|bytes| bytes[..bytes.len() / 2].to_vec())?,
+        File::FirstBytesOfGuest => whole().map(|bytes| bytes[..bytes.len().min(40)].to_vec())?,
+        File::Text => b"This is no kernel, but a text of one line.\n".repeat(20),
+        File::Empty => Vec::new(),
+    };
+    let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
+    let path = folder.join(file_name(case));
+    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// A case's name as a file's.
+fn file_name(case: &Case) -> String {
+    case.name.replace('/', "-")
+}
+
+fn session(case: &Case) -> Result<Session> {
+    let keys = case.keys.iter().map(|(text, typed)| ((*text).to_owned(), typed.as_bytes().to_vec()));
+    Ok(Session {
+        limit: Some(Duration::from_secs(case.limit)),
+        log: qemu::log_file(&workspace::logs()?, &file_name(case)),
+        echo: false,
+        keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(keys.collect()) },
+        until: STOPPED.map(str::to_owned).to_vec(),
+    })
+}
+
+fn ended(outcome: &Outcome) -> Ended {
+    match outcome.ending {
+        Ending::Off(status) if status.success() => Ended::Off,
+        Ending::Off(_) => Ended::Failed,
+        Ending::Awaited => Ended::Stopped,
+        Ending::TimedOut => Ended::TimedOut,
+    }
+}
+
+fn explained(why: &str, outcome: &Outcome) -> String {
+    let lines = outcome.last_lines(LAST_LINES).replace('\n', "\n    | ");
+    let ending = if outcome.ending == Ending::TimedOut { " (the time was up)" } else { "" };
+    format!("{why}{ending}\n    log: {}\n    | {lines}", workspace::shown(&outcome.log))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_lines_are_read() {
+        assert_eq!(host_test("test a::b ... ok"), Some(("a::b", Fate::Passed)));
+        assert!(matches!(host_test("test a ... FAILED"), Some(("a", Fate::Failed(_)))));
+        assert!(matches!(host_test("test a ... ignored, slow"), Some(("a", Fate::Skipped(_)))));
+        assert_eq!(host_test("test result: ok. 3 passed; 0 failed"), None);
+        assert_eq!(host_test("running 3 tests"), None);
+    }
+
+    #[test]
+    fn every_board_is_an_architecture() {
+        for one in Arch::ALL {
+            assert_eq!(arch(board(one)), one);
+            assert_eq!(machine_tests::case::architecture(board(one)), one.name());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! One line for each test as it ends, and a last line that counts them. Many threads may report.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What became of a test.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Passed,
+    /// With what was wrong.
+    Failed(String),
+    /// With the reason.
+    Skipped(String),
+}
+
+impl From<Result<(), String>> for Fate {
+    fn from(result: Result<(), String>) -> Fate {
+        result.map_or_else(Fate::Failed, |()| Fate::Passed)
+    }
+}
+
+/// The tests' fates so far.
+#[derive(Default)]
+pub struct Report {
+    passed: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+    skipped: AtomicUsize,
+}
+
+impl Report {
+    /// Prints a test's line and counts it; `bar` is the progress bar of the tests that are under way.
+    pub fn enter(&self, name: &str, fate: &Fate, bar: Option<&ProgressBar>) {
+        let line = match fate {
+            Fate::Passed => {
+                self.passed.fetch_add(1, Ordering::Relaxed);
+                format!("ok       {name}")
+            }
+            Fate::Failed(why) => {
+                self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+                format!("FAILED   {name}: {why}")
+            }
+            Fate::Skipped(why) => {
+                self.skipped.fetch_add(1, Ordering::Relaxed);
+                format!("skipped  {name}: {why}")
+            }
+        };
+        match bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+    }
+
+    /// The last line. An error if anything failed, or if there was nothing.
+    pub fn close(self) -> Result<()> {
+        let passed = self.passed.into_inner();
+        let failures = self.failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let skipped = match self.skipped.into_inner() {
+            0 => String::new(),
+            count => format!(", {count} skipped"),
+        };
+        if !failures.is_empty() {
+            println!("\nfailed:\n  {}", failures.join("\n  "));
+        }
+        println!("\n{passed} passed, {} failed{skipped}", failures.len());
+        if failures.is_empty() { Ok(()) } else { bail!("{} of the tests failed", failures.len()) }
+    }
+}
+
+/// A bar that counts to `length`, on a terminal.
+pub fn bar(length: usize, what: &str) -> Option<ProgressBar> {
+    if !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = ProgressBar::new(length as u64).with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.tick();
+    Some(bar)
+}
