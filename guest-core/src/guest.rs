@@ -90,6 +90,13 @@ impl<A: Architecture> Guest<A> {
         (pfn < self.info.nr_pages).then(|| A::read_word(self.info.mfn_list.wrapping_add(pfn * 8)))
     }
 
+    /// Writes into the domain's own list that page `pfn` is machine frame `mfn` from now on.
+    pub fn set_p2m(&self, pfn: u64, mfn: u64) {
+        if pfn < self.info.nr_pages {
+            A::write_word(self.info.mfn_list.wrapping_add(pfn * 8), mfn);
+        }
+    }
+
     /// Whether machine frame `mfn` is one of the domain's own, by its own list.
     pub fn owns(&self, mfn: u64) -> bool {
         self.try_m2p(mfn).and_then(|pfn| self.p2m(pfn)) == Some(mfn)

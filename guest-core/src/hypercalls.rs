@@ -112,6 +112,15 @@ pub fn reservation<A: Architecture>(operation: u64, frames: &mut [u64]) -> Resul
     call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])
 }
 
+/// A reservation of as many extents as can be written down, without a list of them.
+///
+/// # Errors
+/// Why the hypervisor refuses.
+pub fn huge_reservation<A: Architecture>(operation: u64) -> Result<u64, Errno> {
+    let request = MemoryReservation { nr_extents: u64::MAX, domid: DOMID_SELF, ..Default::default() };
+    call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])
+}
+
 /// Pages that `domain` has.
 ///
 /// # Errors
