@@ -22,7 +22,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn log_domains(&self) {
         for domain in self.domains.iter().filter(|domain| domain.is_present()) {
-            log::info!("{domain}");
+            log::info!("{domain}, {} now", domain.pages(&self.frames));
         }
     }
 

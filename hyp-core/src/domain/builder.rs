@@ -214,14 +214,7 @@ impl<M: Machine> Builder<'_, M> {
     }
 
     fn claim(&self) -> Option<MachineFrame> {
-        if !self.domain.add_page() {
-            return None;
-        }
-        let frame = self.hypervisor.frames.allocate(self.domain.id(), &self.hypervisor.machine);
-        if frame.is_none() {
-            self.domain.remove_page();
-        }
-        frame
+        self.domain.claim(&self.hypervisor.machine, &self.hypervisor.frames)
     }
 
     fn p2m_frame(&self, index: u64) -> Option<MachineFrame> {
@@ -335,7 +328,7 @@ impl<M: Machine> Builder<'_, M> {
     fn shared_info(&self) -> Result<MachineFrame, BuildError> {
         let frames = &self.hypervisor.frames;
         let frame = frames
-            .allocate(self.domain.id(), &self.hypervisor.machine)
+            .allocate(self.domain.id(), u64::MAX, &self.hypervisor.machine)
             .ok_or_else(|| self.out_of_memory(1))?;
         frames.unclaim(frame);
         self.domain.shared_info.replace(Some(frame));

@@ -18,14 +18,15 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::address::DomainId;
+use crate::address::{DomainId, MachineFrame};
 use crate::console::line::LineBuffer;
+use crate::frame::FrameTable;
 use crate::machine::Machine;
 use crate::paging::TableState;
 use vcpu::{FrameSlot, RunState, Vcpu};
 
 /// Domains there can be.
-pub const MAX_DOMAINS: usize = 32;
+pub const MAX_DOMAINS: usize = crate::frame::table::OWNERS;
 /// vCPUs a domain can have.
 pub const MAX_VCPUS: usize = 8;
 
@@ -59,9 +60,7 @@ pub struct Domain<M: Machine> {
     number: AtomicU16,
     life: AtomicU8,
     control: AtomicBool,
-    /// Frames it has a claim to.
-    pages: AtomicU64,
-    /// Frames it may have a claim to.
+    /// Frames it may have.
     max_pages: AtomicU64,
     shared_info: FrameSlot,
     /// The table lock: whoever changes the domain's tables holds it.
@@ -79,7 +78,6 @@ impl<M: Machine> Domain<M> {
             number: AtomicU16::new(0),
             life: AtomicU8::new(0),
             control: AtomicBool::new(false),
-            pages: AtomicU64::new(0),
             max_pages: AtomicU64::new(0),
             shared_info: FrameSlot::new(),
             tables: Mutex::new(TableState::new()),
@@ -120,7 +118,6 @@ impl<M: Machine> Domain<M> {
         }
         self.number.store(id.number(), Ordering::Relaxed);
         self.control.store(control, Ordering::Relaxed);
-        self.pages.store(0, Ordering::Relaxed);
         self.max_pages.store(max_pages, Ordering::Relaxed);
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.name(id, index as u16);
@@ -129,13 +126,8 @@ impl<M: Machine> Domain<M> {
     }
 
     /// The page that it shares with the hypervisor.
-    pub fn shared_info(&self) -> Option<crate::address::MachineFrame> {
+    pub fn shared_info(&self) -> Option<MachineFrame> {
         self.shared_info.get()
-    }
-
-    /// Frames it has a claim to (`current_reservation`).
-    pub fn pages(&self) -> u64 {
-        self.pages.load(Ordering::Relaxed)
     }
 
     /// Frames it may have (`maximum_reservation`).
@@ -143,21 +135,15 @@ impl<M: Machine> Domain<M> {
         self.max_pages.load(Ordering::Relaxed)
     }
 
-    /// Counts one more frame, if it may have one more.
-    pub(crate) fn add_page(&self) -> bool {
-        let max = self.max_pages();
-        self.pages
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pages| {
-                (pages < max).then(|| pages.saturating_add(1))
-            })
-            .is_ok()
+    /// Frames it has (`current_reservation`). The shared-info page isn't one of them.
+    pub fn pages(&self, frames: &FrameTable) -> u64 {
+        frames.owned(self.id()).saturating_sub(u64::from(self.shared_info().is_some()))
     }
 
-    /// Counts one frame less.
-    pub(crate) fn remove_page(&self) {
-        let _ = self
-            .pages
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pages| Some(pages.saturating_sub(1)));
+    /// Takes one more frame for the domain, if it may have one more. The domain has the claim to it.
+    pub(crate) fn claim(&self, machine: &M, frames: &FrameTable) -> Option<MachineFrame> {
+        let limit = self.max_pages().saturating_add(u64::from(self.shared_info().is_some()));
+        frames.allocate(self.id(), limit, machine)
     }
 
     /// The vCPUs that were ever started.
@@ -169,7 +155,7 @@ impl<M: Machine> Domain<M> {
 impl<M: Machine> fmt::Display for Domain<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let role = if self.is_control() { "control" } else { "guest" };
-        write!(f, "{:?}: {role}, {:?}, {} frames", self.id(), self.life(), self.pages())?;
+        write!(f, "{:?}: {role}, {:?}, at most {} frames", self.id(), self.life(), self.max_pages())?;
         for vcpu in self.online_vcpus() {
             write!(f, ", vcpu {} {:?}", vcpu.index(), vcpu.state())?;
         }

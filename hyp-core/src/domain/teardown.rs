@@ -22,8 +22,9 @@ enum Phase {
     Pins(u64),
     /// Claims, up to this frame number.
     Claims(u64),
-    /// Looking for frames that others still hold, up to this frame number.
-    Leftovers(u64),
+    /// Waiting for frames that others still have mapped. The number can't be given to another domain while a frame still says
+    /// that it belongs to this one.
+    Leftovers,
 }
 
 /// How far the tear-down of a domain is.
@@ -45,9 +46,12 @@ impl Teardown {
 }
 
 impl<M: Machine> Domain<M> {
-    /// Whether tear-down can begin: it is dying, and no CPU can be using its tables.
-    pub(crate) fn can_be_torn_down(&self) -> bool {
-        self.life() == Life::Dying && !self.vcpus.iter().any(super::Vcpu::is_on_cpu)
+    /// Whether a step of tear-down would do anything: it is dying, no CPU can be using its tables, and it doesn't just
+    /// wait for others.
+    pub(crate) fn can_be_torn_down(&self, frames: &FrameTable) -> bool {
+        self.life() == Life::Dying
+            && !self.vcpus.iter().any(super::Vcpu::is_on_cpu)
+            && (self.teardown.lock().phase != Phase::Leftovers || frames.owned(self.id()) == 0)
     }
 
     /// Does one step; `true` when the domain is gone.
@@ -57,7 +61,7 @@ impl<M: Machine> Domain<M> {
             Phase::Holders => self.drop_holders(machine, frames),
             Phase::Pins(from) => self.drop_pins(machine, frames, from),
             Phase::Claims(from) => self.drop_claims(machine, frames, from),
-            Phase::Leftovers(from) => self.find_leftovers(frames, from),
+            Phase::Leftovers => (frames.owned(self.id()) != 0).then_some(Phase::Leftovers),
         };
         let gone = next.is_none();
         teardown.phase = next.unwrap_or_default();
@@ -116,7 +120,6 @@ impl<M: Machine> Domain<M> {
         let stopped = each_record(frames, from, |frame| {
             let ours = frames.hold(frame).is_some_and(|hold| hold.owner == Some(self.id()));
             if ours && frames.unclaim(frame) {
-                self.remove_page();
                 frames.put_unmapped(frame, machine);
                 freed = freed.saturating_add(1);
             }
@@ -126,17 +129,7 @@ impl<M: Machine> Domain<M> {
                 ControlFlow::Continue(())
             }
         });
-        Some(stopped.map_or(Phase::Leftovers(frames.extent().0), Phase::Claims))
-    }
-
-    /// The number can't be given to another domain while a frame still says that it belongs to this one.
-    fn find_leftovers(&self, frames: &FrameTable, from: u64) -> Option<Phase> {
-        let mut found = false;
-        let stopped = each_record(frames, from, |frame| {
-            found |= frames.hold(frame).is_some_and(|hold| hold.owner == Some(self.id()));
-            if found { ControlFlow::Break(frame.number()) } else { ControlFlow::Continue(()) }
-        });
-        stopped.map(Phase::Leftovers)
+        Some(stopped.map_or(Phase::Leftovers, Phase::Claims))
     }
 }
 

@@ -190,15 +190,16 @@ impl FrameRecord {
         outcome
     }
 
-    /// Drops one reference; `true` when it was the last, and the caller has to free the frame.
+    /// Drops one reference. If it was the last, returns whose frame it was, and the caller has to free it.
     /// A count of zero stays zero (a bug elsewhere must not become a wrap-around).
     #[must_use]
-    pub(super) fn put(&self) -> bool {
+    pub(super) fn put(&self) -> Option<DomainId> {
         // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
         let before = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             (word & COUNT_MASK != 0).then(|| word.wrapping_sub(1))
         });
-        matches!(before, Ok(word) if word & COUNT_MASK == 1)
+        let last = before.ok().filter(|word| word & COUNT_MASK == 1)?;
+        Some(DomainId::new((last >> OWNER_SHIFT) as u16))
     }
 
     /// Takes away the owner's claim (its reference is the caller's to drop); `false` if it was gone already.

@@ -46,9 +46,15 @@ pub enum TableState {
     },
 }
 
+/// Owners whose frames are counted: every domain there can be.
+pub const OWNERS: usize = 32;
+
 /// All frames of the machine.
 pub struct FrameTable {
     tables: Once<Tables>,
+    /// Frames of each owner, from the moment they are given to the moment they are free again: a frame that its owner
+    /// has given up, but still has mapped, counts. Otherwise a guest could hoard memory beyond its share.
+    owned: [AtomicU64; OWNERS],
     /// Time spent on scrubbing, in [`crate::machine::Board::ticks`].
     scrub_ticks: AtomicU64,
 }
@@ -62,7 +68,11 @@ impl Default for FrameTable {
 impl FrameTable {
     /// A table without frames, until [`Self::initialise`].
     pub const fn new() -> Self {
-        Self { tables: Once::new(), scrub_ticks: AtomicU64::new(0) }
+        Self {
+            tables: Once::new(),
+            owned: [const { AtomicU64::new(0) }; OWNERS],
+            scrub_ticks: AtomicU64::new(0),
+        }
     }
 
     /// Takes over the backend's arrays; what `boot` has not given away becomes free memory.
@@ -132,8 +142,29 @@ impl FrameTable {
         self.scrub_ticks.load(Ordering::Relaxed)
     }
 
-    /// Takes a free frame for `owner`, scrubbed, with one reference: the owner's claim. `None`: no memory.
-    pub fn allocate<M: Machine>(&self, owner: DomainId, machine: &M) -> Option<MachineFrame> {
+    /// Frames that are `owner`'s.
+    pub fn owned(&self, owner: DomainId) -> u64 {
+        self.owned.get(usize::from(owner.number())).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Takes a free frame for `owner`, scrubbed, with one reference: the owner's claim. `None`: no memory, or the
+    /// owner has `limit` frames already.
+    pub fn allocate<M: Machine>(&self, owner: DomainId, limit: u64, machine: &M) -> Option<MachineFrame> {
+        let owned = self.owned.get(usize::from(owner.number()))?;
+        // Relaxed: a number that is only compared with a limit.
+        owned
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < limit).then(|| count.saturating_add(1))
+            })
+            .ok()?;
+        let frame = self.take_free(owner, machine);
+        if frame.is_none() {
+            owned.fetch_sub(1, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn take_free<M: Machine>(&self, owner: DomainId, machine: &M) -> Option<MachineFrame> {
         let tables = self.tables.get()?;
         let index = tables.free.take()?;
         let frame = MachineFrame::new(tables.first.checked_add(index as u64)?)?;
@@ -164,26 +195,29 @@ impl FrameTable {
     /// Drops a reference; frees the frame if it was the last.
     pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) {
         let Ok(record) = self.record(frame) else { return };
-        if record.put() {
+        if let Some(owner) = record.put() {
             // Someone may have cached a translation of this frame, if only to read it.
             machine.flush(FlushScope::Everything);
-            self.free(frame, record, machine);
+            self.free(frame, record, owner, machine);
         }
     }
 
     /// Drops a reference of a frame that no CPU can have a translation of, save through references that remain.
     pub fn put_unmapped<M: Machine>(&self, frame: MachineFrame, machine: &M) {
         let Ok(record) = self.record(frame) else { return };
-        if record.put() {
-            self.free(frame, record, machine);
+        if let Some(owner) = record.put() {
+            self.free(frame, record, owner, machine);
         }
     }
 
-    fn free<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, machine: &M) {
+    fn free<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, owner: DomainId, machine: &M) {
         let Some(tables) = self.tables.get() else { return };
         self.scrub(frame, machine);
         tables.m2p.set(frame, None);
         record.vacate(true);
+        if let Some(owned) = self.owned.get(usize::from(owner.number())) {
+            owned.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(index) = frame.number().checked_sub(tables.first) {
             tables.free.give(index as usize);
         }

@@ -87,7 +87,7 @@ impl<M: Machine> crate::hypervisor::Hypervisor<M> {
         DomainInfo {
             domain: domain.id().number(),
             flags,
-            tot_pages: domain.pages(),
+            tot_pages: domain.pages(&self.frames),
             max_pages: domain.max_pages(),
             shared_info_frame: domain.shared_info().map_or(0, MachineFrame::number),
             nr_online_vcpus: online,

@@ -20,7 +20,7 @@ impl<'a, M: Machine> Call<'a, M> {
             memory::XENMEM_INCREASE_RESERVATION => self.each_extent(arguments, start, Self::increase),
             memory::XENMEM_DECREASE_RESERVATION => self.each_extent(arguments, start, Self::decrease),
             memory::XENMEM_POPULATE_PHYSMAP => self.each_extent(arguments, start, Self::populate),
-            memory::XENMEM_CURRENT_RESERVATION => Ok(self.domain_at(place)?.pages()),
+            memory::XENMEM_CURRENT_RESERVATION => Ok(self.domain_at(place)?.pages(&self.hypervisor.frames)),
             memory::XENMEM_MAXIMUM_RESERVATION => Ok(self.domain_at(place)?.max_pages()),
             memory::XENMEM_MAXIMUM_RAM_PAGE => Ok(self.hypervisor.frames.extent().1.saturating_sub(1)),
             memory::XENMEM_MACHPHYS_MAPPING => self.m2p_window(place),
@@ -76,25 +76,18 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Takes a free frame for `domain`.
     fn claim(&self, domain: &Domain<M>) -> Result<MachineFrame, Errno> {
-        if !domain.add_page() {
-            return Err(Errno::ENOMEM);
-        }
-        let frame = self.hypervisor.frames.allocate(domain.id(), &self.hypervisor.machine);
-        if frame.is_none() {
-            domain.remove_page();
-        }
-        frame.ok_or(Errno::ENOMEM)
+        domain.claim(&self.hypervisor.machine, &self.hypervisor.frames).ok_or(Errno::ENOMEM)
     }
 
     /// Gives up a domain's claim to a frame.
     fn unclaim(&self, domain: &Domain<M>, frame: MachineFrame) -> Result<(), Errno> {
         let frames = &self.hypervisor.frames;
         frames.get(frame, domain.id()).map_err(|_| Errno::EINVAL)?;
-        // A pinned table would stay one without an owner's claim (XSA-252).
+        // A pinned table would stay one without an owner's claim (XSA-252). The lock keeps it from being pinned meanwhile.
+        let _tables = domain.tables.lock();
         let pinned = frames.usage(frame).is_some_and(|usage| usage.pinned);
         let given = !pinned && frames.unclaim(frame);
         if given {
-            domain.remove_page();
             frames.put(frame, &self.hypervisor.machine);
         }
         frames.put(frame, &self.hypervisor.machine);

@@ -13,6 +13,7 @@ use core::fmt;
 use super::{TableState, Unfinished};
 use crate::address::{DomainId, MachineFrame};
 use crate::frame::record::{Hold, Use};
+use crate::frame::table::OWNERS;
 use crate::frame::{FrameTable, FrameType};
 use crate::machine::{Entry, Level, Machine, PageTableFormat};
 
@@ -55,6 +56,15 @@ pub enum Finding {
         table: MachineFrame,
         /// The entry's index.
         index: usize,
+    },
+    /// As many frames say that they are this owner's as were counted, not as the running total says.
+    Owned {
+        /// The owner.
+        owner: DomainId,
+        /// The running total.
+        recorded: u64,
+        /// What the auditor counted.
+        counted: u64,
     },
     /// A root that hardware may have loaded isn't a complete root table.
     Root(MachineFrame),
@@ -166,7 +176,27 @@ pub fn audit<M: Machine>(
         start = start.saturating_add(SLICE as u64);
     }
     check_roots::<M>(frames, holders, &mut report);
+    check_totals(frames, &mut report);
     report
+}
+
+/// Counts every owner's frames in one pass over the records.
+fn check_totals(frames: &FrameTable, report: &mut Report) {
+    let mut counts = [0u64; OWNERS];
+    let (first, end) = frames.extent();
+    for frame in (first..end).filter_map(MachineFrame::new) {
+        let owner = frames.hold(frame).and_then(|hold| hold.owner);
+        if let Some(count) = owner.and_then(|owner| counts.get_mut(usize::from(owner.number()))) {
+            *count = count.saturating_add(1);
+        }
+    }
+    for (number, counted) in counts.into_iter().enumerate() {
+        let owner = DomainId::new(number as u16);
+        let recorded = frames.owned(owner);
+        if recorded != counted {
+            report.add(Finding::Owned { owner, recorded, counted });
+        }
+    }
 }
 
 fn check_roots<M: Machine>(frames: &FrameTable, holders: &dyn Holders, report: &mut Report) {

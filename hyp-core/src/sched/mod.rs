@@ -101,7 +101,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Does a bounded piece of work for which nobody waits. `false`: there is none left.
     pub fn background(&self) -> bool {
-        let Some(domain) = self.domains.iter().find(|domain| domain.can_be_torn_down()) else {
+        let Some(domain) = self.domains.iter().find(|domain| domain.can_be_torn_down(&self.frames)) else {
             return false;
         };
         if domain.teardown_step(&self.machine, &self.frames) {
