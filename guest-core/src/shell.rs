@@ -147,7 +147,7 @@ fn audit<A: Architecture>() -> Result<(), Errno> {
 fn memory_list<A: Architecture>(domain: u16) -> Result<(), Errno> {
     let (mut total, mut run): (u64, Option<(u64, u64)>) = (0, None);
     loop {
-        let mut frames = [0; 64];
+        let mut frames = [0; 512];
         let count = hypercalls::memory_list::<A>(domain, total, &mut frames)?;
         for &frame in frames.iter().take(count) {
             run = match run {
@@ -159,7 +159,7 @@ fn memory_list<A: Architecture>(domain: u16) -> Result<(), Errno> {
             };
         }
         total += count as u64;
-        if count == 0 {
+        if count < frames.len() {
             break;
         }
     }

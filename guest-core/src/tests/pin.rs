@@ -57,7 +57,7 @@ fn become_table<A: Architecture>(guest: &Guest<A>, page: &Page, check: &mut Chec
 
 /// Changes entries of a table that is pinned but not in use.
 fn update_pinned<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>, table: &Page, target: &Page) {
-    let slot = |index: u64| guest.frame(table) << 12 | index * 8;
+    let slot = |index: u64| (guest.frame(table) << 12) | (index * 8);
     let leaf = A::leaf(guest.frame(target), false);
     check.done("write an entry of a pinned table", update_entry::<A>(slot(9), leaf));
     let written = A::decode(1, guest.read(table, 9)).map(|m| (m.frame, m.writable));

@@ -54,7 +54,7 @@ fn unpinned<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>, second: &Pa
     check.refused("write to the loaded root", guest.set_writable(second, true), REFUSED);
     check.refused("the old root is pinned", mmuext::<A>(MMUEXT_PIN_L4_TABLE, first, 0), REFUSED);
     let slot = A::RESERVED_SLOTS.start as u64;
-    let reserved = update_entry::<A>(frame << 12 | slot * 8, 0);
+    let reserved = update_entry::<A>((frame << 12) | (slot * 8), 0);
     check.refused("clear a slot of the hypervisor's", reserved, REFUSED);
     check.done("load the same root again", load::<A>(frame));
     check.done("load the first root", load::<A>(first));

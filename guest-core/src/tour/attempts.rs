@@ -113,9 +113,11 @@ fn foreign<A: Architecture>(guest: &Guest<A>) -> Option<Target> {
     let end = hypercalls::maximum_ram_page::<A>().ok()?;
     let start = guest.root_frame();
     let is_foreign = |mfn: &u64| guest.try_m2p(*mfn).is_some_and(|pfn| pfn >> 40 == 0) && !guest.owns(*mfn);
+    // Below the first frame of RAM the M2P has holes: one must be able to fall into them.
+    let lowest = if guest.catches_faults { 1 } else { start };
     let frame = (start..end)
         .find(is_foreign)
-        .or_else(|| (1..start).rev().find(is_foreign))
+        .or_else(|| (lowest..start).rev().find(is_foreign))
         .or_else(|| (start..end).find(|mfn| !guest.owns(*mfn)))?;
     Some(Target { name: "foreign frame", frame, own_table: false })
 }

@@ -14,9 +14,9 @@ pub const SUBJECT: u16 = 1;
 /// How often the control domain yields while it waits for domain 1.
 const PATIENCE: u32 = 400_000;
 /// Frame numbers asked for at a time.
-const CHUNK: usize = 64;
-/// Domain 1's start info lies just after its kernel: no further than this many pages from the start of its memory.
-const SEARCH_LIMIT: u64 = 8192;
+const CHUNK: usize = 512;
+/// Domain 1's start info lies just after its kernel: its PFN is below this.
+const START_INFO_LIMIT: u64 = 4096;
 
 /// Domain 1, found.
 pub struct Subject<'a, A: Architecture> {
@@ -48,37 +48,49 @@ impl<'a, A: Architecture> Subject<'a, A> {
 
     /// The machine frame of domain 1's start info: the first frame that begins as start info does.
     fn find_start_info(&self) -> Option<u64> {
-        let begins_as_start_info = |mfn: &u64| {
-            let magic = self.foreign_word(*mfn, 0).unwrap_or(0);
-            let pages = self.foreign_word(*mfn, offset_of!(StartInfo, nr_pages) / 8).unwrap_or(0);
-            magic.to_le_bytes().starts_with(b"xen-") && pages > 0 && Self::list_at(pages - 1).is_some()
+        let begins_as_start_info = |mfn: u64| {
+            let field = |offset: usize| self.foreign_word(mfn, offset / 8).unwrap_or(0);
+            let is_near = self.guest.try_m2p(mfn).is_some_and(|pfn| pfn < START_INFO_LIMIT);
+            is_near
+                && field(0).to_le_bytes().starts_with(b"xen-3.0-")
+                && field(offset_of!(StartInfo, nr_pages)) > 0
         };
-        (0..SEARCH_LIMIT).map_while(Self::list_at).find(begins_as_start_info)
+        Self::find_in_list(begins_as_start_info).ok()?
     }
 
-    /// The entry of domain 1's frame list at position `index`.
-    pub fn list_at(index: u64) -> Option<u64> {
-        let mut frame = [0];
-        let count = hypercalls::memory_list::<A>(SUBJECT, index, &mut frame).ok()?;
-        (count == 1).then_some(frame[0])
-    }
-
-    /// Goes through the list of domain 1's frames: how many there are, and where `wanted` stands among them.
+    /// How many machine frames domain 1 has, by counting its list.
     ///
     /// # Errors
     /// Why the hypervisor doesn't give the list.
-    pub fn search(wanted: u64) -> Result<(u64, Option<u64>), Errno> {
-        let (mut total, mut position) = (0, None);
+    pub fn count() -> Result<u64, Errno> {
+        let mut total = 0;
+        Self::find_in_list(|_| {
+            total += 1;
+            false
+        })?;
+        Ok(total)
+    }
+
+    /// The first frame in the list of domain 1's frames that is `wanted`.
+    ///
+    /// # Errors
+    /// Why the hypervisor doesn't give the list.
+    pub fn find_in_list(mut wanted: impl FnMut(u64) -> bool) -> Result<Option<u64>, Errno> {
+        let mut position = 0;
         loop {
             let mut frames = [0; CHUNK];
-            let count = hypercalls::memory_list::<A>(SUBJECT, total, &mut frames)?;
-            let here = frames.iter().take(count).position(|&frame| frame == wanted);
-            position = position.or(here.map(|index| total + index as u64));
-            total += count as u64;
-            if count < CHUNK {
-                return Ok((total, position));
+            let count = hypercalls::memory_list::<A>(SUBJECT, position, &mut frames)?;
+            let found = frames.iter().copied().take(count).find(|&frame| wanted(frame));
+            if found.is_some() || count < CHUNK {
+                return Ok(found);
             }
+            position += count as u64;
         }
+    }
+
+    /// The frame that is page `pfn` of domain 1's, by the list and the M2P.
+    fn frame_of(&self, pfn: u64) -> Result<u64, Errno> {
+        Self::find_in_list(|mfn| self.guest.try_m2p(mfn) == Some(pfn))?.ok_or(Errno::ENOENT)
     }
 
     /// Reads word `index` of foreign frame `mfn`.
@@ -118,7 +130,7 @@ impl<'a, A: Architecture> Subject<'a, A> {
     /// Why it can't be read.
     pub fn p2m(&self, pfn: u64) -> Result<u64, Errno> {
         let per_page = PAGE_SIZE / 8;
-        let page = Self::list_at(self.p2m_pfn + pfn / per_page).ok_or(Errno::ESRCH)?;
+        let page = self.frame_of(self.p2m_pfn + pfn / per_page)?;
         self.foreign_word(page, (pfn % per_page) as usize)
     }
 
