@@ -23,14 +23,16 @@ use core::cell::Cell;
 use spin::MutexGuard;
 
 use crate::address::{DomainId, MachineFrame};
-use crate::frame::{FrameError, FrameTable, FrameType};
+use crate::frame::{FrameError, FrameTable};
 use crate::machine::{EntryFault, Level, Machine};
 
 /// Why the hypervisor refuses a change to page tables. Always the fault of the guest that asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// The frame can't be used as asked.
+    /// The frame can't be mapped as asked.
     Frame(FrameError),
+    /// The frame can't be a table of that level.
+    Table(FrameError),
     /// The entry isn't one that a guest may write.
     Entry(EntryFault),
     /// The place of the entry isn't aligned to an entry.
@@ -69,12 +71,9 @@ impl Refusal {
         use penumbra_abi::errno::Errno;
         match self {
             Self::Frame(FrameError::NotMemory(_)) | Self::ReservedSlot => Errno::EPERM,
-            Self::Frame(FrameError::NotOwned(_)) => Errno::EPERM,
-            Self::Frame(FrameError::InUse(_, FrameType::Writable | FrameType::Table(_))) => Errno::EBUSY,
-            Self::Frame(FrameError::InUse(_, FrameType::None)) => Errno::EBUSY,
-            Self::Frame(FrameError::TooManyReferences(_)) => Errno::EBUSY,
-            Self::Changed => Errno::EBUSY,
-            Self::Entry(_)
+            Self::Frame(_) | Self::Changed => Errno::EBUSY,
+            Self::Table(_)
+            | Self::Entry(_)
             | Self::Unaligned
             | Self::Superpage
             | Self::NotATable(_)

@@ -94,7 +94,7 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     pub(super) fn acquire_table(&self, table: MachineFrame, level: Level) -> Result<(), NotHeld> {
-        match self.frames.lock_table(table, level, self.owner, self.machine).map_err(Refusal::from)? {
+        match self.frames.lock_table(table, level, self.owner, self.machine).map_err(Refusal::Table)? {
             TableState::Complete => Ok(()),
             TableState::Incomplete { .. } => {
                 self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true })
