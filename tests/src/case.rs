@@ -40,8 +40,10 @@ pub enum File {
 pub enum End {
     /// By itself: switched off or reset from inside.
     Off,
-    /// The hypervisor says that it stops; the machine may stand still then.
+    /// The hypervisor says that it stops ([`verdict::STOPPED`]); the machine may stand still then.
     Stopped,
+    /// It says this, and the machine may stand still then.
+    Says(&'static str),
 }
 
 /// How a machine came to its end.
@@ -49,8 +51,8 @@ pub enum End {
 pub enum Ended {
     /// By itself, and the emulator was content.
     Off,
-    /// It said one of [`verdict::STOPPED`] and was switched off then.
-    Stopped,
+    /// It said one of [`Case::last_words`] and was switched off then.
+    SaidLastWords,
     /// The emulator ended with an error.
     Failed,
     /// The time was up.
@@ -135,6 +137,12 @@ impl Case {
         self
     }
 
+    /// Texts after which nothing more is to be waited for.
+    pub fn last_words(&self) -> Vec<&'static str> {
+        let own = if let End::Says(text) = self.end { Some(text) } else { None };
+        verdict::STOPPED.into_iter().chain(own).collect()
+    }
+
     /// Whether the machine was as it must be; the error says what was not.
     ///
     /// # Errors
@@ -143,7 +151,7 @@ impl Case {
         self.judge_text(text)?;
         let good = match self.end {
             End::Off => ended == Ended::Off,
-            End::Stopped => matches!(ended, Ended::Off | Ended::Stopped),
+            End::Stopped | End::Says(_) => matches!(ended, Ended::Off | Ended::SaidLastWords),
         };
         if good {
             Ok(())
@@ -156,7 +164,7 @@ impl Case {
         if let Some(line) = text.lines().find(|line| self.forbidden.iter().any(|bad| line.contains(bad))) {
             return Err(format!("it says: {line}"));
         }
-        if self.end == End::Off
+        if self.end != End::Stopped
             && let Some(line) = verdict::stopped(text)
         {
             return Err(format!("the hypervisor stopped: {line}"));
@@ -204,12 +212,20 @@ mod tests {
 
     #[test]
     fn a_wrong_end_is_a_failure() {
-        for ended in [Ended::TimedOut, Ended::Failed, Ended::Stopped] {
+        for ended in [Ended::TimedOut, Ended::Failed, Ended::SaidLastWords] {
             assert!(case().judge("one\ntwo\n", ended).is_err(), "{ended:?}");
         }
         let stopping = Case { end: End::Stopped, ..case() };
-        assert_eq!(stopping.judge("one two", Ended::Stopped), Ok(()));
+        assert_eq!(stopping.judge("one two", Ended::SaidLastWords), Ok(()));
         assert!(stopping.judge("one two", Ended::TimedOut).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_gives_up_is_a_failure_unless_that_is_what_must_happen() {
+        let text = "one\ntwo\n(PEN) error: the control domain can't start: no memory\n";
+        assert!(case().judge(text, Ended::Off).is_err());
+        assert!(Case { end: End::Says("two"), ..case() }.judge(text, Ended::SaidLastWords).is_err());
+        assert_eq!(Case { end: End::Stopped, ..case() }.judge(text, Ended::SaidLastWords), Ok(()));
     }
 
     #[test]

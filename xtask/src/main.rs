@@ -46,6 +46,6 @@ fn dispatch(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::Image(options) => image::command(&options),
         cli::Command::Check => check::check(),
         cli::Command::Setup => setup::everything(),
-        cli::Command::Bench(_) => Ok(()),
+        cli::Command::Bench(options) => bench::bench(&options),
     }
 }

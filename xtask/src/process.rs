@@ -77,15 +77,6 @@ impl Supervised {
         Ok(status)
     }
 
-    /// Whether it has ended.
-    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        let status = self.child.try_wait().context("cannot wait for a child process")?;
-        if status.is_some() {
-            self.forget();
-        }
-        Ok(status)
-    }
-
     /// Kills it and waits until it is gone.
     pub fn stop(&mut self) {
         if !self.reaped {

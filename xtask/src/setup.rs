@@ -1,6 +1,5 @@
 //! Installing what a fresh Debian or Ubuntu machine lacks: one line for each thing, no questions.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -89,9 +88,4 @@ pub fn as_root() -> Result<Command> {
     let mut command = Command::new("sudo");
     command.args(["--", "/usr/bin/env"]);
     Ok(command)
-}
-
-/// Whether this is a system with Debian's packages.
-pub fn is_debian_like() -> bool {
-    Path::new("/etc/debian_version").exists() && which::which("apt-get").is_ok()
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use machine_tests::case::{Board, Case, Ended, File, Hypervisor};
 use machine_tests::table;
-use machine_tests::verdict::STOPPED;
 
 use crate::boot::{Machine, Module};
 use crate::check;
@@ -218,7 +217,7 @@ fn session(case: &Case) -> Result<Session> {
         log: qemu::log_file(&workspace::logs()?, &file_name(case)),
         echo: false,
         keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(keys.collect()) },
-        until: STOPPED.map(str::to_owned).to_vec(),
+        until: case.last_words().into_iter().map(str::to_owned).collect(),
     })
 }
 
@@ -226,7 +225,7 @@ fn ended(outcome: &Outcome) -> Ended {
     match outcome.ending {
         Ending::Off(status) if status.success() => Ended::Off,
         Ending::Off(_) => Ended::Failed,
-        Ending::Awaited => Ended::Stopped,
+        Ending::Awaited => Ended::SaidLastWords,
         Ending::TimedOut => Ended::TimedOut,
     }
 }
