@@ -53,10 +53,11 @@ impl<A: Architecture> Check<A> {
 
     /// Prints the test's line.
     pub fn report(self) {
+        say!(A, "  {}: {} checks, {} failed", self.name, self.made, self.failed);
         match self.failed {
-            0 if self.made > 0 => say!(A, "TEST {}: PASS ({} checks)", self.name, self.made),
+            0 if self.made > 0 => say!(A, "TEST {}: PASS", self.name),
             0 => say!(A, "TEST {}: FAIL no checks were made", self.name),
-            failed => say!(A, "TEST {}: FAIL {failed} of {}, first: {}", self.name, self.made, self.first),
+            _ => say!(A, "TEST {}: FAIL {}", self.name, self.first),
         }
     }
 }
