@@ -201,14 +201,22 @@ impl<M: Machine> Builder<'_, M> {
             *slot = frame.number();
         }
         let p2m = self.layout.p2m..self.layout.p2m.saturating_add(self.layout.p2m_frames);
-        for pseudo in 0..pages {
-            let ready = p2m.contains(&pseudo).then(|| self.p2m_frame(pseudo.saturating_sub(p2m.start)));
-            let frame = match ready {
-                Some(frame) => frame,
-                None => self.claim(),
-            };
-            let frame = frame.ok_or_else(|| self.out_of_memory(pages))?;
-            self.name(PseudoFrame::new(pseudo), frame)?;
+        for page in 0..self.layout.p2m_frames {
+            let mut entries = [0u64; ENTRIES as usize];
+            let first = page.saturating_mul(ENTRIES);
+            for (entry, pseudo) in entries.iter_mut().zip(first..pages) {
+                let frame = match pseudo.checked_sub(p2m.start).filter(|_| p2m.contains(&pseudo)) {
+                    Some(index) => self.p2m_frame(index),
+                    None => self.claim(),
+                };
+                let frame = frame.ok_or_else(|| self.out_of_memory(pages))?;
+                if let Some(m2p) = self.hypervisor.frames.m2p() {
+                    m2p.set(frame, Some(PseudoFrame::new(pseudo)));
+                }
+                *entry = frame.number();
+            }
+            let place = self.p2m_frame(page).ok_or(BuildError::Layout)?;
+            self.hypervisor.machine.write_frame(place, 0, entries.as_bytes());
         }
         Ok(())
     }
@@ -219,17 +227,6 @@ impl<M: Machine> Builder<'_, M> {
 
     fn p2m_frame(&self, index: u64) -> Option<MachineFrame> {
         MachineFrame::new(*self.directory.frames.get(index as usize)?)
-    }
-
-    /// Writes down that `pseudo` is `frame`, in both directions.
-    fn name(&self, pseudo: PseudoFrame, frame: MachineFrame) -> Result<(), BuildError> {
-        let place = self.p2m_frame(pseudo.number() / ENTRIES).ok_or(BuildError::Layout)?;
-        let offset = (pseudo.number() % ENTRIES).saturating_mul(8) as usize;
-        self.hypervisor.machine.write_frame(place, offset, &frame.number().to_le_bytes());
-        if let Some(m2p) = self.hypervisor.frames.m2p() {
-            m2p.set(frame, Some(pseudo));
-        }
-        Ok(())
     }
 
     /// The machine frame behind a pseudo-physical one.

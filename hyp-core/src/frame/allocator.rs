@@ -62,6 +62,22 @@ impl FreeMap {
         fresh
     }
 
+    /// Makes the frames at `start..end` free, none of which is yet: whole words at a time. What is beyond the map is passed over.
+    pub fn give_range(&self, start: usize, end: usize) {
+        let end = end.min(self.words.len().saturating_mul(WORD));
+        let mut at = start;
+        while at < end {
+            let first = at % WORD;
+            let last = WORD.min(first.saturating_add(end.saturating_sub(at)));
+            // Bits `first..last`; neither shift reaches 64.
+            let bits = (u64::MAX << first) & (u64::MAX >> WORD.saturating_sub(last));
+            let Some(word) = self.words.get(at / WORD) else { return };
+            let before = word.fetch_or(bits, Ordering::Release);
+            self.free.fetch_add((bits & !before).count_ones() as usize, Ordering::Relaxed);
+            at = at.saturating_add(last.saturating_sub(first));
+        }
+    }
+
     /// Makes the next search start at the lowest frame, so that what is given out next is in ascending order.
     pub fn rewind(&self) {
         self.cursor.store(0, Ordering::Relaxed);
@@ -97,6 +113,17 @@ mod tests {
         assert_eq!((map.free_frames(), map.is_free(70), map.is_free(69)), (1, true, false));
         assert_eq!(map.take(), Some(70));
         assert_eq!((map.take(), map.free_frames()), (None, 0));
+    }
+
+    #[test]
+    fn a_range_is_given_to_the_bit() {
+        for (start, end) in [(0, 0), (0, 64), (3, 5), (3, 64), (60, 200), (64, 128), (1, 256), (250, 300)] {
+            let map = map(4);
+            map.give_range(start, end);
+            let free: Vec<_> = (0..300).filter(|index| map.is_free(*index)).collect();
+            assert_eq!(free, (start..end.min(256)).collect::<Vec<_>>());
+            assert_eq!(map.free_frames(), free.len());
+        }
     }
 
     #[test]

@@ -87,7 +87,11 @@ impl FrameTable {
         for entry in memory.m2p {
             entry.store(invalid_m2p, Ordering::Relaxed);
         }
-        boot.for_each_free_range(|start, end| tables.free_range(start, end));
+        // No record is in use yet, so whole ranges are free.
+        boot.for_each_free_range(|start, end| {
+            let index = |number: u64| number.saturating_sub(first) as usize;
+            tables.free.give_range(index(start), index(end).min(memory.records.len()));
+        });
     }
 
     /// Makes memory free that was in use during boot: whole frames within the bytes `start..end`, of those that nobody owns.
