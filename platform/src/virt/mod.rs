@@ -44,8 +44,6 @@ pub struct Board<'a> {
     pub gic: Gic,
     /// INTID of the EL2 physical timer (`CNTHP_*_EL2`).
     pub timer_interrupt: u32,
-    /// How PSCI is called, if the board has it.
-    pub firmware: Option<Conduit>,
     /// How many CPUs there are (at least 1).
     pub cpus: usize,
     /// `/chosen/bootargs`, or the empty string.

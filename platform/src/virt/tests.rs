@@ -112,7 +112,7 @@ fn a_good_tree_is_read_in_full() {
         }
     );
     assert_eq!(board.timer_interrupt, 26);
-    assert_eq!(board.firmware, Some(Conduit::Smc));
+    assert_eq!(tree.firmware(), Some(Conduit::Smc));
     assert_eq!(board.cpus, 2);
     assert_eq!(board.command_line, "dom0_mem=256M");
 }

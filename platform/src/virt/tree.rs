@@ -66,6 +66,11 @@ impl<'a> DeviceTree<'a> {
         devices::console(self)
     }
 
+    /// How firmware is called, if the tree says so.
+    pub fn firmware(&self) -> Option<super::Conduit> {
+        devices::firmware(self)
+    }
+
     /// Everything else.
     ///
     /// # Errors
@@ -81,7 +86,6 @@ impl<'a> DeviceTree<'a> {
             gic: devices::gic(self).ok_or(DeviceTreeError::Missing("GIC (v2 or v3)"))?,
             timer_interrupt: devices::hypervisor_timer(self)
                 .ok_or(DeviceTreeError::Missing("hypervisor interrupt of the `arm,armv8-timer` node"))?,
-            firmware: devices::firmware(self),
             cpus: devices::cpus(self),
             command_line: self.find("/chosen").and_then(|chosen| text(&chosen, "bootargs")).unwrap_or(""),
             modules: modules::modules(self),

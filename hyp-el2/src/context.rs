@@ -1,0 +1,177 @@
+//! A vCPU's registers.
+//!
+//! The general registers, the program counter and PSTATE are here whenever EL2 executes: `vectors.s` stores them on the way
+//! in and loads them on the way out. EL1's system registers and the SIMD registers stay in the CPU until another vCPU
+//! gets it ([`GuestContext::save`], [`GuestContext::load`]). The hypervisor itself is compiled without SIMD.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hyp_core::machine::{Context, FlushScope, Mmu, StartOfDay};
+
+use crate::machine::El2;
+
+/// EL1 with its own stack pointer; D, A, I and F masked.
+const START_PSTATE: u64 = 0x3c5;
+/// Bytes of the instruction that makes a hypercall.
+const INSTRUCTION: u64 = 4;
+
+/// 32 SIMD registers of 128 bits, FPCR and FPSR, as `save_vectors` lays them out.
+#[repr(C, align(16))]
+struct Vectors([u64; 66]);
+
+/// The registers of a vCPU. `vectors.s` knows the first three fields.
+#[repr(C, align(16))]
+pub struct GuestContext {
+    general: [AtomicU64; 31],
+    pc: AtomicU64,
+    pstate: AtomicU64,
+    _padding: AtomicU64,
+    system: [AtomicU64; SYSTEM_REGISTERS],
+    vectors: UnsafeCell<Vectors>,
+}
+
+const _: () = assert!(offset_of!(GuestContext, pc) == 248 && offset_of!(GuestContext, pstate) == 256);
+
+// SAFETY: all fields but `vectors` are atomic; `vectors` is only touched by `save` and `load`, on the CPU that runs the vCPU.
+unsafe impl Sync for GuestContext {}
+
+unsafe extern "C" {
+    fn save_vectors(into: *mut Vectors);
+    fn load_vectors(from: *const Vectors);
+}
+
+/// Defines how the listed registers are saved and loaded.
+macro_rules! system_registers {
+    ($($index:literal $name:literal),* $(,)?) => {
+        const SYSTEM_REGISTERS: usize = [$($name),*].len();
+
+        impl GuestContext {
+            fn save_system_registers(&self) {
+                $({
+                    let value: u64;
+                    // SAFETY: reads a register of EL1, which has no effect.
+                    unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack)) };
+                    self.system[$index].store(value, Ordering::Relaxed);
+                })*
+            }
+
+            fn load_system_registers(&self) {
+                $({
+                    let value = self.system[$index].load(Ordering::Relaxed);
+                    // SAFETY: writes a register that only EL1 and EL0 use; none of them gives a guest memory.
+                    unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nomem, nostack)) };
+                })*
+            }
+        }
+    };
+}
+
+system_registers! {
+    0 "sp_el0", 1 "sp_el1", 2 "elr_el1", 3 "spsr_el1", 4 "esr_el1", 5 "far_el1", 6 "vbar_el1",
+    7 "tpidr_el0", 8 "tpidrro_el0", 9 "tpidr_el1", 10 "contextidr_el1", 11 "par_el1", 12 "cpacr_el1",
+    13 "cntkctl_el1", 14 "csselr_el1", 15 "afsr0_el1", 16 "afsr1_el1", 17 "cntv_cval_el0", 18 "cntv_ctl_el0",
+}
+
+const SP_EL1: usize = 1;
+const CPACR_EL1: usize = 12;
+/// FPEN: no traps of floating point (EL1's own matter).
+const FLOATING_POINT_ON: u64 = 0b11 << 20;
+
+impl GuestContext {
+    /// A general register; 31 is the zero register.
+    pub fn register(&self, number: u8) -> u64 {
+        self.general.get(usize::from(number)).map_or(0, |register| register.load(Ordering::Relaxed))
+    }
+
+    /// Writes a general register; 31 swallows it.
+    pub fn set_register(&self, number: u8, value: u64) {
+        if let Some(register) = self.general.get(usize::from(number)) {
+            register.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The next instruction.
+    pub fn pc(&self) -> u64 {
+        self.pc.load(Ordering::Relaxed)
+    }
+
+    /// The execution state.
+    pub fn pstate(&self) -> u64 {
+        self.pstate.load(Ordering::Relaxed)
+    }
+
+    /// Continues elsewhere, in another state. The caller has seen to it that the state is EL1 or EL0.
+    pub fn resume_at(&self, pc: u64, pstate: u64) {
+        self.pc.store(pc, Ordering::Relaxed);
+        self.pstate.store(pstate, Ordering::Relaxed);
+    }
+
+    /// Goes on after the instruction that has trapped.
+    pub fn skip_instruction(&self) {
+        self.pc.store(self.pc().wrapping_add(INSTRUCTION), Ordering::Relaxed);
+    }
+
+    /// Keeps what is in the CPU, for another vCPU will use it.
+    pub fn save(&self) {
+        self.save_system_registers();
+        // SAFETY: this CPU runs the vCPU, so nobody else touches `vectors`, which has the layout the routine expects.
+        unsafe { save_vectors(self.vectors.get()) };
+    }
+
+    /// Puts into the CPU what [`Self::save`] kept.
+    pub fn load(&self) {
+        self.load_system_registers();
+        // SAFETY: as in `save`.
+        unsafe { load_vectors(self.vectors.get()) };
+    }
+}
+
+impl Context for GuestContext {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const EMPTY: Self = Self {
+        general: [const { AtomicU64::new(0) }; 31],
+        pc: AtomicU64::new(0),
+        pstate: AtomicU64::new(0),
+        _padding: AtomicU64::new(0),
+        system: [const { AtomicU64::new(0) }; SYSTEM_REGISTERS],
+        vectors: UnsafeCell::new(Vectors([0; 66])),
+    };
+
+    fn reset(&self, start: &StartOfDay) {
+        for register in self.general.iter().chain(&self.system) {
+            register.store(0, Ordering::Relaxed);
+        }
+        // SAFETY: the core resets only a vCPU that doesn't run, so nobody else touches `vectors`.
+        unsafe { *self.vectors.get() = Vectors([0; 66]) };
+        self.set_register(0, start.start_info.bytes());
+        self.system[SP_EL1].store(start.stack.bytes(), Ordering::Relaxed);
+        self.system[CPACR_EL1].store(FLOATING_POINT_ON, Ordering::Relaxed);
+        self.resume_at(start.entry.bytes(), START_PSTATE);
+        // The domain's VMID may have been another's before.
+        El2.flush(FlushScope::Everything);
+    }
+
+    fn set_result(&self, value: u64) {
+        self.set_register(0, value);
+    }
+
+    fn restart_hypercall(&self, arguments: [u64; 6]) {
+        for (number, argument) in (0..).zip(arguments) {
+            self.set_register(number, argument);
+        }
+        // The preferred return address of `hvc` is the next instruction.
+        self.pc.store(self.pc().wrapping_sub(INSTRUCTION), Ordering::Relaxed);
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        write!(out, "pc {:#x} pstate {:#x} lr {:#x}", self.pc(), self.pstate(), self.register(30))?;
+        for number in 0..=18 {
+            write!(out, " x{number} {:#x}", self.register(number))?;
+        }
+        Ok(())
+    }
+}

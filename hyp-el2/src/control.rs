@@ -1,0 +1,194 @@
+//! What confines a guest in direct mode.
+//!
+//! Stage 2 is off, so isolation rests on the validated tables, and on a guest not being able to do anything that would bypass
+//! them. This file is the list of ATTACKS.md ("aarch64, direct mode: what replaces stage 2"), register by register. All of them
+//! are written once for each CPU, before the first guest, and never again, except for `TCR_EL1`'s two walk-disable bits.
+
+use core::arch::asm;
+
+use aarch64_cpu::registers::{
+    CNTHCTL_EL2, CNTVOFF_EL2, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, MAIR_EL1, MDCR_EL2,
+    MIDR_EL1, ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, VMPIDR_EL2, Writeable,
+};
+
+/// `MAIR_EL1`: index 0 is Normal write-back memory; all others too, so that none of them can mean anything else.
+const MAIR: u64 = 0xffff_ffff_ffff_ffff;
+
+/// `SCTLR_EL1` while guests run, for ever: the MMU and caches on, little-endian, WXN off; cache maintenance from EL0 off (it traps to
+/// us anyway), `dc zva` and `CTR_EL0` from EL0 on; SPAN, LSMAOE, nTLSMD, EIS, EOS, TSCXT as on a CPU without those features.
+pub const SCTLR: u64 = 1 << 0 // M
+    | 1 << 2  // C
+    | 1 << 3  // SA
+    | 1 << 4  // SA0
+    | 1 << 7  // ITD
+    | 1 << 8  // SED
+    | 1 << 11 // EOS
+    | 1 << 12 // I
+    | 1 << 14 // DZE
+    | 1 << 15 // UCT
+    | 1 << 16 // nTWI
+    | 1 << 18 // nTWE
+    | 1 << 20 // TSCXT
+    | 1 << 22 // EIS
+    | 1 << 23 // SPAN
+    | 1 << 28 // nTLSMD
+    | 1 << 29; // LSMAOE
+
+/// `TCR_EL1.EPD0` and `EPD1`: no walks.
+pub const NO_USER_WALKS: u64 = 1 << 7;
+/// See [`NO_USER_WALKS`].
+pub const NO_KERNEL_WALKS: u64 = 1 << 23;
+
+/// `TCR_EL1` with both halves on: 4 KiB granule and 48 bits in both, write-back inner-shareable walks, ASID from TTBR0, no
+/// hardware management of access flag and dirty state, no top-byte-ignore, output size as the CPU has it (at most 48 bits).
+pub fn tcr() -> u64 {
+    let walks = 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
+    let size = 16;
+    let granule = 0b00 << 14 | 0b10 << 30;
+    let output = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5) << 32;
+    walks | walks << 16 | size | size << 16 | granule | output
+}
+
+/// Everything, for the CPU that executes this.
+pub fn confine_guests() {
+    confine_execution();
+    confine_debug();
+    confine_floating_point();
+    confine_interrupts_and_time();
+    fix_translation();
+}
+
+/// `HCR_EL2` and its extensions.
+fn confine_execution() {
+    HCR_EL2.write(
+        HCR_EL2::RW::EL1IsAarch64
+            + HCR_EL2::TVM::SET     // SCTLR, TTBRs, TCR, MAIR, ...: only through us
+            + HCR_EL2::TPCP::SET    // cache maintenance to the point of coherency
+            + HCR_EL2::TSW::SET     // by set and way
+            + HCR_EL2::SWIO::SET
+            + HCR_EL2::TACR::SET
+            + HCR_EL2::TIDCP::SET
+            + HCR_EL2::TSC::SET
+            + HCR_EL2::TID1::SET
+            + HCR_EL2::TID3::SET
+            + HCR_EL2::TLOR::SET
+            + HCR_EL2::TERR::SET
+            + HCR_EL2::TEA::SET
+            + HCR_EL2::FB::SET
+            + HCR_EL2::BSU::InnerShareable
+            + HCR_EL2::IMO::SET
+            + HCR_EL2::FMO::SET
+            + HCR_EL2::AMO::SET
+            + HCR_EL2::TWI::SET
+            + HCR_EL2::TWE::SET,
+    );
+    if ID_AA64PFR1_MTE.read() != 0 {
+        HCR_EL2.modify(HCR_EL2::TID5::SET);
+    }
+    // HCRX_EL2, if there is one (FEAT_HCX): nothing enabled.
+    if ID_AA64MMFR1_EL1.get() >> 40 & 0xf != 0 {
+        // SAFETY: the register exists, and zero enables nothing.
+        unsafe { asm!("msr S3_4_C1_C2_2, xzr", options(nomem, nostack)) };
+    }
+    // Fine-grained traps, if there are any (FEAT_FGT): bits named "n..." trap when zero, the others don't; both are what we want.
+    if ID_AA64MMFR0_EL1.get() >> 56 & 0xf != 0 {
+        // SAFETY: HFGRTR, HFGWTR, HFGITR, HDFGRTR and HDFGWTR exist, and zero enables nothing new for guests.
+        unsafe {
+            asm!(
+                "msr S3_4_C1_C1_4, xzr",
+                "msr S3_4_C1_C1_5, xzr",
+                "msr S3_4_C1_C1_6, xzr",
+                "msr S3_4_C3_C1_4, xzr",
+                "msr S3_4_C3_C1_5, xzr",
+                options(nomem, nostack)
+            );
+        }
+    }
+    // SAFETY: AArch32 traps only; no guest runs in AArch32.
+    unsafe { asm!("msr hstr_el2, xzr", options(nomem, nostack)) };
+}
+
+/// The MTE field of `ID_AA64PFR1_EL1`, which names the group of registers that TID5 traps.
+struct MteField;
+const ID_AA64PFR1_MTE: MteField = MteField;
+
+impl MteField {
+    fn read(&self) -> u64 {
+        let value: u64;
+        // SAFETY: reads an ID register.
+        unsafe { asm!("mrs {}, id_aa64pfr1_el1", out(reg) value, options(nomem, nostack)) };
+        value >> 8 & 0xf
+    }
+}
+
+/// `MDCR_EL2`: debug, PMU, profiling and trace are not for guests, and never write memory for them.
+fn confine_debug() {
+    let counters = {
+        let value: u64;
+        if matches!(ID_AA64DFR0_EL1.get() >> 8 & 0xf, 0 | 0xf) {
+            0
+        } else {
+            // SAFETY: there is a PMU, so the register exists; reading it has no effect.
+            unsafe { asm!("mrs {}, pmcr_el0", out(reg) value, options(nomem, nostack)) };
+            value >> 11 & 0x1f
+        }
+    };
+    MDCR_EL2.set(0);
+    MDCR_EL2.modify(
+        MDCR_EL2::TDRA::SET
+            + MDCR_EL2::TDOSA::SET
+            + MDCR_EL2::TDA::SET
+            + MDCR_EL2::TDE.val(1)
+            + MDCR_EL2::TPM::SET
+            + MDCR_EL2::TPMCR::SET
+            + MDCR_EL2::HPMN.val(counters)
+            + MDCR_EL2::TPMS::SET
+            + MDCR_EL2::TTRF::SET,
+    );
+    // SAFETY: no single step, no breakpoints, no user access to the debug channel.
+    unsafe { asm!("msr mdscr_el1, xzr", options(nomem, nostack)) };
+}
+
+/// `CPTR_EL2`: floating point and SIMD are free (and switched in full); SVE, SME, trace and activity monitors trap.
+fn confine_floating_point() {
+    const TRAPS: u64 = 1 << 30 | 1 << 20 | 1 << 12 | 1 << 8;
+    const RES1: u64 = 1 << 13 | 1 << 9 | 0xff;
+    // SAFETY: FP isn't trapped and nothing that the hypervisor uses is.
+    unsafe { asm!("msr cptr_el2, {}", in(reg) TRAPS | RES1, options(nomem, nostack)) };
+}
+
+/// The physical timer and counter are ours; the virtual ones run along with them. The GIC's CPU interface is ours.
+fn confine_interrupts_and_time() {
+    CNTHCTL_EL2.set(0);
+    CNTVOFF_EL2.set(0);
+    VMPIDR_EL2.set(1 << 31);
+    // SAFETY: what the guest reads as MIDR_EL1; the real one.
+    unsafe { asm!("msr vpidr_el2, {}", in(reg) MIDR_EL1.get(), options(nomem, nostack)) };
+    if ID_AA64PFR0_EL1.get() >> 24 & 0xf != 0 {
+        // ICH_HCR_EL2: no list registers in use; accesses to the virtual CPU interface trap (TC, TALL0, TALL1).
+        const TRAP_ALL: u64 = 1 << 10 | 1 << 11 | 1 << 12;
+        // SAFETY: GIC system registers exist, and ICC_SRE_EL2 (set up with the GIC) keeps EL1 from ICC_SRE_EL1.
+        unsafe { asm!("msr S3_4_C12_C11_0, {}", in(reg) TRAP_ALL, options(nomem, nostack)) };
+    }
+}
+
+/// EL1's translation regime, with no walks allowed until roots are loaded. `TVM` keeps it as it is.
+fn fix_translation() {
+    TCR_EL1.set(tcr() | NO_USER_WALKS | NO_KERNEL_WALKS);
+    MAIR_EL1.set(MAIR);
+    SCTLR_EL1.set(SCTLR);
+    // SAFETY: auxiliary memory attributes, and the stage 2 that is off: nothing.
+    unsafe {
+        asm!(
+            "msr amair_el1, xzr",
+            "msr vttbr_el2, xzr",
+            "msr vtcr_el2, {res1}",
+            "isb",
+            "tlbi alle1",
+            "dsb sy",
+            "isb",
+            res1 = in(reg) 1u64 << 31,
+            options(nostack)
+        );
+    }
+}

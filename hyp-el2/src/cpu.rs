@@ -1,0 +1,48 @@
+//! What each CPU has for itself. `TPIDR_EL2` points to it.
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use aarch64_cpu::registers::{TPIDR_EL2, Writeable};
+use hyp_core::Vcpu;
+
+use crate::machine::El2;
+
+/// A CPU's own data.
+#[repr(C)]
+pub struct Cpu {
+    /// Top of the stack on which traps are handled. First, for `vectors.s`.
+    stack_top: AtomicU64,
+    /// The vCPU whose registers are in the CPU, or null.
+    current: AtomicPtr<Vcpu<El2>>,
+}
+
+static BOOT_CPU: Cpu = Cpu { stack_top: AtomicU64::new(0), current: AtomicPtr::new(ptr::null_mut()) };
+
+/// Sets the boot CPU's data up; `stack_top` is a virtual address.
+pub fn initialise(stack_top: u64) -> &'static Cpu {
+    BOOT_CPU.stack_top.store(stack_top, Ordering::Relaxed);
+    TPIDR_EL2.set(ptr::from_ref(&BOOT_CPU).addr() as u64);
+    &BOOT_CPU
+}
+
+impl Cpu {
+    /// The CPU that executes this: there is only the boot CPU so far.
+    pub fn this() -> &'static Self {
+        &BOOT_CPU
+    }
+
+    /// The vCPU whose registers are in this CPU.
+    pub fn current(&self) -> Option<&'static Vcpu<El2>> {
+        // Relaxed: only this CPU writes it.
+        let pointer = self.current.load(Ordering::Relaxed);
+        // SAFETY: it is null, or was made from a `&'static Vcpu` by `set_current`.
+        unsafe { pointer.as_ref() }
+    }
+
+    /// Says whose registers are in this CPU.
+    pub fn set_current(&self, vcpu: Option<&'static Vcpu<El2>>) {
+        let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
+        self.current.store(pointer, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,237 @@
+//! Guests' page tables: VMSAv8-64, stage 1, 4 KiB granule, 48-bit virtual and output addresses.
+//!
+//! Levels are numbered as the core numbers them: 4 is the root (the architecture's level 0), 1 holds pages (its level 3).
+//! Source: Arm Architecture Reference Manual (DDI 0487), D8.3 "Translation table descriptor formats".
+//!
+//! What guests may choose, and why (ATTACKS.md, aarch64):
+//! - **Memory type.** One attribute index, 0, which `MAIR_EL1` (fixed by us) makes Normal write-back memory, and inner
+//!   shareable. So no frame has two cacheabilities, and what validation reads is what the walker reads.
+//! - **Access.** AP, PXN, UXN, nG and AF are free. A leaf without AF faults when used, which harms nobody but the guest; it
+//!   counts as a mapping all the same, since the guest's own idea of it may change at any time.
+//! - **Writable** is a leaf whose AP[2] is clear, *or* which has the dirty-bit modifier set: `TCR_EL1.HD` is off, but we
+//!   don't rely on it.
+//! - **Bits that mean nothing today but something on some CPU** (contiguous, guarded page, nT, PBHA, NSE, the hierarchical
+//!   bits of table entries, output address bits from 48 up) must be zero. The four software bits 55..58 are free.
+//! - **Superpages** are 2 MiB, at level 2; a block one level higher is refused, as the core counts references per frame.
+//! - **Absent entries** may hold anything. The architecture forbids a walk through an entry with bit 0 clear, speculative
+//!   ones included (L1TF is a flaw of other CPUs), and guests keep swap information there.
+
+use core::ops::Range;
+
+use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::machine::{Entry, EntryFault, Leaf, Level, PageTableFormat};
+
+const VALID: u64 = 1;
+/// At levels above 1: a table, not a block. At level 1: must be set.
+const TABLE_OR_PAGE: u64 = 1 << 1;
+const ATTRIBUTE_INDEX: u64 = 0b111 << 2;
+const USER: u64 = 1 << 6;
+const READ_ONLY: u64 = 1 << 7;
+const SHAREABILITY: u64 = 0b11 << 8;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const ACCESS_FLAG: u64 = 1 << 10;
+const NOT_GLOBAL: u64 = 1 << 11;
+const DIRTY_BIT_MODIFIER: u64 = 1 << 51;
+const PRIVILEGED_EXECUTE_NEVER: u64 = 1 << 53;
+const USER_EXECUTE_NEVER: u64 = 1 << 54;
+const SOFTWARE: u64 = 0b1111 << 55;
+/// Bits 12 to 47.
+const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
+const BLOCK_ADDRESS: u64 = ADDRESS & !(crate::layout::BLOCK - 1);
+
+/// What a guest may choose in a leaf besides the frame.
+const FREE_IN_LEAF: u64 = USER
+    | READ_ONLY
+    | ACCESS_FLAG
+    | NOT_GLOBAL
+    | DIRTY_BIT_MODIFIER
+    | PRIVILEGED_EXECUTE_NEVER
+    | USER_EXECUTE_NEVER
+    | SOFTWARE;
+
+/// The format, as the core knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct VmsaStage1;
+
+/// A read-only, never executable page or block for the guest's kernel: the hypervisor's own entries in guest roots.
+pub const fn kernel_read_only_leaf() -> u64 {
+    VALID
+        | READ_ONLY
+        | INNER_SHAREABLE
+        | ACCESS_FLAG
+        | PRIVILEGED_EXECUTE_NEVER
+        | USER_EXECUTE_NEVER
+}
+
+impl PageTableFormat for VmsaStage1 {
+    const LEVELS: Level = 4;
+
+    fn index_bits(_level: Level) -> u32 {
+        9
+    }
+
+    fn reserved_root_slots() -> Range<usize> {
+        256..272
+    }
+
+    fn decode(level: Level, raw: u64) -> Entry {
+        let is_table_or_page = raw & TABLE_OR_PAGE != 0;
+        let frame = |mask: u64| frame(raw & mask);
+        match level {
+            _ if raw & VALID == 0 => Entry::Absent,
+            1 if is_table_or_page => frame(ADDRESS).map_or(Entry::Absent, |frame| leaf(frame, 1, raw)),
+            2..=4 if is_table_or_page => frame(ADDRESS).map_or(Entry::Absent, Entry::Table),
+            2 => frame(BLOCK_ADDRESS).map_or(Entry::Absent, |frame| leaf(frame, 2, raw)),
+            // Reserved encodings: the walker takes a translation fault.
+            _ => Entry::Absent,
+        }
+    }
+
+    fn admit(level: Level, raw: u64) -> Result<(u64, Entry), EntryFault> {
+        if raw & VALID == 0 {
+            return Ok((raw, Entry::Absent));
+        }
+        let allowed = match (level, raw & TABLE_OR_PAGE != 0) {
+            (1, true) => VALID | TABLE_OR_PAGE | ADDRESS | INNER_SHAREABLE | FREE_IN_LEAF,
+            (2..=4, true) => VALID | TABLE_OR_PAGE | ADDRESS,
+            (2, false) => VALID | BLOCK_ADDRESS | INNER_SHAREABLE | FREE_IN_LEAF,
+            _ => return Err(EntryFault::WrongLevel),
+        };
+        let entry = Self::decode(level, raw);
+        let wrong_shareability = match entry {
+            Entry::Leaf(_) => (raw & SHAREABILITY) ^ INNER_SHAREABLE,
+            _ => 0,
+        };
+        match (raw & !allowed) | wrong_shareability {
+            0 => Ok((raw, entry)),
+            forbidden => Err(EntryFault::ForbiddenBits(forbidden)),
+        }
+    }
+
+    fn encode(level: Level, entry: Entry) -> u64 {
+        match entry {
+            Entry::Absent => 0,
+            Entry::Table(table) => (table.start().bytes() & ADDRESS) | TABLE_OR_PAGE | VALID,
+            Entry::Leaf(leaf) => {
+                let page = if level == 1 { TABLE_OR_PAGE } else { 0 };
+                let rights = if leaf.writable { 0 } else { READ_ONLY };
+                let fixed = VALID | INNER_SHAREABLE | ACCESS_FLAG | USER_EXECUTE_NEVER;
+                (leaf.frame.start().bytes() & ADDRESS) | fixed | page | rights
+            }
+        }
+    }
+
+    fn hardware_bits(_level: Level) -> u64 {
+        // TCR_EL1.HA and HD are off: hardware changes nothing.
+        0
+    }
+}
+
+fn frame(address: u64) -> Option<MachineFrame> {
+    MachineAddress::new(address).map(MachineFrame::containing)
+}
+
+fn leaf(frame: MachineFrame, level: Level, raw: u64) -> Entry {
+    let writable = raw & READ_ONLY == 0 || raw & DIRTY_BIT_MODIFIER != 0;
+    Entry::Leaf(Leaf { frame, level, writable })
+}
+
+/// The bits of [`ATTRIBUTE_INDEX`] are never allowed to be set: index 0 is the only one.
+const _: () = assert!(FREE_IN_LEAF & ATTRIBUTE_INDEX == 0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = VALID | TABLE_OR_PAGE | INNER_SHAREABLE | ACCESS_FLAG;
+    const BLOCK: u64 = VALID | INNER_SHAREABLE | ACCESS_FLAG;
+
+    fn mfn(number: u64) -> MachineFrame {
+        MachineFrame::new(number).expect("a small number")
+    }
+
+    #[test]
+    fn a_plain_page_is_admitted_as_it_stands() {
+        let raw = PAGE | 0x4123_4000;
+        let leaf = Entry::Leaf(Leaf { frame: mfn(0x41234), level: 1, writable: true });
+        assert_eq!(VmsaStage1::admit(1, raw), Ok((raw, leaf)));
+        let leaf = Entry::Leaf(Leaf { frame: mfn(0x41234), level: 1, writable: false });
+        assert_eq!(VmsaStage1::admit(1, raw | READ_ONLY), Ok((raw | READ_ONLY, leaf)));
+    }
+
+    #[test]
+    fn a_dirty_bit_modifier_counts_as_writable() {
+        let (_, entry) = VmsaStage1::admit(1, PAGE | READ_ONLY | DIRTY_BIT_MODIFIER).expect("admitted");
+        assert!(matches!(entry, Entry::Leaf(Leaf { writable: true, .. })));
+    }
+
+    #[test]
+    fn another_memory_type_or_shareability_is_refused() {
+        for index in 1..8u64 {
+            let fault = EntryFault::ForbiddenBits(index << 2);
+            assert_eq!(VmsaStage1::admit(1, PAGE | index << 2), Err(fault));
+        }
+        for shareability in 0..3u64 {
+            let raw = (PAGE & !SHAREABILITY) | shareability << 8;
+            assert!(matches!(VmsaStage1::admit(1, raw), Err(EntryFault::ForbiddenBits(_))));
+        }
+    }
+
+    #[test]
+    fn contiguous_guarded_secure_and_hierarchical_bits_are_refused() {
+        for bit in [5, 48, 49, 50, 52, 59, 60, 61, 62, 63] {
+            let fault = Err(EntryFault::ForbiddenBits(1 << bit));
+            assert_eq!(VmsaStage1::admit(1, PAGE | 1 << bit), fault, "bit {bit} of a page");
+        }
+        for bit in (2..12).chain(48..64) {
+            let fault = Err(EntryFault::ForbiddenBits(1 << bit));
+            assert_eq!(VmsaStage1::admit(3, VALID | TABLE_OR_PAGE | 1 << bit), fault, "bit {bit} of a table");
+        }
+    }
+
+    #[test]
+    fn a_block_stands_at_level_two_only_and_is_aligned() {
+        let raw = BLOCK | 0x4020_0000;
+        let leaf = Entry::Leaf(Leaf { frame: mfn(0x40200), level: 2, writable: true });
+        assert_eq!(VmsaStage1::admit(2, raw), Ok((raw, leaf)));
+        assert_eq!(VmsaStage1::admit(2, raw | 0x1000), Err(EntryFault::ForbiddenBits(0x1000)));
+        for level in [1, 3, 4] {
+            assert_eq!(VmsaStage1::admit(level, raw), Err(EntryFault::WrongLevel));
+        }
+    }
+
+    #[test]
+    fn an_absent_entry_may_hold_anything() {
+        assert_eq!(VmsaStage1::admit(1, !VALID), Ok((!VALID, Entry::Absent)));
+    }
+
+    #[test]
+    fn what_the_builder_writes_is_admitted() {
+        let leaf = |level, writable| Entry::Leaf(Leaf { frame: mfn(0x40200), level, writable });
+        for (level, entry) in [
+            (1, leaf(1, true)),
+            (1, leaf(1, false)),
+            (2, leaf(2, true)),
+            (2, Entry::Table(mfn(7))),
+            (4, Entry::Table(mfn(9))),
+            (1, Entry::Absent),
+        ] {
+            let raw = VmsaStage1::encode(level, entry);
+            assert_eq!(VmsaStage1::admit(level, raw), Ok((raw, entry)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_at_any_level_is_judged(level: u8, raw: u64) {
+            if let Ok((admitted, entry)) = VmsaStage1::admit(level, raw) {
+                prop_assert_eq!(VmsaStage1::decode(level, admitted), entry);
+                let names_memory = !matches!(entry, Entry::Absent);
+                // Whatever the walker could follow, the core has been told of.
+                prop_assert!(names_memory || admitted & VALID == 0);
+            }
+            let _ = VmsaStage1::decode(level, raw);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Copies from and to the running guest's virtual memory.
+//!
+//! The hardware translates (`at s1e1r`, `at s1e1w`: under the rights of the guest's kernel, whatever its PSTATE.PAN), since the guest's
+//! roots are loaded. The answer may be stale by the time it is used, when another CPU changes the tables; so the frame
+//! is held by a reference (for writing, by a *writable* use too) while it is copied.
+
+use core::arch::asm;
+
+use hyp_core::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
+use hyp_core::machine::{FrameMemory, GuestFault, GuestMemory};
+
+use crate::HYPERVISOR;
+use crate::cpu::Cpu;
+use crate::machine::El2;
+
+/// Addresses in machine memory that a translation gave, 48 bits.
+const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
+
+/// Translates for reading or for writing. The guest's own `PAR_EL1` is kept.
+pub fn translate(address: u64, write: bool) -> Option<MachineAddress> {
+    let result: u64;
+    // SAFETY: an address translation has no effect but on PAR_EL1, which is put back.
+    unsafe {
+        let kept: u64;
+        asm!("mrs {}, par_el1", out(reg) kept, options(nomem, nostack));
+        if write {
+            asm!("at s1e1w, {}", "isb", in(reg) address, options(nostack));
+        } else {
+            asm!("at s1e1r, {}", "isb", in(reg) address, options(nostack));
+        }
+        asm!("mrs {}, par_el1", out(reg) result, options(nostack));
+        asm!("msr par_el1, {}", in(reg) kept, options(nomem, nostack));
+    }
+    let translated = result & 1 == 0;
+    MachineAddress::new(result & ADDRESS | address & 0xfff).filter(|_| translated)
+}
+
+fn current_domain() -> Result<DomainId, GuestFault> {
+    Cpu::this().current().map(|vcpu| vcpu.domain_id()).ok_or(GuestFault)
+}
+
+/// Calls `piece` for each part of `length` bytes from `start` that lies within one page: address and range of the buffer.
+fn by_pages(
+    start: GuestVirtual,
+    length: usize,
+    mut piece: impl FnMut(u64, core::ops::Range<usize>) -> Result<(), GuestFault>,
+) -> Result<(), GuestFault> {
+    let mut done = 0;
+    while done < length {
+        let address = start.checked_add(done as u64).ok_or(GuestFault)?.bytes();
+        let room = PAGE_SIZE - (address % PAGE_SIZE as u64) as usize;
+        let end = done.saturating_add(room).min(length);
+        piece(address, done..end)?;
+        done = end;
+    }
+    Ok(())
+}
+
+impl GuestMemory for El2 {
+    fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
+        let owner = current_domain()?;
+        by_pages(from, into.len(), |address, part| {
+            let machine = translate(address, false).ok_or(GuestFault)?;
+            let frame = MachineFrame::containing(machine);
+            HYPERVISOR.frames().get(frame, owner).map_err(|_| GuestFault)?;
+            self.read_frame(frame, machine.offset_in_frame(), into.get_mut(part).unwrap_or_default());
+            HYPERVISOR.frames().put(frame, self);
+            Ok(())
+        })
+    }
+
+    fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
+        let owner = current_domain()?;
+        by_pages(to, from.len(), |address, part| {
+            let machine = translate(address, true).ok_or(GuestFault)?;
+            let frame = MachineFrame::containing(machine);
+            HYPERVISOR.frames().get_writable(frame, owner, self).map_err(|_| GuestFault)?;
+            self.write_frame(frame, machine.offset_in_frame(), from.get(part).unwrap_or_default());
+            HYPERVISOR.frames().put_writable(frame, self);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! The parts of the AArch64 backend that are pure: they compile, and are tested, on any host.
+//!
+//! - [`layout`]: where things are in EL2's virtual address space;
+//! - [`format`](mod@format): the guests' page tables, as the core sees them;
+//! - [`mapper`]: building and surveying the hypervisor's own tables;
+//! - [`syndrome`]: what a trap's syndrome says;
+//! - [`features`]: what guests see of the CPU's ID registers;
+//! - [`injection`]: where a guest's own exception handler gets control.
+//!
+//! Everything that touches the machine is in the binary of the same name.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod features;
+pub mod format;
+pub mod injection;
+pub mod layout;
+pub mod mapper;
+pub mod syndrome;

@@ -1,0 +1,33 @@
+//! The machine as the core sees it.
+
+use hyp_core::address::{GuestVirtual, MachineFrame};
+use hyp_core::machine::Machine;
+use hyp_el2::format::VmsaStage1;
+
+use crate::context::GuestContext;
+
+/// AArch64 at EL2. The traits are implemented in the files that have the means: [`crate::memory`], [`crate::roots`],
+/// [`crate::guest_memory`], [`crate::board`].
+#[derive(Clone, Copy, Debug)]
+pub struct El2;
+
+impl Machine for El2 {
+    type Format = VmsaStage1;
+    type Context = GuestContext;
+
+    const M2P_WINDOW: GuestVirtual = GuestVirtual::new(0xffff_8000_0000_0000);
+    const PLATFORM: &'static str = "aarch64";
+
+    fn root_of(
+        address: GuestVirtual,
+        kernel: Option<MachineFrame>,
+        user: Option<MachineFrame>,
+    ) -> Option<MachineFrame> {
+        // The top 16 bits choose between TTBR1 and TTBR0 (no top-byte-ignore).
+        match address.bytes() >> 48 {
+            0xffff => kernel,
+            0 => user,
+            _ => None,
+        }
+    }
+}

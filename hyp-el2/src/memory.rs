@@ -1,0 +1,177 @@
+//! Machine memory, as EL2 reaches it: the direct map.
+
+use core::arch::asm;
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hyp_core::address::{MachineFrame, PAGE_SIZE};
+use hyp_core::machine::{FlushScope, FrameMemory, Mmu};
+use hyp_el2::layout::DIRECT_MAP;
+use platform::virt::{Range, Ranges};
+use spin::Once;
+
+use crate::machine::El2;
+use crate::{frame_arrays, roots};
+
+/// RAM as the direct map holds it: whole pages.
+static RAM: Once<Ranges> = Once::new();
+
+/// Says what the direct map holds. Once, after the tables that hold it are in use.
+pub fn set_ram(ranges: Ranges) {
+    RAM.call_once(|| ranges);
+}
+
+/// Where the direct map has the machine address `address`, whether or not there is memory.
+pub fn direct(address: u64) -> *mut u8 {
+    ptr::with_exposed_provenance_mut((DIRECT_MAP + address) as usize)
+}
+
+fn is_ram(start: u64) -> bool {
+    let within = |range: Range| range.start <= start && start < range.end;
+    RAM.get().is_some_and(|ranges| ranges.iter().any(within))
+}
+
+/// Whether a frame is RAM.
+pub fn is_memory(frame: MachineFrame) -> bool {
+    is_ram(frame.start().bytes())
+}
+
+/// The frame in the direct map, if it is RAM.
+fn frame_pointer(frame: MachineFrame) -> Option<*mut u8> {
+    let start = frame.start().bytes();
+    is_ram(start).then(|| direct(start))
+}
+
+/// How many bytes of `length` from `offset` lie within a frame.
+fn clip(offset: usize, length: usize) -> usize {
+    PAGE_SIZE.saturating_sub(offset).min(length)
+}
+
+/// The entry `index` of a table.
+fn entry(table: MachineFrame, index: usize) -> Option<&'static AtomicU64> {
+    let pointer = frame_pointer(table)?.cast::<AtomicU64>();
+    // SAFETY: the frame is RAM and in the direct map for ever; `index % 512` stays within it; guests and table walkers access it
+    // concurrently, which is why it is read and written atomically only.
+    Some(unsafe { &*pointer.add(index % 512) })
+}
+
+impl Mmu for El2 {
+    fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
+        // Acquire: what the entry leads to was written before.
+        entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
+        if let Some(entry) = entry(table, index) {
+            entry.store(raw, Ordering::Release);
+            table_written();
+        }
+    }
+
+    fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let entry = entry(table, index).ok_or(0u64)?;
+        entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)?;
+        table_written();
+        Ok(())
+    }
+
+    fn fill_reserved_slots(&self, root: MachineFrame) {
+        for (slot, raw) in frame_arrays::reserved_entries() {
+            self.write_entry(root, slot, raw);
+        }
+    }
+
+    fn load_roots(&self, kernel: MachineFrame, user: Option<MachineFrame>) {
+        roots::load(kernel, user);
+    }
+
+    fn flush(&self, scope: FlushScope) {
+        roots::flush(scope);
+    }
+}
+
+/// Makes a written entry visible to the table walkers.
+fn table_written() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ishst", options(nostack)) };
+}
+
+impl FrameMemory for El2 {
+    fn read_frame(&self, frame: MachineFrame, offset: usize, into: &mut [u8]) {
+        let length = clip(offset, into.len());
+        match frame_pointer(frame) {
+            // SAFETY: `offset + length` is within the frame, which is RAM in the direct map; `into` is ours and no guest's. A guest may
+            // write at the same time: any bytes may come out, and all of them are judged as claims.
+            Some(pointer) => unsafe { ptr::copy_nonoverlapping(pointer.add(offset.min(PAGE_SIZE)), into.as_mut_ptr(), length) },
+            None => into.fill(0),
+        }
+    }
+
+    fn write_frame(&self, frame: MachineFrame, offset: usize, from: &[u8]) {
+        let length = clip(offset, from.len());
+        if let Some(pointer) = frame_pointer(frame) {
+            // SAFETY: as in `read_frame`, the other way round. The core never names a frame of the hypervisor's own.
+            unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer.add(offset.min(PAGE_SIZE)), length) };
+        }
+    }
+
+    fn scrub_frame(&self, frame: MachineFrame) {
+        if let Some(pointer) = frame_pointer(frame) {
+            // SAFETY: the frame is RAM in the direct map, and belongs to nobody while it is scrubbed.
+            unsafe { zero(pointer, PAGE_SIZE) };
+            clean(pointer, PAGE_SIZE);
+        }
+    }
+
+    fn copy_frame(&self, from: MachineFrame, to: MachineFrame) {
+        if let (Some(from), Some(to)) = (frame_pointer(from), frame_pointer(to)) {
+            // SAFETY: two frames of RAM in the direct map; if they are the same one, `copy` copes.
+            unsafe { ptr::copy(from, to, PAGE_SIZE) };
+        }
+    }
+}
+
+/// Size of a cache line, or of what `dc zva` zeroes, in bytes: from a register's log2 of words.
+fn words(log2: u64) -> usize {
+    4 << (log2 & 0xf)
+}
+
+/// Zeroes memory a block at a time.
+///
+/// # Safety
+/// The `size` bytes from `start` must be mapped Normal memory that nobody else uses; both multiples of 4096.
+pub unsafe fn zero(start: *mut u8, size: usize) {
+    let zva: u64;
+    // SAFETY: reads an ID register.
+    unsafe { asm!("mrs {}, dczid_el0", out(reg) zva, options(nomem, nostack)) };
+    if zva & 1 << 4 != 0 {
+        // SAFETY: the caller's promise.
+        unsafe { ptr::write_bytes(start, 0, size) };
+        return;
+    }
+    let step = words(zva);
+    let mut at = start;
+    let end = start.wrapping_add(size);
+    while at < end {
+        // SAFETY: blocks are at most 2 KiB and aligned, so each lies within the range, by the caller's promise.
+        unsafe { asm!("dc zva, {}", in(reg) at, options(nostack)) };
+        at = at.wrapping_add(step);
+    }
+}
+
+/// Writes the cache's content back to memory, and empties the cache of it, to the point of coherency.
+pub fn clean(start: *mut u8, size: usize) {
+    let types: u64;
+    // SAFETY: reads an ID register.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) types, options(nomem, nostack)) };
+    let step = words(types >> 16);
+    let mut at = start;
+    let end = start.wrapping_add(size);
+    while at < end {
+        // SAFETY: cleaning changes no content; every address here is in the direct map of RAM.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack)) };
+        at = at.wrapping_add(step);
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack)) };
+}

@@ -1,0 +1,82 @@
+//! Loading a guest's table roots, and making cached translations disappear.
+//!
+//! Each domain has a VMID of its own, its number plus one, although stage 2 is off: TLB entries carry it all the same. All
+//! guests use ASID 0, so a change of the user root is followed by a flush.
+
+use core::arch::asm;
+
+use aarch64_cpu::registers::{Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
+use hyp_core::Vcpu;
+use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::machine::FlushScope;
+
+use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
+use crate::machine::El2;
+
+fn vmid(domain: DomainId) -> u64 {
+    // At most 8 bits, which every CPU has (hyp_core::domain::MAX_DOMAINS is far below).
+    (u64::from(domain.number()) + 1) & 0xff
+}
+
+fn barrier() {
+    // SAFETY: a barrier.
+    unsafe { asm!("isb", options(nostack)) };
+}
+
+/// Both roots at once: walks are off while they change, so that no speculative walk mixes old and new.
+fn write_roots(kernel: Option<MachineFrame>, user: Option<MachineFrame>) {
+    let on = TCR_EL1.get() & !(NO_USER_WALKS | NO_KERNEL_WALKS);
+    TCR_EL1.set(on | NO_USER_WALKS | NO_KERNEL_WALKS);
+    barrier();
+    let address = |root: Option<MachineFrame>| root.map_or(0, |root| root.start().bytes());
+    TTBR1_EL1.set(address(kernel));
+    TTBR0_EL1.set(address(user));
+    barrier();
+    let off = |root: Option<MachineFrame>, bit: u64| if root.is_some() { 0 } else { bit };
+    TCR_EL1.set(on | off(kernel, NO_KERNEL_WALKS) | off(user, NO_USER_WALKS));
+    barrier();
+}
+
+/// Loads the running vCPU's new roots.
+pub fn load(kernel: MachineFrame, user: Option<MachineFrame>) {
+    write_roots(Some(kernel), user);
+    flush(FlushScope::Local);
+}
+
+/// Loads the roots of `next`, which takes this CPU over.
+pub fn switch_to(next: &Vcpu<El2>) {
+    let tag = vmid(next.domain_id()) << 48;
+    let previous: u64;
+    // SAFETY: reads the VMID in use.
+    unsafe { asm!("mrs {}, vttbr_el2", out(reg) previous, options(nomem, nostack)) };
+    write_roots(None, None);
+    // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters.
+    unsafe { asm!("msr vttbr_el2, {}", in(reg) tag, options(nostack)) };
+    write_roots(next.kernel_root(), next.user_root());
+    if previous == tag {
+        // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart.
+        flush(FlushScope::Local);
+    }
+}
+
+/// Loads no root at all.
+pub fn leave() {
+    write_roots(None, None);
+    flush(FlushScope::Local);
+}
+
+/// See [`hyp_core::machine::Mmu::flush`].
+pub fn flush(scope: FlushScope) {
+    // SAFETY: forgetting translations of EL1 and EL0 is always allowed; barriers before and after, so that earlier writes to tables
+    // are seen by later walks, and no old entry remains when this returns.
+    unsafe {
+        match scope {
+            FlushScope::Page(address) => {
+                let page = address.bytes() >> 12 & ((1 << 44) - 1);
+                asm!("dsb ishst", "tlbi vaae1is, {}", "dsb ish", "isb", in(reg) page, options(nostack));
+            }
+            FlushScope::Local => asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack)),
+            FlushScope::Everything => asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What happens when a guest comes to EL2, and who runs afterwards.
+//!
+//! `vectors.s` calls one of the `guest_*` functions with the registers saved; each returns the context of the vCPU to run next,
+//! most often the same one.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use aarch64_cpu::registers::{ELR_EL1, ESR_EL2, Readable, SPSR_EL1, VBAR_EL1};
+use hyp_core::{Next, Vcpu};
+use hyp_el2::injection;
+use hyp_el2::syndrome::{Syndrome, XEN_HYPERCALL};
+
+use crate::board::{self, CONSOLE, INTERRUPTS};
+use crate::context::GuestContext;
+use crate::cpu::Cpu;
+use crate::machine::El2;
+use crate::traps::{self, Afterwards};
+use crate::{HYPERVISOR, roots};
+
+/// INTIDs of the tick and of the UART (0: polled only).
+static TICK: AtomicU32 = AtomicU32::new(0);
+static UART: AtomicU32 = AtomicU32::new(0);
+
+/// More interrupts than this in a row, and the guest gets its turn first.
+const MOST_INTERRUPTS: usize = 16;
+/// More input than this at once, and the rest waits for the next tick.
+const MOST_INPUT: usize = 64;
+
+/// Remembers which interrupts mean what.
+pub fn set_interrupts(tick: u32, uart: Option<u32>) {
+    TICK.store(tick, Ordering::Relaxed);
+    UART.store(uart.unwrap_or(0), Ordering::Relaxed);
+}
+
+/// A hypercall, or something that traps.
+#[unsafe(no_mangle)]
+extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
+    let Some(vcpu) = cpu.current() else { return next(cpu) };
+    let syndrome = ESR_EL2.get();
+    if syndrome == XEN_HYPERCALL {
+        let argument = |number| context.register(number);
+        let arguments = [argument(0), argument(1), argument(2), argument(3), argument(4), argument(5)];
+        HYPERVISOR.hypercall(vcpu, argument(16), arguments);
+    } else if traps::handle(vcpu, context, Syndrome(syndrome)) == Afterwards::Wait {
+        return wait(cpu, vcpu);
+    }
+    resume(cpu, context)
+}
+
+/// An interrupt: all of them are the hypervisor's.
+#[unsafe(no_mangle)]
+extern "C" fn guest_interrupt(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
+    if handle_interrupts()
+        && let Some(vcpu) = cpu.current()
+        && is_hopeless(context)
+    {
+        HYPERVISOR.kill(vcpu, format_args!("a fault with no handler"));
+    }
+    resume(cpu, context)
+}
+
+/// An error that the memory system reports late.
+#[unsafe(no_mangle)]
+extern "C" fn guest_system_error(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
+    kill(cpu, context, "a system error (SError)")
+}
+
+/// A user program in AArch32, which the ID registers say doesn't exist.
+#[unsafe(no_mangle)]
+extern "C" fn guest_aarch32(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
+    kill(cpu, context, "AArch32 state, which guests don't have")
+}
+
+#[cold]
+fn kill(cpu: &'static Cpu, context: &'static GuestContext, reason: &str) -> &'static GuestContext {
+    if let Some(vcpu) = cpu.current() {
+        HYPERVISOR.kill(vcpu, format_args!("{reason}"));
+    }
+    resume(cpu, context)
+}
+
+/// Back to the same vCPU, or to another one if it is time.
+fn resume(cpu: &'static Cpu, context: &'static GuestContext) -> &'static GuestContext {
+    if HYPERVISOR.reschedule_wanted() { next(cpu) } else { context }
+}
+
+/// Whether the guest takes the same exception for ever, because there is nothing at its vector.
+fn is_hopeless(context: &GuestContext) -> bool {
+    let (vectors, exception_return) = (VBAR_EL1.get(), ELR_EL1.get());
+    injection::has_no_handler(context.pc(), context.pstate(), vectors, exception_return, SPSR_EL1.get())
+}
+
+/// Deals with what is pending. `true`: the tick was among it.
+fn handle_interrupts() -> bool {
+    let mut ticked = false;
+    for _ in 0..MOST_INTERRUPTS {
+        let Some(interrupt) = INTERRUPTS.take() else { break };
+        if interrupt.number() == TICK.load(Ordering::Relaxed) {
+            board::arm_tick();
+            take_input();
+            HYPERVISOR.tick();
+            ticked = true;
+        } else if interrupt.number() == UART.load(Ordering::Relaxed) {
+            take_input();
+        }
+        INTERRUPTS.end(interrupt);
+    }
+    ticked
+}
+
+fn take_input() {
+    for byte in core::iter::from_fn(|| CONSOLE.read()).take(MOST_INPUT) {
+        HYPERVISOR.console_input(byte);
+    }
+}
+
+/// The vCPU has nothing to do until an interrupt: others go first, and if there are none, the CPU sleeps.
+fn wait(cpu: &'static Cpu, vcpu: &'static Vcpu<El2>) -> &'static GuestContext {
+    let context = next(cpu);
+    if core::ptr::eq(context, vcpu.context()) {
+        board::wait_for_interrupt();
+        handle_interrupts();
+        return resume(cpu, context);
+    }
+    context
+}
+
+/// Chooses who runs next, and gets it ready.
+pub fn next(cpu: &'static Cpu) -> &'static GuestContext {
+    loop {
+        match HYPERVISOR.schedule() {
+            Next::Run(vcpu) => {
+                switch(cpu, vcpu);
+                return vcpu.context();
+            }
+            Next::Idle => idle(cpu),
+        }
+    }
+}
+
+/// Gives the CPU to `next`.
+fn switch(cpu: &'static Cpu, next: &'static Vcpu<El2>) {
+    if cpu.current().is_some_and(|current| core::ptr::eq(current, next)) {
+        return;
+    }
+    if let Some(current) = cpu.current() {
+        current.context().save();
+    }
+    next.context().load();
+    roots::switch_to(next);
+    cpu.set_current(Some(next));
+    HYPERVISOR.switched();
+}
+
+/// Nobody can run: leaves the last guest's roots, does background work, and sleeps when there is none.
+fn idle(cpu: &'static Cpu) {
+    if let Some(current) = cpu.current() {
+        current.context().save();
+        roots::leave();
+        cpu.set_current(None);
+        HYPERVISOR.switched();
+    }
+    while !HYPERVISOR.reschedule_wanted() {
+        if !HYPERVISOR.background() {
+            board::wait_for_interrupt();
+        }
+        handle_interrupts();
+    }
+}
