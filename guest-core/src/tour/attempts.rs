@@ -1,8 +1,8 @@
 //! What a guest may not do, tried by every hypercall that could do it.
 //!
 //! Columns are frames that the domain must not reach (or, its own table, not for writing); rows are the ways of asking.
-//! Each refusal must be the right error, and afterwards the entry and the memory that the attempt was aimed at must be
-//! what they were.
+//! Each refusal must be the right error: the one that Xen 4.17 gives for the same attempt. Afterwards the entry and the
+//! memory that the attempt was aimed at must be what they were.
 
 use crate::architecture::{Architecture, PAGE_SHIFT, ROOT_LEVEL, table_index};
 use crate::console::Console;
@@ -21,7 +21,7 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 pub struct Tally {
     /// Attempts made.
     pub attempts: u64,
-    /// Attempts that succeeded, were refused with an error that makes no sense, or left a trace.
+    /// Attempts that succeeded, were refused with another error than Xen's, or left a trace.
     pub failures: u64,
 }
 
@@ -30,6 +30,8 @@ pub struct Tally {
 struct Target {
     name: &'static str,
     frame: u64,
+    /// What an entry that leads there is refused with.
+    error: Errno,
     /// The domain's own page table: only a *writable* mapping is forbidden, pinning it is not.
     own_table: bool,
 }
@@ -39,6 +41,8 @@ type Result = core::result::Result<(), Errno>;
 /// A way of asking; `None` when it doesn't apply to the target.
 struct Way<A: Architecture> {
     name: &'static str,
+    /// The error of this way alone, whatever the target; `None` where the target's own error is the right one.
+    error: Option<Errno>,
     attempt: fn(&Guest<A>, &Page, Target) -> Option<Result>,
 }
 
@@ -75,19 +79,15 @@ fn outcome<A: Architecture>(
     let untouched = state(guest, victim) == before;
     tally.attempts += 1;
     let (good, text) = match result {
-        Err(error) => (is_refusal(error), error.name()),
+        Err(error) => (error == way.error.unwrap_or(target.error), error.name()),
         Ok(()) => (false, "ALLOWED"),
     };
     if good && untouched {
         return Some(text);
     }
     tally.failures += 1;
-    Some(if good { "TRACE LEFT" } else { text })
-}
-
-/// The errors by which a hypervisor says "that frame isn't for you".
-fn is_refusal(error: Errno) -> bool {
-    [Errno::EPERM, Errno::EINVAL, Errno::EBUSY, Errno::EACCES, Errno::ESRCH].contains(&error)
+    say!(A, "  {}, {}: {text}, trace left: {}", way.name, target.name, !untouched);
+    Some(text)
 }
 
 /// What an attempt must not change: the entry (hardware's own bits apart) and the memory behind it.
@@ -119,7 +119,7 @@ fn foreign<A: Architecture>(guest: &Guest<A>) -> Option<Target> {
         .find(is_foreign)
         .or_else(|| (lowest..start).rev().find(is_foreign))
         .or_else(|| (start..end).find(|mfn| !guest.owns(*mfn)))?;
-    Some(Target { name: "foreign frame", frame, own_table: false })
+    Some(Target { name: "foreign frame", frame, error: Errno::EBUSY, own_table: false })
 }
 
 /// The hypervisor's own table behind the M2P window, as the first reserved slot of our root names it.
@@ -127,7 +127,7 @@ fn hypervisor<A: Architecture>(guest: &Guest<A>) -> Option<Target> {
     let slot = A::RESERVED_SLOTS.start as u64;
     let entry = A::read_word(guest.info.pt_base + slot * 8);
     let frame = A::decode(ROOT_LEVEL, entry)?.frame;
-    Some(Target { name: "hypervisor frame", frame, own_table: false })
+    Some(Target { name: "hypervisor frame", frame, error: Errno::EBUSY, own_table: false })
 }
 
 /// A device. The first domain on Xen may map devices; there this column is left out.
@@ -137,29 +137,31 @@ fn device<A: Architecture>(guest: &Guest<A>) -> Option<Target> {
         return None;
     }
     let frame = guest.words().value("device").and_then(words::number).unwrap_or(A::DEVICE_FRAME);
-    Some(Target { name: "device frame", frame, own_table: false })
+    Some(Target { name: "device frame", frame, error: Errno::EPERM, own_table: false })
 }
 
 /// The level-1 table that maps the victim.
 fn own_table<A: Architecture>(guest: &Guest<A>, victim: &Page) -> Option<Target> {
     let frame = guest.leaf(guest.address(victim))?.table_frame;
-    Some(Target { name: "own table, RW", frame, own_table: true })
+    Some(Target { name: "own table, RW", frame, error: Errno::EBUSY, own_table: true })
 }
 
 // The ways.
 
 fn ways<A: Architecture>() -> [Way<A>; 10] {
+    let way = |name, attempt| Way { name, error: None, attempt };
+    let own = |name, error, attempt| Way { name, error: Some(error), attempt };
     [
-        Way { name: "mmu_update", attempt: by_mmu_update },
-        Way { name: "update_va_mapping", attempt: by_update_va_mapping },
-        Way { name: "update_va_mapping_otherdomain(0)", attempt: by_otherdomain },
-        Way { name: "multicall: mmu_update", attempt: by_multicall_mmu_update },
-        Way { name: "multicall: update_va_mapping", attempt: by_multicall_update_va_mapping },
-        Way { name: "pin a table that maps it", attempt: by_pinning_a_table },
-        Way { name: "hook in a table that maps it", attempt: by_hooking_a_table },
-        Way { name: "new_baseptr of a tree that maps it", attempt: by_new_root },
-        Way { name: "pin the frame itself as a table", attempt: by_pinning_the_frame },
-        Way { name: "new_baseptr of the frame itself", attempt: by_loading_the_frame },
+        way("mmu_update", by_mmu_update),
+        way("update_va_mapping", by_update_va_mapping),
+        own("update_va_mapping_otherdomain(0)", Errno::EPERM, by_otherdomain),
+        way("multicall: mmu_update", by_multicall_mmu_update),
+        way("multicall: update_va_mapping", by_multicall_update_va_mapping),
+        way("pin a table that maps it", by_pinning_a_table),
+        way("hook in a table that maps it", by_hooking_a_table),
+        way("new_baseptr of a tree that maps it", by_new_root),
+        own("pin the frame itself as a table", Errno::EINVAL, by_pinning_the_frame),
+        own("new_baseptr of the frame itself", Errno::EINVAL, by_loading_the_frame),
     ]
 }
 

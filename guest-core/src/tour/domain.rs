@@ -30,6 +30,8 @@ pub struct Specimen {
 pub fn domain<A: Architecture>(guest: &Guest<A>) {
     let Some(page) = guest.zeroed_page() else { return say!(A, "tour: no page to show") };
     guest.write(&page, 0, CONTENT);
+    // The control domain introduces itself first; from here on each waits for the other.
+    (0..2).for_each(|_| hypercalls::yield_cpu::<A>());
     let Some(specimen) = show(guest, &page) else { return say!(A, "tour: the page is not mapped") };
     publish(guest, specimen);
     wait_for_control(guest);
