@@ -43,12 +43,13 @@ pub fn mmu_update<A: Architecture>(updates: &[MmuUpdate], owner: u64) -> Result<
     call::<A>(number::MMU_UPDATE, &arguments).map(|_| done)
 }
 
-/// Stores one page-table entry, checked: `address` is the entry's *machine* address.
+/// Stores one page-table entry, checked: `address` is the entry's *machine* address, with the kind of update in its low
+/// bits.
 ///
 /// # Errors
 /// Why the hypervisor refuses.
 pub fn update_entry<A: Architecture>(address: u64, value: u64) -> Result<(), Errno> {
-    let update = MmuUpdate { pointer: address | mmu::MMU_NORMAL_PT_UPDATE, value };
+    let update = MmuUpdate { pointer: address, value };
     mmu_update::<A>(&[update], u64::from(DOMID_SELF)).map(drop)
 }
 

@@ -18,7 +18,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>) -> ! {
     loop {
         prompt::<A>();
         let mut buffer = [0; COMMAND_CAPACITY];
-        obey(guest, read_line::<A>(&mut buffer));
+        obey(guest, read_line(guest, &mut buffer));
     }
 }
 
@@ -26,13 +26,18 @@ fn prompt<A: Architecture>() {
     let _ = hypercalls::console_write::<A>(b"penumbra# ");
 }
 
+/// Sleeps until something is typed. Penumbra wakes its control domain for that; Xen would want an event channel.
+fn idle<A: Architecture>(guest: &Guest<A>) {
+    if guest.on_penumbra { hypercalls::block::<A>() } else { hypercalls::yield_cpu::<A>() }
+}
+
 /// Reads a line, with echo and backspace, giving way to other domains while nothing is typed.
-fn read_line<A: Architecture>(buffer: &mut [u8; COMMAND_CAPACITY]) -> &str {
+fn read_line<'b, A: Architecture>(guest: &Guest<A>, buffer: &'b mut [u8; COMMAND_CAPACITY]) -> &'b str {
     let mut length = 0;
     loop {
         let mut byte = [0];
         match (hypercalls::console_read::<A>(&mut byte), byte[0]) {
-            (Ok(0) | Err(_), _) => hypercalls::yield_cpu::<A>(),
+            (Ok(0) | Err(_), _) => idle(guest),
             (Ok(_), b'\r' | b'\n') => break,
             (Ok(_), 8 | 127) if length > 0 => {
                 length -= 1;

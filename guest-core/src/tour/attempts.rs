@@ -12,7 +12,8 @@ use crate::words;
 use crate::{hypercalls, say};
 use core::fmt::Write;
 use penumbra_abi::mmu::{
-    MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MmuUpdate, UVMF_INVLPG,
+    MMU_PT_UPDATE_PRESERVE_AD, MMUEXT_NEW_BASEPTR, MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L1_TABLE,
+    MMUEXT_PIN_L4_TABLE, MmuUpdate, UVMF_INVLPG,
 };
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
@@ -98,9 +99,11 @@ fn state<A: Architecture>(guest: &Guest<A>, victim: &Page) -> (Option<u64>, u64)
 
 fn print_row<A: Architecture>(name: &str, cells: impl Iterator<Item = &'static str>) {
     let mut text = Console::<A>::writer();
-    let _ = write!(text, "  {name:<36}");
+    let _ = write!(text, "  {name}");
+    let mut blanks = 37usize.saturating_sub(name.len());
     for cell in cells {
-        let _ = write!(text, " {cell:<16}");
+        let _ = write!(text, "{:blanks$}{cell}", "");
+        blanks = 17usize.saturating_sub(cell.len());
     }
     let _ = writeln!(text);
 }
@@ -148,11 +151,14 @@ fn own_table<A: Architecture>(guest: &Guest<A>, victim: &Page) -> Option<Target>
 
 // The ways.
 
-fn ways<A: Architecture>() -> [Way<A>; 10] {
+fn ways<A: Architecture>() -> [Way<A>; 14] {
     let way = |name, attempt| Way { name, error: None, attempt };
     let own = |name, error, attempt| Way { name, error: Some(error), attempt };
     [
         way("mmu_update", by_mmu_update),
+        way("mmu_update, read-only", by_read_only_update),
+        way("mmu_update, A/D preserved", by_preserving_update),
+        own("mmu_update, as a frame of domain 0", Errno::EPERM, by_foreign_update),
         way("update_va_mapping", by_update_va_mapping),
         own("update_va_mapping_otherdomain(0)", Errno::EPERM, by_otherdomain),
         way("multicall: mmu_update", by_multicall_mmu_update),
@@ -162,6 +168,7 @@ fn ways<A: Architecture>() -> [Way<A>; 10] {
         way("new_baseptr of a tree that maps it", by_new_root),
         own("pin the frame itself as a table", Errno::EINVAL, by_pinning_the_frame),
         own("new_baseptr of the frame itself", Errno::EINVAL, by_loading_the_frame),
+        own("new_user_baseptr of the frame itself", Errno::EINVAL, by_loading_it_for_users),
     ]
 }
 
@@ -174,11 +181,29 @@ fn by_mmu_update<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Targe
     Some(hypercalls::update_entry::<A>(address, A::leaf(target.frame, true)))
 }
 
+/// Just looking isn't allowed either, except at one's own tables.
+fn by_read_only_update<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Target) -> Option<Result> {
+    let address = entry_address(guest, victim)?;
+    (!target.own_table).then(|| hypercalls::update_entry::<A>(address, A::leaf(target.frame, false)))
+}
+
+/// The kind of update that a kernel uses for entries in use.
+fn by_preserving_update<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Target) -> Option<Result> {
+    let address = entry_address(guest, victim)?;
+    Some(hypercalls::update_entry::<A>(address | MMU_PT_UPDATE_PRESERVE_AD, A::leaf(target.frame, true)))
+}
+
+/// Claims that the frame is domain 0's. (Domain 0 itself may say so of its own frames.)
+fn by_foreign_update<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Target) -> Option<Result> {
+    let update = MmuUpdate { pointer: entry_address(guest, victim)?, value: A::leaf(target.frame, true) };
+    (!guest.is_control()).then(|| hypercalls::mmu_update::<A>(&[update], 0).map(drop))
+}
+
 fn by_update_va_mapping<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Target) -> Option<Result> {
     Some(hypercalls::update_va_mapping::<A>(guest.address(victim), A::leaf(target.frame, true)))
 }
 
-/// Claims that the frame is domain 0's. (Domain 0 itself may say so of its own frames.)
+/// The same claim, by the other call that makes it.
 fn by_otherdomain<A: Architecture>(guest: &Guest<A>, victim: &Page, target: Target) -> Option<Result> {
     if guest.is_control() {
         return None;
@@ -276,4 +301,12 @@ fn by_loading_the_frame<A: Architecture>(
     target: Target,
 ) -> Option<Result> {
     Some(hypercalls::mmuext::<A>(MMUEXT_NEW_BASEPTR, target.frame, 0))
+}
+
+fn by_loading_it_for_users<A: Architecture>(
+    _guest: &Guest<A>,
+    _victim: &Page,
+    target: Target,
+) -> Option<Result> {
+    Some(hypercalls::mmuext::<A>(MMUEXT_NEW_USER_BASEPTR, target.frame, 0))
 }
