@@ -69,6 +69,12 @@ pub trait Architecture: 'static {
     /// The bits that hardware may set by itself (accessed, dirty).
     const HARDWARE_BITS: u64;
 
+    /// Instructions that would break out of the domain, or change what its isolation rests on, if they did what they say.
+    ///
+    /// Each has a name and a function that executes it and says whether it was refused with a fault. Only after
+    /// [`Self::install_traps`] returned true.
+    const FORBIDDEN: &'static [(&'static str, fn() -> bool)];
+
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();
     /// Stops for ever.

@@ -6,7 +6,7 @@
 //!
 //! Words of the command line:
 //! - `tour`: the documented experiment; in both domains.
-//! - `test=NAME[,NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
+//! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
 //! - `device=0xMFN`: machine frame of a device, for the tour's attempts.

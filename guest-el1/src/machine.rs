@@ -1,6 +1,6 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{entries, traps};
+use crate::{entries, forbidden, traps};
 use core::arch::asm;
 use guest_core::Architecture;
 use guest_core::architecture::{Level, Mapping};
@@ -19,6 +19,7 @@ impl Architecture for Arm {
     /// The PL011 of QEMU's `virt`.
     const DEVICE_FRAME: u64 = 0x9000;
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
+    const FORBIDDEN: &'static [(&'static str, fn() -> bool)] = forbidden::FORBIDDEN;
 
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;

@@ -10,6 +10,8 @@ mod entries;
 #[cfg(target_os = "none")]
 mod entry;
 #[cfg(target_os = "none")]
+mod forbidden;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod traps;

@@ -1,7 +1,7 @@
 //! Fault handlers: the kernel's own vectors, which the hypervisor never sees.
 //!
-//! In direct mode a stage-1 fault goes straight to EL1. Two outcomes: a read or write that was meant to be tried goes on
-//! at its fix-up address; any other exception is reported and crashes the domain.
+//! In direct mode a stage-1 fault goes straight to EL1. Two outcomes: a read or write that was meant to be tried goes
+//! on at its fix-up address; any other exception is reported and crashes the domain.
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::AtomicU64;
@@ -11,7 +11,7 @@ use penumbra_abi::sched::SHUTDOWN_CRASH;
 use crate::machine::Arm;
 
 /// Where a tried access goes on when it faults; 0 when none is being tried.
-static FIXUP: AtomicU64 = AtomicU64::new(0);
+pub(crate) static FIXUP: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     r#"
@@ -87,50 +87,40 @@ fn set_vectors(address: u64) {
     unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) address, options(nostack)) };
 }
 
+/// Executes instructions, and says whether they faulted. The block may use the operands that are given.
+macro_rules! faults {
+    ($($line:literal),+ $(; $($operands:tt)*)?) => {{
+        let failed: u64;
+        // SAFETY: the instructions are meant to fault, and go on at label 2 then; should one of them be carried out after
+        // all, the hypervisor under test is broken, which is what the caller wants to find out.
+        unsafe {
+            core::arch::asm!(
+                "adr {scratch}, 2f",
+                "str {scratch}, [{fixup}]",
+                "mov {failed}, #1",
+                $($line,)+
+                "mov {failed}, #0",
+                "2:",
+                "str xzr, [{fixup}]",
+                scratch = out(reg) _,
+                fixup = in(reg) crate::traps::FIXUP.as_ptr(),
+                failed = out(reg) failed,
+                $($($operands)*)?
+            );
+        }
+        failed != 0
+    }};
+}
+pub(crate) use faults;
+
 /// Reads a word, or says that the read faulted.
 pub fn try_read(address: u64) -> Option<u64> {
-    let (value, failed): (u64, u64);
-    // SAFETY: the load has no effect but on its register; if it faults, the handler goes on at label 2, which the
-    // fix-up names only while this block runs.
-    unsafe {
-        asm!(
-            "adr {scratch}, 2f",
-            "str {scratch}, [{fixup}]",
-            "mov {failed}, #1",
-            "ldr {value}, [{address}]",
-            "mov {failed}, #0",
-            "2:",
-            "str xzr, [{fixup}]",
-            scratch = out(reg) _,
-            fixup = in(reg) FIXUP.as_ptr(),
-            failed = out(reg) failed,
-            value = inout(reg) 0u64 => value,
-            address = in(reg) address,
-        );
-    }
-    (failed == 0).then_some(value)
+    let mut value = 0u64;
+    let failed = faults!("ldr {value}, [{address}]"; value = inout(reg) value, address = in(reg) address);
+    (!failed).then_some(value)
 }
 
-/// Writes a word, or says that the write faulted.
+/// Writes a word, or says that the write faulted. No Rust object may live there.
 pub fn try_write(address: u64, value: u64) -> bool {
-    let failed: u64;
-    // SAFETY: the caller vouches that no Rust object lives at the address; a fault goes on at label 2, which the fix-up
-    // names only while this block runs.
-    unsafe {
-        asm!(
-            "adr {scratch}, 2f",
-            "str {scratch}, [{fixup}]",
-            "mov {failed}, #1",
-            "str {value}, [{address}]",
-            "mov {failed}, #0",
-            "2:",
-            "str xzr, [{fixup}]",
-            scratch = out(reg) _,
-            fixup = in(reg) FIXUP.as_ptr(),
-            failed = out(reg) failed,
-            value = in(reg) value,
-            address = in(reg) address,
-        );
-    }
-    failed == 0
+    !faults!("str {value}, [{address}]"; value = in(reg) value, address = in(reg) address)
 }

@@ -1,6 +1,6 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{entries, traps};
+use crate::{entries, forbidden, traps};
 use core::arch::asm;
 use guest_core::Architecture;
 use guest_core::architecture::{Level, Mapping};
@@ -19,6 +19,7 @@ impl Architecture for X86 {
     /// The local APIC.
     const DEVICE_FRAME: u64 = 0xfee00;
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
+    const FORBIDDEN: &'static [(&'static str, fn() -> bool)] = forbidden::FORBIDDEN;
 
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;

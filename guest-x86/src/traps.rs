@@ -4,7 +4,7 @@
 //! `cs`, `rflags`, `rsp`, `ss`. Two outcomes: a read or write that was meant to be tried goes on at its fix-up address;
 //! any other fault is reported and crashes the domain.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::AtomicU64;
 use guest_core::hypercalls;
 use penumbra_abi::Errno;
@@ -15,7 +15,7 @@ use penumbra_abi::x86_64::{FLAT_RING3_CS64, TrapInfo};
 use crate::machine::X86;
 
 /// Where a tried access goes on when it faults; 0 when none is being tried.
-static FIXUP: AtomicU64 = AtomicU64::new(0);
+pub(crate) static FIXUP: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     r#"
@@ -26,11 +26,20 @@ global_asm!(
     trap_page_fault:
         pushq $14
         jmp trap_with_error
+    // The one without an error code. Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss.
     trap_invalid_opcode:
-        // No error code in the frame: this one is always fatal, so registers need not be kept.
-        movq 16(%rsp), %rdx
-        movl $6, %edi
+        movq {fixup}(%rip), %rcx
+        testq %rcx, %rcx
+        jz 1f
+        movq $0, {fixup}(%rip)
+        movq %rcx, 16(%rsp)
+        popq %rcx
+        popq %r11
+        orq $3, 8(%rsp)
+        iretq
+    1:  movl $6, %edi
         xorl %esi, %esi
+        movq 16(%rsp), %rdx
         jmp trap_fatal
 
     // Stack, lowest first: vector, rcx, r11, error code, rip, cs, rflags, rsp, ss.
@@ -96,52 +105,42 @@ fn set_table(address: u64) -> Result<u64, Errno> {
     hypercalls::call::<X86>(number::SET_TRAP_TABLE, &[address])
 }
 
+/// Executes instructions, and says whether they faulted. The block may use the operands that are given.
+macro_rules! faults {
+    ($($line:literal),+ $(; $($operands:tt)*)?) => {{
+        let failed: u64;
+        // SAFETY: the instructions are meant to fault, and go on at label 2 then; should one of them be carried out after
+        // all, the hypervisor under test is broken, which is what the caller wants to find out.
+        unsafe {
+            core::arch::asm!(
+                "lea {scratch}, [rip + 2f]",
+                "mov [{fixup}], {scratch}",
+                "mov {failed:e}, 1",
+                $($line,)+
+                "xor {failed:e}, {failed:e}",
+                "2:",
+                "mov qword ptr [{fixup}], 0",
+                scratch = out(reg) _,
+                fixup = in(reg) crate::traps::FIXUP.as_ptr(),
+                failed = out(reg) failed,
+                $($($operands)*)?
+            );
+        }
+        failed != 0
+    }};
+}
+pub(crate) use faults;
+
 /// Reads a word, or says that the read faulted.
 pub fn try_read(address: u64) -> Option<u64> {
-    let (value, failed): (u64, u64);
-    // SAFETY: the load has no effect but on its register; if it faults, the handler goes on at label 2, which the
-    // fix-up names only while this block runs.
-    unsafe {
-        asm!(
-            "lea {scratch}, [rip + 2f]",
-            "mov [{fixup}], {scratch}",
-            "mov {failed:e}, 1",
-            "mov {value}, [{address}]",
-            "xor {failed:e}, {failed:e}",
-            "2:",
-            "mov qword ptr [{fixup}], 0",
-            scratch = out(reg) _,
-            fixup = in(reg) FIXUP.as_ptr(),
-            failed = out(reg) failed,
-            value = inout(reg) 0u64 => value,
-            address = in(reg) address,
-            options(nostack),
-        );
-    }
-    (failed == 0).then_some(value)
+    let mut value = 0u64;
+    let failed = faults!(
+        "mov {value}, [{address}]"; value = inout(reg) value, address = in(reg) address, options(nostack)
+    );
+    (!failed).then_some(value)
 }
 
-/// Writes a word, or says that the write faulted.
+/// Writes a word, or says that the write faulted. No Rust object may live there.
 pub fn try_write(address: u64, value: u64) -> bool {
-    let failed: u64;
-    // SAFETY: the caller vouches that no Rust object lives at the address; a fault goes on at label 2, which the fix-up
-    // names only while this block runs.
-    unsafe {
-        asm!(
-            "lea {scratch}, [rip + 2f]",
-            "mov [{fixup}], {scratch}",
-            "mov {failed:e}, 1",
-            "mov [{address}], {value}",
-            "xor {failed:e}, {failed:e}",
-            "2:",
-            "mov qword ptr [{fixup}], 0",
-            scratch = out(reg) _,
-            fixup = in(reg) FIXUP.as_ptr(),
-            failed = out(reg) failed,
-            value = in(reg) value,
-            address = in(reg) address,
-            options(nostack),
-        );
-    }
-    failed == 0
+    !faults!("mov [{address}], {value}"; value = in(reg) value, address = in(reg) address, options(nostack))
 }

@@ -6,6 +6,7 @@
 mod check;
 mod console;
 mod hypercalls;
+mod instructions;
 mod multicall;
 mod neighbour;
 mod pin;
@@ -20,9 +21,10 @@ use check::Check;
 type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 6] {
+fn alone<A: Architecture>() -> [Test<A>; 7] {
     [
         ("hypercalls", hypercalls::run),
+        ("instructions", instructions::run),
         ("pin", pin::run),
         ("root", root::run),
         ("reservation", reservation::run),
@@ -31,9 +33,9 @@ fn alone<A: Architecture>() -> [Test<A>; 6] {
     ]
 }
 
-/// Runs the tests in `names` (separated by commas); `all` means those that need no second domain.
+/// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need no second domain.
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
-    for name in names.split(',') {
+    for name in names.split('+') {
         match name {
             "all" => alone::<A>().into_iter().for_each(|test| run_one(guest, test)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
