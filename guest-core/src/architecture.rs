@@ -25,6 +25,9 @@ pub struct Mapping {
     pub writable: bool,
 }
 
+/// An instruction that must be refused: its name, and a function that executes it and says whether it faulted.
+pub type Forbidden = (&'static str, fn() -> bool);
+
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
 pub trait Architecture: 'static {
     /// Name, for the greeting.
@@ -71,9 +74,8 @@ pub trait Architecture: 'static {
 
     /// Instructions that would break out of the domain, or change what its isolation rests on, if they did what they say.
     ///
-    /// Each has a name and a function that executes it and says whether it was refused with a fault. Only after
-    /// [`Self::install_traps`] returned true.
-    const FORBIDDEN: &'static [(&'static str, fn() -> bool)];
+    /// Only after [`Self::install_traps`] returned true.
+    const FORBIDDEN: &'static [Forbidden];
 
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();

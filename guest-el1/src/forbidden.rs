@@ -4,9 +4,10 @@
 //! keep caches, debug and other worlds out of reach. Each of these must be an undefined instruction to the guest.
 
 use crate::traps::faults;
+use guest_core::architecture::Forbidden;
 
 /// Names, and whether the instruction faulted.
-pub const FORBIDDEN: &[(&str, fn() -> bool)] = &[
+pub const FORBIDDEN: &[Forbidden] = &[
     ("sctlr_el1, MMU off", || faults!("msr sctlr_el1, xzr")),
     (
         "sctlr_el1, tables read big-endian",

@@ -4,9 +4,10 @@
 //! those here have no harmless meaning, and fault on Xen, too.
 
 use crate::traps::faults;
+use guest_core::architecture::Forbidden;
 
 /// Names, and whether the instruction faulted.
-pub const FORBIDDEN: &[(&str, fn() -> bool)] = &[
+pub const FORBIDDEN: &[Forbidden] = &[
     ("mov to cr3, of a frame that is no table", || faults!("mov cr3, {x}"; x = in(reg) 0u64)),
     ("mov to cr0, paging off", || faults!("mov cr0, {x}"; x = in(reg) 0x11u64)),
     ("lgdt", || faults!("lgdt [{x}]"; x = in(reg) &DESCRIPTOR)),

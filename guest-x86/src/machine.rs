@@ -3,7 +3,7 @@
 use crate::{entries, forbidden, traps};
 use core::arch::asm;
 use guest_core::Architecture;
-use guest_core::architecture::{Level, Mapping};
+use guest_core::architecture::{Forbidden, Level, Mapping};
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
 /// Virtual address of pseudo-physical frame 0.
@@ -19,7 +19,7 @@ impl Architecture for X86 {
     /// The local APIC.
     const DEVICE_FRAME: u64 = 0xfee00;
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
-    const FORBIDDEN: &'static [(&'static str, fn() -> bool)] = forbidden::FORBIDDEN;
+    const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
 
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;
