@@ -1,5 +1,52 @@
-//! Placeholder until the boot path lands.
+//! The x86-64 hypervisor: long mode, guests in ring 3 with Xen's PV ABI.
+//!
+//! | file | what |
+//! |---|---|
+//! | `boot.s`, `boot.rs` | from the multiboot loader to the first guest |
+//! | `tables.rs`, `stack.rs`, `descriptors.rs` | the hypervisor's own tables, stacks, segments and gates |
+//! | `entry.s`, `entry.rs`, `trap.rs` | in from a guest and out again |
+//! | `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
+//! | `hypercall.rs`, `bounce.rs`, `emulate.rs` | what x86 adds to the core: its own hypercalls, exceptions, instructions |
+//! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
+//! | `fault.rs` | exceptions in the hypervisor itself |
+//!
+//! On the host this program is empty: its pure parts are the library `hyp_x86`, which is tested there.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod bounce;
+#[cfg(target_os = "none")]
+mod clock;
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod context;
+#[cfg(target_os = "none")]
+mod cpu;
+#[cfg(target_os = "none")]
+mod descriptors;
+#[cfg(target_os = "none")]
+mod emulate;
+#[cfg(target_os = "none")]
+mod entry;
+#[cfg(target_os = "none")]
+mod fault;
+#[cfg(target_os = "none")]
+mod hypercall;
+#[cfg(target_os = "none")]
+mod interrupts;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod stack;
+#[cfg(target_os = "none")]
+mod tables;
+#[cfg(target_os = "none")]
+mod trap;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,0 +1,304 @@
+//! A virtual CPU's registers.
+//!
+//! The first part, [`GuestContext`]'s frame, is where a guest's registers land when it enters the hypervisor: the
+//! processor itself pushes the last five there (the task-state segment's stack for ring 0 is the frame's end), and
+//! `entry.s` pushes the rest. So nothing is ever copied on entry, and a vCPU that doesn't run is already saved, but for
+//! what the hypervisor itself doesn't use: segments and the floating-point unit, which `cpu.rs` saves on a switch.
+//!
+//! Fields are cells: assembly and the CPU that runs the vCPU are the only ones that change them, never at once.
+
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::mem::offset_of;
+
+use hyp_core::address::GuestVirtual;
+use hyp_core::machine::{Context, StartOfDay};
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+
+/// In [`GuestContext::vector`]: the guest came by `syscall`, and may go back by `sysret`.
+pub const BY_SYSCALL: u64 = 0x100;
+/// The guest came by `syscall` from 32-bit code.
+pub const BY_COMPATIBILITY_SYSCALL: u64 = 0x101;
+/// The registers were changed so that only `iretq` restores them.
+pub const BY_IRET: u64 = 0x102;
+
+/// Interrupts enabled: on whenever a guest runs.
+pub const FLAG_INTERRUPT: u64 = 1 << 9;
+/// The bit of the flags register that always reads as one.
+const FLAG_ONE: u64 = 1 << 1;
+/// Bytes of `syscall`, which a hypercall that is issued again goes back by.
+const SYSCALL_BYTES: u64 = 2;
+
+/// What the processor and `entry.s` push, lowest address first. The order is that of `entry.s`.
+#[repr(C)]
+pub struct Frame {
+    pub r15: Cell<u64>,
+    pub r14: Cell<u64>,
+    pub r13: Cell<u64>,
+    pub r12: Cell<u64>,
+    pub rbp: Cell<u64>,
+    pub rbx: Cell<u64>,
+    pub r11: Cell<u64>,
+    pub r10: Cell<u64>,
+    pub r9: Cell<u64>,
+    pub r8: Cell<u64>,
+    pub rax: Cell<u64>,
+    pub rcx: Cell<u64>,
+    pub rdx: Cell<u64>,
+    pub rsi: Cell<u64>,
+    pub rdi: Cell<u64>,
+    /// How the guest came here: an interrupt vector, or one of the `BY_` constants.
+    pub vector: Cell<u64>,
+    pub error: Cell<u64>,
+    pub rip: Cell<u64>,
+    pub cs: Cell<u64>,
+    pub rflags: Cell<u64>,
+    pub rsp: Cell<u64>,
+    pub ss: Cell<u64>,
+}
+
+impl Frame {
+    /// The general register that an instruction calls `number` (0 is rax, 15 is r15).
+    pub fn general(&self, number: u8) -> &Cell<u64> {
+        match number & 15 {
+            0 => &self.rax,
+            1 => &self.rcx,
+            2 => &self.rdx,
+            3 => &self.rbx,
+            4 => &self.rsp,
+            5 => &self.rbp,
+            6 => &self.rsi,
+            7 => &self.rdi,
+            8 => &self.r8,
+            9 => &self.r9,
+            10 => &self.r10,
+            11 => &self.r11,
+            12 => &self.r12,
+            13 => &self.r13,
+            14 => &self.r14,
+            _ => &self.r15,
+        }
+    }
+
+    /// All registers, for the log.
+    pub fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let get = |cell: &Cell<u64>| cell.get();
+        writeln!(
+            out,
+            "rip {:#018x} cs {:#06x} rflags {:#x} vector {:#x} error {:#x}",
+            get(&self.rip),
+            get(&self.cs),
+            get(&self.rflags),
+            get(&self.vector),
+            get(&self.error)
+        )?;
+        writeln!(
+            out,
+            "rax {:#018x} rbx {:#018x} rcx {:#018x}",
+            get(&self.rax),
+            get(&self.rbx),
+            get(&self.rcx)
+        )?;
+        writeln!(
+            out,
+            "rdx {:#018x} rsi {:#018x} rdi {:#018x}",
+            get(&self.rdx),
+            get(&self.rsi),
+            get(&self.rdi)
+        )?;
+        writeln!(
+            out,
+            "rbp {:#018x} rsp {:#018x} r8  {:#018x}",
+            get(&self.rbp),
+            get(&self.rsp),
+            get(&self.r8)
+        )?;
+        writeln!(
+            out,
+            "r9  {:#018x} r10 {:#018x} r11 {:#018x}",
+            get(&self.r9),
+            get(&self.r10),
+            get(&self.r11)
+        )?;
+        writeln!(
+            out,
+            "r12 {:#018x} r13 {:#018x} r14 {:#018x}",
+            get(&self.r12),
+            get(&self.r13),
+            get(&self.r14)
+        )?;
+        write!(out, "r15 {:#018x} ss  {:#06x}", get(&self.r15), get(&self.ss))
+    }
+}
+
+/// Where the guest wants its exceptions.
+#[repr(C)]
+pub struct TrapHandler {
+    /// The handler; 0 is none.
+    pub address: Cell<u64>,
+    /// As in the ABI's `trap_info`: bit 2 masks events on entry.
+    pub flags: Cell<u8>,
+}
+
+/// The segment registers, which the hypervisor leaves as the guest has them until another vCPU runs.
+#[repr(C)]
+pub struct Segments {
+    pub ds: Cell<u16>,
+    pub es: Cell<u16>,
+    pub fs: Cell<u16>,
+    pub gs: Cell<u16>,
+    pub fs_base: Cell<u64>,
+    /// Base of `gs` in the mode in which the vCPU is.
+    pub gs_base: Cell<u64>,
+    /// Base of `gs` in the other mode: the user's while the kernel runs.
+    pub other_gs_base: Cell<u64>,
+}
+
+/// The floating-point and vector registers, as `fxsave` lays them out.
+#[repr(C, align(16))]
+pub struct FloatingPoint(UnsafeCell<[u8; 512]>);
+
+impl FloatingPoint {
+    /// For `fxsave` and `fxrstor`.
+    pub fn area(&self) -> *mut u8 {
+        self.0.get().cast()
+    }
+}
+
+/// Entry points that a guest registers by `set_callbacks` and `callback_op`.
+#[repr(C)]
+pub struct Callbacks {
+    pub event: Cell<u64>,
+    pub failsafe: Cell<u64>,
+    pub syscall: Cell<u64>,
+}
+
+/// A virtual CPU's registers.
+#[repr(C, align(64))]
+pub struct GuestContext {
+    /// Must come first: see the module's text.
+    pub frame: Frame,
+    /// The stack of the CPU that runs the vCPU.
+    pub host_stack: Cell<u64>,
+    /// Whether the guest is in its user mode (both modes are ring 3).
+    pub user_mode: Cell<bool>,
+    /// The kernel's stack for exceptions in user mode.
+    pub kernel_stack: Cell<u64>,
+    pub segments: Segments,
+    pub callbacks: Callbacks,
+    pub traps: [TrapHandler; 256],
+    pub floating_point: FloatingPoint,
+}
+
+/// Offset of [`GuestContext::host_stack`], for `entry.s`.
+pub const HOST_STACK_OFFSET: usize = offset_of!(GuestContext, host_stack);
+/// Bytes of the frame: its end is the stack that the processor uses when a guest is interrupted. The processor aligns that
+/// stack to 16 bytes before it pushes, so this must be a multiple.
+pub const FRAME_BYTES: usize = size_of::<Frame>();
+const _: () = assert!(FRAME_BYTES % 16 == 0 && offset_of!(GuestContext, frame) == 0);
+
+// SAFETY: only the CPU that runs the vCPU, or the one that has it stopped, changes it (`Context`'s contract).
+unsafe impl Sync for GuestContext {}
+
+/// The x87 control word and SSE control word after a reset: all exceptions masked.
+const FLOATING_POINT_CONTROL: u16 = 0x37f;
+const VECTOR_CONTROL: u32 = 0x1f80;
+
+impl GuestContext {
+    /// The first byte beyond the frame.
+    pub fn frame_end(&self) -> u64 {
+        &raw const self.frame as u64 + FRAME_BYTES as u64
+    }
+
+    fn clear_floating_point(&self) {
+        let area = self.floating_point.area();
+        // SAFETY: the area is ours, 512 bytes long, and the vCPU doesn't run; the words lie at offsets 0 and 24 of it
+        // (Intel SDM volume 1, 10.5.1).
+        unsafe {
+            area.write_bytes(0, 512);
+            area.cast::<u16>().write(FLOATING_POINT_CONTROL);
+            area.add(24).cast::<u32>().write(VECTOR_CONTROL);
+        }
+    }
+}
+
+impl Context for GuestContext {
+    // SAFETY of the pattern: every field is a plain number or an array of them, for which all zeros are a value.
+    #[expect(clippy::declare_interior_mutable_const, reason = "the trait wants a fresh value for each use")]
+    const EMPTY: Self = {
+        // SAFETY: see above: cells of integers and of `bool`, and byte arrays, may all be zero.
+        unsafe { core::mem::zeroed() }
+    };
+
+    fn reset(&self, start: &StartOfDay) {
+        for register in 0..16 {
+            self.frame.general(register).set(0);
+        }
+        self.frame.vector.set(BY_IRET);
+        self.frame.rip.set(start.entry.bytes());
+        self.frame.rsp.set(start.stack.bytes());
+        self.frame.rsi.set(start.start_info.bytes());
+        self.frame.cs.set(FLAT_RING3_CS64.into());
+        self.frame.ss.set(FLAT_RING3_SS64.into());
+        self.frame.rflags.set(FLAG_INTERRUPT | FLAG_ONE);
+        self.user_mode.set(false);
+        self.kernel_stack.set(start.stack.bytes());
+        self.clear_segments();
+        self.clear_handlers();
+        self.clear_floating_point();
+    }
+
+    #[inline]
+    fn set_result(&self, value: u64) {
+        self.frame.rax.set(value);
+    }
+
+    fn restart_hypercall(&self, arguments: [u64; 6]) {
+        let [first, second, third, fourth, fifth, sixth] = arguments;
+        self.frame.rdi.set(first);
+        self.frame.rsi.set(second);
+        self.frame.rdx.set(third);
+        self.frame.r10.set(fourth);
+        self.frame.r8.set(fifth);
+        self.frame.r9.set(sixth);
+        self.frame.rip.set(self.frame.rip.get().wrapping_sub(SYSCALL_BYTES));
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "in {} mode", if self.user_mode.get() { "user" } else { "kernel" })?;
+        self.frame.describe(out)
+    }
+}
+
+impl GuestContext {
+    fn clear_segments(&self) {
+        let segments = &self.segments;
+        for selector in [&segments.ds, &segments.es, &segments.fs, &segments.gs] {
+            selector.set(0);
+        }
+        for base in [&segments.fs_base, &segments.gs_base, &segments.other_gs_base] {
+            base.set(0);
+        }
+    }
+
+    fn clear_handlers(&self) {
+        for trap in &self.traps {
+            trap.address.set(0);
+            trap.flags.set(0);
+        }
+        for callback in [&self.callbacks.event, &self.callbacks.failsafe, &self.callbacks.syscall] {
+            callback.set(0);
+        }
+    }
+
+    /// The address of the instruction that the guest executes next.
+    pub fn instruction(&self) -> GuestVirtual {
+        GuestVirtual::new(self.frame.rip.get())
+    }
+
+    /// Goes past an instruction that was carried out for the guest.
+    pub fn skip(&self, bytes: u64) {
+        self.frame.rip.set(self.frame.rip.get().wrapping_add(bytes));
+        self.frame.vector.set(BY_IRET);
+    }
+}

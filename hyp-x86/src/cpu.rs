@@ -1,0 +1,183 @@
+//! What a CPU is doing: which vCPU it runs, and how it goes from one to another.
+//!
+//! One CPU is started for now. What belongs to a CPU is kept in this file alone, and `entry.s` reaches it by addresses
+//! relative to its own, so that more CPUs mean a copy of the entry code and of this block for each, and no more.
+
+use core::arch::asm;
+use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::domain::vcpu::Vcpu;
+use hyp_core::sched::Next;
+use x86_64::VirtAddr;
+use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::registers::model_specific::{FsBase, GsBase};
+use x86_64::structures::paging::PhysFrame;
+
+use crate::context::{GuestContext, Segments};
+use crate::machine::{HYPERVISOR, X86};
+use crate::{descriptors, stack};
+
+/// What `entry_syscall` needs before it has a register to spare.
+#[repr(C)]
+pub struct Entry {
+    guest_stack: AtomicU64,
+    frame_end: AtomicU64,
+}
+
+/// This CPU's.
+pub static ENTRY: Entry = Entry { guest_stack: AtomicU64::new(0), frame_end: AtomicU64::new(0) };
+/// Where `entry.s` keeps the guest's stack pointer for a moment.
+pub const GUEST_STACK_OFFSET: usize = offset_of!(Entry, guest_stack);
+/// Where `entry.s` finds the end of the running context's frame.
+pub const FRAME_END_OFFSET: usize = offset_of!(Entry, frame_end);
+
+/// The vCPU whose registers this CPU holds; null while idle.
+static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
+/// The root that maps the hypervisor and no guest (machine address).
+static OWN_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// The vCPU that this CPU runs.
+#[inline]
+pub fn current() -> Option<&'static Vcpu<X86>> {
+    // SAFETY: only `set_current` writes it, and only with references that last for ever.
+    unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
+}
+
+fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
+    let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
+    CURRENT.store(pointer, Ordering::Relaxed);
+}
+
+/// Says which root maps the hypervisor alone.
+pub fn set_own_root(root: MachineFrame) {
+    OWN_ROOT.store(root.start().bytes(), Ordering::Relaxed);
+}
+
+/// The root that maps the hypervisor alone; `None` before [`set_own_root`].
+pub fn own_root() -> Option<MachineFrame> {
+    match OWN_ROOT.load(Ordering::Relaxed) {
+        0 => None,
+        address => MachineAddress::new(address).map(MachineFrame::containing),
+    }
+}
+
+/// Loads a root, which drops every cached translation: there are no global ones.
+///
+/// # Safety
+/// The root maps the hypervisor as its own root does, and is a table that may be used.
+#[inline]
+pub unsafe fn load_root(root: MachineFrame) {
+    let frame = PhysFrame::containing_address(x86_64::PhysAddr::new_truncate(root.start().bytes()));
+    // SAFETY: the caller promises that the hypervisor stays mapped.
+    unsafe { Cr3::write(frame, Cr3Flags::empty()) };
+}
+
+/// Chooses who runs next, switches, and returns its context. Waits here while nobody can run.
+pub fn choose() -> *const GuestContext {
+    loop {
+        match HYPERVISOR.schedule() {
+            Next::Run(vcpu) => {
+                switch_to(vcpu);
+                HYPERVISOR.switched();
+                return vcpu.context();
+            }
+            Next::Idle => {
+                leave();
+                HYPERVISOR.switched();
+                idle();
+            }
+        }
+    }
+}
+
+/// Background work, then waits for interrupts until somebody may be able to run.
+fn idle() {
+    while !HYPERVISOR.reschedule_wanted() {
+        if !HYPERVISOR.background() {
+            x86_64::instructions::interrupts::enable_and_hlt();
+            x86_64::instructions::interrupts::disable();
+        }
+    }
+}
+
+/// Takes this CPU from whatever vCPU it runs: saves its registers, and loads the hypervisor's own root.
+fn leave() {
+    if let Some(previous) = current() {
+        save(previous.context());
+    }
+    set_current(None);
+    if let Some(root) = own_root() {
+        // SAFETY: it is the hypervisor's own.
+        unsafe { load_root(root) };
+    }
+}
+
+/// Gives this CPU to a vCPU.
+fn switch_to(vcpu: &'static Vcpu<X86>) {
+    let same = current().is_some_and(|previous| ptr::eq(previous, vcpu));
+    if !same {
+        if let Some(previous) = current() {
+            save(previous.context());
+        }
+        restore(vcpu.context());
+        set_current(Some(vcpu));
+    }
+    load_roots_of(vcpu);
+}
+
+/// Loads the root for the mode in which the vCPU is. A vCPU without a root has a dead domain, and won't run.
+pub fn load_roots_of(vcpu: &Vcpu<X86>) {
+    let root = if vcpu.context().user_mode.get() { vcpu.user_root() } else { vcpu.kernel_root() };
+    if let Some(root) = root.or_else(own_root) {
+        // SAFETY: the core holds a reference to a validated root of the vCPU's, whose reserved slots it has filled.
+        unsafe { load_root(root) };
+    }
+}
+
+fn save(context: &GuestContext) {
+    // SAFETY: the area is 512 bytes, aligned, and the context's vCPU is the one that this CPU ran.
+    unsafe {
+        asm!("fxsave64 [{}]", in(reg) context.floating_point.area(), options(nostack, preserves_flags))
+    };
+    let segments = &context.segments;
+    segments.fs_base.set(FsBase::read().as_u64());
+    segments.gs_base.set(GsBase::read().as_u64());
+    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: reading selectors has no effect.
+    unsafe {
+        asm!("mov {:x}, ds", "mov {:x}, es", "mov {:x}, fs", "mov {:x}, gs",
+             out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, options(nomem, nostack, preserves_flags));
+    }
+    segments.ds.set(ds);
+    segments.es.set(es);
+    segments.fs.set(fs);
+    segments.gs.set(gs);
+}
+
+fn restore(context: &GuestContext) {
+    context.host_stack.set(stack::CPU.top());
+    ENTRY.frame_end.store(context.frame_end(), Ordering::Relaxed);
+    descriptors::set_ring0_stack(context.frame_end());
+    // SAFETY: the area is aligned and holds what `fxsave` or `reset` wrote. A guest can't write there, so no reserved bit of
+    // the control word makes this fault.
+    unsafe {
+        asm!("fxrstor64 [{}]", in(reg) context.floating_point.area(), options(nostack, preserves_flags))
+    };
+    restore_segments(&context.segments);
+}
+
+/// Selectors first: loading one changes the base.
+fn restore_segments(segments: &Segments) {
+    // SAFETY: these selectors were loaded by the guest from the same descriptor table, or are null. The hypervisor itself
+    // addresses nothing through these segments.
+    unsafe {
+        asm!("mov ds, {:x}", "mov es, {:x}", "mov fs, {:x}", "mov gs, {:x}",
+             in(reg) segments.ds.get(), in(reg) segments.es.get(), in(reg) segments.fs.get(), in(reg) segments.gs.get(),
+             options(nostack, preserves_flags));
+    }
+    FsBase::write(VirtAddr::new_truncate(segments.fs_base.get()));
+    GsBase::write(VirtAddr::new_truncate(segments.gs_base.get()));
+}

@@ -1,0 +1,62 @@
+//! The assembly of `entry.s`, and its names in Rust.
+
+use core::arch::global_asm;
+
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+
+use crate::context::{self, GuestContext};
+use crate::cpu;
+
+global_asm!(
+    include_str!("entry.s"),
+    cpu = sym cpu::ENTRY,
+    cpu_guest_stack = const cpu::GUEST_STACK_OFFSET,
+    cpu_frame_end = const cpu::FRAME_END_OFFSET,
+    host_stack = const context::HOST_STACK_OFFSET,
+    flat_cs = const FLAT_RING3_CS64,
+    flat_ss = const FLAT_RING3_SS64,
+    by_syscall = const context::BY_SYSCALL,
+    by_compatibility_syscall = const context::BY_COMPATIBILITY_SYSCALL,
+    syscall = sym crate::trap::syscall,
+    trap = sym crate::trap::trap,
+    own_trap = sym crate::fault::own_trap,
+    critical = sym crate::fault::critical,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    /// Where `syscall` leads from 64-bit code.
+    pub safe static entry_syscall: u8;
+    /// Where `syscall` leads from 32-bit code.
+    pub safe static entry_compatibility_syscall: u8;
+    /// 256 stubs of [`STUB_BYTES`] each.
+    pub safe static entry_stubs: u8;
+    /// The one instruction of the way out that can fault because of what a guest chose.
+    pub safe static exit_iret: u8;
+    /// The two instructions of [`copy_guest`] that can fault.
+    pub safe static copy_quads: u8;
+    pub safe static copy_bytes: u8;
+    /// Where [`copy_guest`] goes on after a fault.
+    pub safe static copy_fault: u8;
+
+    /// Leaves the hypervisor for the guest with this context, for good: the stack is empty afterwards.
+    ///
+    /// # Safety
+    /// The CPU has been switched to this context's vCPU.
+    pub unsafe fn enter_guest(context: *const GuestContext) -> !;
+
+    /// Copies `length` bytes; returns how many weren't, as far as 0 or not.
+    ///
+    /// # Safety
+    /// One side is a guest's address range, outside the hypervisor's part of the address space (it may well fault); the other
+    /// is `length` bytes of the hypervisor's, valid for the access.
+    pub unsafe fn copy_guest(to: *mut u8, from: *const u8, length: usize) -> usize;
+}
+
+/// Distance of the stubs.
+pub const STUB_BYTES: u64 = 16;
+
+/// The address of a label.
+pub fn address(label: &'static u8) -> u64 {
+    &raw const *label as u64
+}

@@ -1,0 +1,202 @@
+# The ways into the hypervisor and out of it.
+#
+# From a guest, registers are pushed straight into the running vCPU's context (`context.rs`): the processor uses the
+# frame's end as the stack for ring 0, and `entry_syscall` loads the same address itself, since `syscall` changes no stack.
+# Then the CPU's own stack is taken from the context. Interrupts stay off in the hypervisor (but for idling), so only
+# NMI, double fault and machine check can come between; they have stacks of their own.
+#
+# From the hypervisor itself, an exception or (when idle) an interrupt pushes the same frame on the CPU's stack.
+
+.set FRAME_VECTOR, 120
+.set FRAME_RIP, 136
+.set FRAME_CS, 144
+.set FRAME_RFLAGS, 152
+.set FRAME_RSP, 160
+.set FRAME_SS, 168
+
+.macro push_registers
+    pushq %rdi
+    pushq %rsi
+    pushq %rdx
+    pushq %rcx
+    pushq %rax
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+.endm
+
+.macro pop_registers
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rax
+    popq %rcx
+    popq %rdx
+    popq %rsi
+    popq %rdi
+.endm
+
+.macro enter_by_syscall how
+    movq %rsp, {cpu} + {cpu_guest_stack}(%rip)
+    movq {cpu} + {cpu_frame_end}(%rip), %rsp
+    pushq ${flat_ss}
+    pushq {cpu} + {cpu_guest_stack}(%rip)
+    pushq %r11
+    pushq ${flat_cs}
+    pushq %rcx
+    pushq $0
+    pushq $\how
+    push_registers
+    movq %rsp, %rdi
+    movq {host_stack}(%rdi), %rsp
+.endm
+
+.text
+.balign 64
+.global entry_syscall
+entry_syscall:
+    enter_by_syscall {by_syscall}
+    callq {syscall}
+    # Falls through: rax = the context to go on with.
+
+# Leaves for the guest whose context rax holds.
+.global exit_to_guest
+exit_to_guest:
+    cmpl ${by_syscall}, FRAME_VECTOR(%rax)
+    jne 1f
+    # A non-canonical address makes sysret fault in ring 0 on Intel's processors, on the guest's stack.
+    movq FRAME_RIP(%rax), %rcx
+    movq %rcx, %rdx
+    shlq $16, %rdx
+    sarq $16, %rdx
+    cmpq %rcx, %rdx
+    jne 1f
+    movq %rax, %rsp
+    pop_registers
+    movq FRAME_RIP - FRAME_VECTOR(%rsp), %rcx
+    movq FRAME_RFLAGS - FRAME_VECTOR(%rsp), %r11
+    movq FRAME_RSP - FRAME_VECTOR(%rsp), %rsp
+    sysretq
+
+    # By iretq, from the CPU's stack: if it faults (a selector or an address that the guest chose badly), the fault's frame
+    # must not land in the context.
+1:  movq {host_stack}(%rax), %rsp
+    pushq FRAME_SS(%rax)
+    pushq FRAME_RSP(%rax)
+    pushq FRAME_RFLAGS(%rax)
+    pushq FRAME_CS(%rax)
+    pushq FRAME_RIP(%rax)
+    movq 0(%rax), %r15
+    movq 8(%rax), %r14
+    movq 16(%rax), %r13
+    movq 24(%rax), %r12
+    movq 32(%rax), %rbp
+    movq 40(%rax), %rbx
+    movq 48(%rax), %r11
+    movq 56(%rax), %r10
+    movq 64(%rax), %r9
+    movq 72(%rax), %r8
+    movq 88(%rax), %rcx
+    movq 96(%rax), %rdx
+    movq 104(%rax), %rsi
+    movq 112(%rax), %rdi
+    movq 80(%rax), %rax
+.global exit_iret
+exit_iret:
+    iretq
+
+# The first way out: rdi = the context. Doesn't return.
+.global enter_guest
+enter_guest:
+    movq %rdi, %rax
+    jmp exit_to_guest
+
+.balign 16
+.global entry_compatibility_syscall
+entry_compatibility_syscall:
+    enter_by_syscall {by_compatibility_syscall}
+    callq {trap}
+    jmp exit_to_guest
+
+# All exceptions and interrupts, but for those with stacks of their own.
+.balign 16
+entry_common:
+    push_registers
+    movq %rsp, %rdi
+    testb $3, FRAME_CS(%rdi)
+    jz 1f
+    movq {host_stack}(%rdi), %rsp
+    callq {trap}
+    jmp exit_to_guest
+    # From the hypervisor: a context in rax means that the guest goes on in place of what was interrupted.
+1:  callq {own_trap}
+    testq %rax, %rax
+    jnz exit_to_guest
+    pop_registers
+    addq $16, %rsp
+    iretq
+
+# NMI, double fault, machine check.
+entry_critical:
+    push_registers
+    movq %rsp, %rdi
+    callq {critical}
+    pop_registers
+    addq $16, %rsp
+    iretq
+
+# A stub for each vector, 16 bytes apart. Vectors 8, 10 to 14, 17, 21, 29 and 30 come with an error code.
+.balign 16
+.global entry_stubs
+entry_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if (vector >= 32)
+        pushq $0
+    .else
+        .if (((0x60227d00 >> vector) & 1) == 0)
+            pushq $0
+        .endif
+    .endif
+    pushq $vector
+    .if (vector == 2) || (vector == 8) || (vector == 18)
+        jmp entry_critical
+    .else
+        jmp entry_common
+    .endif
+    .set vector, vector + 1
+.endr
+
+# Copies rdx bytes from rsi to rdi, one side of which is a guest's. Returns in rax how many are left: a fault on the guest's
+# side ends the copy (`fault.rs` goes on at copy_fault).
+.balign 16
+.global copy_guest
+copy_guest:
+    movq %rdx, %rcx
+    shrq $3, %rcx
+    andl $7, %edx
+copy_quads:
+    rep movsq
+    movl %edx, %ecx
+copy_bytes:
+    rep movsb
+copy_fault:
+    # At a fault in the first loop rcx counts quads; any value but 0 says that something is left.
+    movq %rcx, %rax
+    retq
+.global copy_quads, copy_bytes, copy_fault

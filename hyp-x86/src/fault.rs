@@ -1,0 +1,111 @@
+//! Exceptions in the hypervisor itself.
+//!
+//! Three are expected: an interrupt while the CPU idles, a guest's address that can't be used (a copy to or from a guest), and
+//! a way back to the guest that the processor refuses (`iretq` with values that the guest chose). Any other is a bug
+//! of ours: the registers go out on the serial line, and the machine stops.
+
+use core::fmt::Write;
+
+use x86_64::registers::control::Cr2;
+
+use crate::console::LastWords;
+use crate::context::{Frame, GuestContext};
+use crate::machine::{HYPERVISOR, halt};
+use crate::{cpu, entry, interrupts};
+
+const NON_MASKABLE: u64 = 2;
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+
+/// An exception or interrupt in the hypervisor. Null: what was interrupted goes on.
+pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
+    let (vector, rip) = (frame.vector.get(), frame.rip.get());
+    if vector >= 32 {
+        interrupts::handle(vector);
+        return core::ptr::null();
+    }
+    if is_guest_copy(vector, rip) {
+        frame.rip.set(entry::address(&entry::copy_fault));
+        return core::ptr::null();
+    }
+    if rip == entry::address(&entry::exit_iret)
+        && let Some(vcpu) = cpu::current()
+    {
+        let context = &vcpu.context().frame;
+        HYPERVISOR.kill(
+            vcpu,
+            format_args!("can't go on at {:#x} with code segment {:#x}", context.rip.get(), context.cs.get()),
+        );
+        return cpu::choose();
+    }
+    stop(frame)
+}
+
+/// A non-maskable interrupt, a double fault or a machine check, wherever it came.
+pub extern "C" fn critical(frame: &Frame) {
+    if frame.vector.get() != NON_MASKABLE {
+        stop(frame);
+    }
+}
+
+/// Whether a guest's address made `copy_guest` fault: not present or not writable, or (in the upper half) not canonical.
+fn is_guest_copy(vector: u64, rip: u64) -> bool {
+    let places = [entry::address(&entry::copy_quads), entry::address(&entry::copy_bytes)];
+    matches!(vector, GENERAL_PROTECTION | PAGE_FAULT) && places.contains(&rip)
+}
+
+fn stop(frame: &Frame) -> ! {
+    let mut out = LastWords;
+    // Nothing can be done about a write that fails here.
+    let _ = writeln!(out, "\n(PEN) hypervisor fault {}: the machine stops", name(frame.vector.get()));
+    let _ = writeln!(out, "(PEN) cr2 {:#018x}", Cr2::read_raw());
+    let _ = frame.describe(&mut out);
+    let _ = out.write_str("\n");
+    halt()
+}
+
+/// What an exception is called.
+pub fn name(vector: u64) -> &'static str {
+    const NAMES: [&str; 32] = [
+        "divide error",
+        "debug",
+        "non-maskable interrupt",
+        "breakpoint",
+        "overflow",
+        "bound range exceeded",
+        "invalid opcode",
+        "device not available",
+        "double fault",
+        "coprocessor segment overrun",
+        "invalid TSS",
+        "segment not present",
+        "stack fault",
+        "general protection",
+        "page fault",
+        "reserved",
+        "x87 error",
+        "alignment check",
+        "machine check",
+        "SIMD error",
+        "virtualization",
+        "control protection",
+        "reserved",
+        "reserved",
+        "reserved",
+        "reserved",
+        "reserved",
+        "reserved",
+        "hypervisor injection",
+        "VMM communication",
+        "security",
+        "reserved",
+    ];
+    NAMES.get(vector as usize).copied().unwrap_or("interrupt")
+}
+
+#[panic_handler]
+fn panic(information: &core::panic::PanicInfo<'_>) -> ! {
+    x86_64::instructions::interrupts::disable();
+    let _ = writeln!(LastWords, "\n(PEN) hypervisor fault: {information}");
+    halt()
+}

@@ -1,0 +1,238 @@
+//! The page-table format of x86-64 with four levels, as a guest in ring 3 may use it.
+//!
+//! Levels count from 4 (root) to 1 (pages), with 512 entries each. What a guest proposes is judged here by bits alone;
+//! whether it may reach the frame is the core's to say.
+//!
+//! - *User* is forced in every present entry: the guest's kernel runs in ring 3 as well. Isolation of the guest's kernel
+//!   from its own users rests on two roots.
+//! - *Global* is taken away: a change of root must drop every translation of a guest.
+//! - Memory types (PWT, PCD, PAT) other than write-back are refused: one page must never be mapped with two types
+//!   (XSA-154). Device memory, which a later step gives to the control domain, will need its own rule.
+//! - Superpages are decoded but not admitted.
+//! - Bits 52 to 58 are the guest's own. Bits 59 to 62 are protection keys where a processor has them: refused.
+//!
+//! Source: Intel SDM volume 3, 4.5; AMD APM volume 2, 5.3.
+
+use core::ops::Range;
+
+use bitflags::bitflags;
+use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::machine::{Entry, EntryFault, Leaf, Level, PageTableFormat};
+
+use crate::layout::RESERVED_SLOTS;
+
+bitflags! {
+    /// The bits of an entry.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Bits: u64 {
+        /// The walker uses the entry.
+        const PRESENT = 1 << 0;
+        /// Writes are allowed, as far as every other level allows them.
+        const WRITABLE = 1 << 1;
+        /// Ring 3 may use it.
+        const USER = 1 << 2;
+        /// Write-through.
+        const WRITE_THROUGH = 1 << 3;
+        /// Not cached.
+        const CACHE_DISABLE = 1 << 4;
+        /// Has been used.
+        const ACCESSED = 1 << 5;
+        /// Has been written through (leaves).
+        const DIRTY = 1 << 6;
+        /// Above level 1: a superpage. At level 1 the same bit selects a memory type.
+        const LARGE = 1 << 7;
+        /// Survives a change of root.
+        const GLOBAL = 1 << 8;
+        /// No instructions are fetched.
+        const NO_EXECUTE = 1 << 63;
+    }
+}
+
+/// The frame's address inside an entry, as wide as the architecture allows. Bits that a processor doesn't have name
+/// frames that don't exist, so the core refuses them as it refuses every frame that isn't RAM.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits that software may use as it likes.
+const SOFTWARE: u64 = 0b111 << 9 | 0x7f << 52;
+/// In a superpage of level 2 or 3, the lowest address bit selects a memory type.
+const LARGE_MEMORY_TYPE: u64 = 1 << 12;
+
+/// Four levels of x86-64 tables.
+#[derive(Clone, Copy, Debug)]
+pub struct X86Format;
+
+impl PageTableFormat for X86Format {
+    const LEVELS: Level = 4;
+
+    fn index_bits(_level: Level) -> u32 {
+        9
+    }
+
+    fn reserved_root_slots() -> Range<usize> {
+        RESERVED_SLOTS
+    }
+
+    #[inline]
+    fn decode(level: Level, raw: u64) -> Entry {
+        let bits = Bits::from_bits_retain(raw);
+        if !bits.contains(Bits::PRESENT) {
+            return Entry::Absent;
+        }
+        let large = level > 1 && bits.contains(Bits::LARGE);
+        let address = if large { raw & ADDRESS & !LARGE_MEMORY_TYPE } else { raw & ADDRESS };
+        let Some(frame) = MachineAddress::new(address).map(MachineFrame::containing) else {
+            return Entry::Absent;
+        };
+        match level {
+            2.. if !large => Entry::Table(frame),
+            _ => Entry::Leaf(Leaf { frame, level, writable: bits.contains(Bits::WRITABLE) }),
+        }
+    }
+
+    #[inline]
+    fn admit(level: Level, raw: u64) -> Result<(u64, Entry), EntryFault> {
+        let bits = Bits::from_bits_retain(raw);
+        if !bits.contains(Bits::PRESENT) {
+            return Ok((raw, Entry::Absent));
+        }
+        if bits.contains(Bits::LARGE) && matches!(level, 2 | 3) {
+            return Err(EntryFault::WrongLevel);
+        }
+        let forbidden = raw & !permitted();
+        if forbidden != 0 {
+            return Err(EntryFault::ForbiddenBits(forbidden));
+        }
+        let admitted = (bits | Bits::USER).difference(Bits::GLOBAL).bits();
+        Ok((admitted, Self::decode(level, admitted)))
+    }
+
+    fn encode(level: Level, entry: Entry) -> u64 {
+        let common = Bits::PRESENT | Bits::USER | Bits::ACCESSED;
+        let (address, bits) = match entry {
+            Entry::Absent => return 0,
+            Entry::Table(frame) => (frame.start(), common | Bits::WRITABLE),
+            Entry::Leaf(leaf) => (leaf.frame.start(), common | Bits::DIRTY | leaf_bits(level, leaf)),
+        };
+        address.bytes() & ADDRESS | bits.bits()
+    }
+
+    fn hardware_bits(_level: Level) -> u64 {
+        (Bits::ACCESSED | Bits::DIRTY).bits()
+    }
+}
+
+/// What a present entry of a guest may hold. [`Bits::LARGE`] isn't among it: in the root it is reserved, at level 1 it
+/// selects a memory type, and between them it has been refused as a superpage.
+const fn permitted() -> u64 {
+    let chosen = Bits::PRESENT
+        .union(Bits::WRITABLE)
+        .union(Bits::USER)
+        .union(Bits::ACCESSED)
+        .union(Bits::DIRTY)
+        .union(Bits::GLOBAL)
+        .union(Bits::NO_EXECUTE);
+    chosen.bits() | ADDRESS | SOFTWARE
+}
+
+fn leaf_bits(level: Level, leaf: Leaf) -> Bits {
+    let mut bits = Bits::empty();
+    bits.set(Bits::WRITABLE, leaf.writable);
+    bits.set(Bits::LARGE, level > 1);
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(number: u64) -> MachineFrame {
+        MachineFrame::new(number).unwrap()
+    }
+
+    #[test]
+    fn what_linux_and_xen_write_means_what_it_should() {
+        // 0x67: present, writable, user, accessed, dirty: the usual table entry.
+        assert_eq!(X86Format::decode(4, 0x1234_5067), Entry::Table(frame(0x12345)));
+        let leaf = |writable, level| Entry::Leaf(Leaf { frame: frame(0x12345), level, writable });
+        assert_eq!(X86Format::decode(1, 0x8000_0000_1234_5063), leaf(true, 1));
+        assert_eq!(X86Format::decode(1, 0x1234_5025), leaf(false, 1));
+        assert_eq!(X86Format::decode(1, 0x1234_5066), Entry::Absent);
+        let large = Leaf { frame: frame(0x12200), level: 2, writable: true };
+        assert_eq!(X86Format::decode(2, 0x1220_10e7), Entry::Leaf(Leaf { frame: frame(0x12200), ..large }));
+    }
+
+    #[test]
+    fn user_is_forced_and_global_is_dropped() {
+        let (raw, _) = X86Format::admit(1, 0x1234_5163).unwrap();
+        assert_eq!(raw, 0x1234_5067);
+        let (raw, _) = X86Format::admit(3, 0x1234_5003).unwrap();
+        assert_eq!(raw, 0x1234_5007);
+    }
+
+    #[test]
+    fn absent_entries_keep_every_bit() {
+        assert_eq!(X86Format::admit(1, !1), Ok((!1, Entry::Absent)));
+        assert_eq!(X86Format::admit(4, 0), Ok((0, Entry::Absent)));
+    }
+
+    /// XSA-148 and XSA-176: a superpage, or a reserved bit above level 1, must not pass as something else.
+    #[test]
+    fn superpages_and_reserved_bits_are_refused() {
+        assert_eq!(X86Format::admit(2, 0x20_00e7), Err(EntryFault::WrongLevel));
+        assert_eq!(X86Format::admit(3, 0x4000_00e7), Err(EntryFault::WrongLevel));
+        assert_eq!(X86Format::admit(4, 0xe7), Err(EntryFault::ForbiddenBits(0x80)));
+    }
+
+    /// XSA-154: no second memory type for a page of RAM.
+    #[test]
+    fn other_memory_types_are_refused_at_every_level() {
+        for bit in [3, 4] {
+            for level in 1..=4 {
+                assert_eq!(
+                    X86Format::admit(level, 0x67 | 1 << bit),
+                    Err(EntryFault::ForbiddenBits(1 << bit))
+                );
+            }
+        }
+        assert_eq!(X86Format::admit(1, 0x67 | 1 << 7), Err(EntryFault::ForbiddenBits(1 << 7)));
+    }
+
+    #[test]
+    fn protection_keys_are_refused() {
+        for bit in 59..63 {
+            assert_eq!(X86Format::admit(1, 0x67 | 1 << bit), Err(EntryFault::ForbiddenBits(1 << bit)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bits_and_no_level_panic(level in any::<u8>(), raw in any::<u64>()) {
+            let _ = X86Format::decode(level, raw);
+            let _ = X86Format::admit(level, raw);
+        }
+
+        /// What is admitted stays admitted, means the same to the walker, and is usable in ring 3.
+        #[test]
+        fn admission_is_stable(level in 1u8..=4, raw in any::<u64>()) {
+            if let Ok((admitted, entry)) = X86Format::admit(level, raw) {
+                prop_assert_eq!(X86Format::decode(level, admitted), entry);
+                prop_assert_eq!(X86Format::admit(level, admitted), Ok((admitted, entry)));
+                if entry != Entry::Absent {
+                    prop_assert_eq!(admitted & 0x5, 0x5);
+                    prop_assert_eq!(admitted & 0x198, 0);
+                    prop_assert_eq!(raw & ADDRESS, admitted & ADDRESS);
+                }
+            }
+        }
+
+        #[test]
+        fn encoded_entries_are_admitted_as_they_are(number in 0..MachineFrame::LIMIT, writable in any::<bool>(), level in 2u8..=4) {
+            let table = Entry::Table(frame(number));
+            let raw = X86Format::encode(level, table);
+            prop_assert_eq!(X86Format::admit(level, raw), Ok((raw, table)));
+            let leaf = Entry::Leaf(Leaf { frame: frame(number), level: 1, writable });
+            let raw = X86Format::encode(1, leaf);
+            prop_assert_eq!(X86Format::admit(1, raw), Ok((raw, leaf)));
+        }
+    }
+}

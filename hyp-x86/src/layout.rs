@@ -1,0 +1,96 @@
+//! Who owns which virtual addresses.
+//!
+//! Xen's 64-bit PV ABI keeps root slots 256 to 271 for the hypervisor; everything else that is canonical is the guest's.
+//! Each slot spans 512 GiB:
+//!
+//! | slot | what | guests |
+//! |---|---|---|
+//! | 256 | machine-to-physical table | read |
+//! | 261 | the image at its linked addresses; the descriptor table; device registers | nothing |
+//! | 262 .. 272 | direct map of all RAM | nothing |
+
+use core::ops::Range;
+
+/// log2 of the bytes that a root slot spans.
+const SLOT_SHIFT: u32 = 39;
+/// Root slots of the hypervisor.
+pub const RESERVED_SLOTS: Range<usize> = 256..272;
+/// First byte of the reserved area.
+pub const RESERVED_START: u64 = 0xffff_8000_0000_0000;
+/// First byte beyond the reserved area.
+pub const RESERVED_END: u64 = 0xffff_8800_0000_0000;
+/// First byte beyond the lower canonical half.
+pub const LOWER_END: u64 = 0x0000_8000_0000_0000;
+
+/// The machine-to-physical table, as guests read it.
+pub const M2P_WINDOW: u64 = RESERVED_START;
+/// Bytes that the window can span.
+pub const M2P_WINDOW_BYTES: u64 = 256 << 30;
+/// An address of the image minus this is the physical address. `layout.ld` says the same.
+pub const IMAGE_OFFSET: u64 = 0xffff_82d0_4000_0000;
+/// The global descriptor table: [`GUEST_DESCRIPTOR_PAGES`] pages of the guest's, then the hypervisor's.
+pub const DESCRIPTOR_TABLE: u64 = 0xffff_82d0_8000_0000;
+/// Pages of the descriptor table that a guest may fill.
+pub const GUEST_DESCRIPTOR_PAGES: u64 = 14;
+/// The local APIC's registers.
+pub const APIC_REGISTERS: u64 = 0xffff_82d0_c000_0000;
+/// Physical address 0 in the direct map.
+pub const DIRECT_MAP: u64 = 0xffff_8300_0000_0000;
+/// Bytes of physical memory that the direct map can hold (5 TiB: up to the end of the reserved area).
+pub const DIRECT_MAP_BYTES: u64 = RESERVED_END - DIRECT_MAP;
+
+/// The root slot that translates `address`.
+pub const fn root_slot(address: u64) -> usize {
+    (address >> SLOT_SHIFT) as usize & 511
+}
+
+/// Whether an address is canonical: bits 47 to 63 are equal.
+pub const fn is_canonical(address: u64) -> bool {
+    address < LOWER_END || address >= RESERVED_START
+}
+
+/// Whether all of `length` bytes from `start` are addresses that a guest may use: canonical, in one half, outside
+/// the reserved area. An empty range is judged by its start alone.
+pub const fn is_guest_range(start: u64, length: u64) -> bool {
+    let Some(last) = start.checked_add(length.saturating_sub(1)) else { return false };
+    last < LOWER_END || (start >= RESERVED_END && last >= start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_agree_with_each_other() {
+        assert_eq!(root_slot(M2P_WINDOW), 256);
+        assert_eq!(root_slot(IMAGE_OFFSET), 261);
+        assert_eq!(root_slot(DESCRIPTOR_TABLE), 261);
+        assert_eq!(root_slot(APIC_REGISTERS), 261);
+        assert_eq!(root_slot(DIRECT_MAP), 262);
+        assert_eq!(root_slot(RESERVED_START), RESERVED_SLOTS.start);
+        assert_eq!(root_slot(RESERVED_END), RESERVED_SLOTS.end);
+    }
+
+    #[test]
+    fn guest_ranges_stop_at_the_reserved_area() {
+        assert!(is_guest_range(0, 4096));
+        assert!(is_guest_range(LOWER_END - 8, 8));
+        assert!(!is_guest_range(LOWER_END - 8, 9));
+        assert!(!is_guest_range(LOWER_END, 0));
+        assert!(!is_guest_range(RESERVED_START, 1));
+        assert!(!is_guest_range(RESERVED_END - 1, 2));
+        assert!(!is_guest_range(0x1000, RESERVED_END));
+        assert!(is_guest_range(RESERVED_END, 1 << 40));
+        assert!(is_guest_range(u64::MAX, 1));
+        assert!(!is_guest_range(u64::MAX, 2));
+        assert!(!is_guest_range(8, u64::MAX));
+    }
+
+    #[test]
+    fn canonical_addresses_have_equal_top_bits() {
+        for address in [0, LOWER_END - 1, LOWER_END, RESERVED_START - 1, RESERVED_START, u64::MAX] {
+            let by_sign = ((address << 16) as i64 >> 16) as u64 == address;
+            assert_eq!(is_canonical(address), by_sign, "{address:#x}");
+        }
+    }
+}

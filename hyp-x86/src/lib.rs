@@ -1,0 +1,15 @@
+//! The parts of the x86-64 backend that are pure: they touch no hardware, hold no unsafe code, and are tested on the host.
+//!
+//! - [`format`]: the page-table format, which entries a guest may have;
+//! - [`layout`]: who owns which virtual addresses;
+//! - [`decode`]: the few instructions that are carried out for a guest.
+//! - [`ram`]: which machine memory there is;
+//!
+//! The rest of the backend is the program `hyp-x86`, which exists on the bare machine only.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod decode;
+pub mod format;
+pub mod layout;
+pub mod ram;

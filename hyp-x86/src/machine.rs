@@ -1,0 +1,180 @@
+//! The machine, as the core sees it.
+
+use core::sync::atomic::Ordering;
+
+use hyp_core::Hypervisor;
+use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
+use hyp_core::machine::{Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu};
+use hyp_x86::format::X86Format;
+use hyp_x86::layout;
+use x86_64::VirtAddr;
+use x86_64::instructions::tlb;
+
+use crate::context::GuestContext;
+use crate::{clock, console, cpu, entry, memory};
+
+/// An x86-64 machine with ring-3 guests.
+pub struct X86;
+
+/// The hypervisor.
+pub static HYPERVISOR: Hypervisor<X86> = Hypervisor::new(X86);
+
+impl Machine for X86 {
+    type Format = X86Format;
+    type Context = GuestContext;
+
+    const M2P_WINDOW: GuestVirtual = GuestVirtual::new(layout::M2P_WINDOW);
+    const PLATFORM: &'static str = "x86_64";
+
+    /// The kernel's root maps both halves.
+    fn root_of(
+        address: GuestVirtual,
+        kernel: Option<MachineFrame>,
+        _user: Option<MachineFrame>,
+    ) -> Option<MachineFrame> {
+        kernel.filter(|_| layout::is_canonical(address.bytes()))
+    }
+}
+
+impl Mmu for X86 {
+    #[inline]
+    fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
+        memory::entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
+        if let Some(entry) = memory::entry(table, index) {
+            entry.store(raw, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let entry = memory::entry(table, index).ok_or(0u64)?;
+        entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+    }
+
+    fn fill_reserved_slots(&self, root: MachineFrame) {
+        let Some(own) = cpu::own_root() else { return };
+        for slot in layout::RESERVED_SLOTS {
+            self.write_entry(root, slot, self.read_entry(own, slot));
+        }
+    }
+
+    fn load_roots(&self, kernel: MachineFrame, user: Option<MachineFrame>) {
+        let in_user_mode = cpu::current().is_some_and(|vcpu| vcpu.context().user_mode.get());
+        let root = if in_user_mode { user.unwrap_or(kernel) } else { kernel };
+        // SAFETY: the core loads validated roots only, whose reserved slots `fill_reserved_slots` has written and which no guest
+        // can change.
+        unsafe { cpu::load_root(root) };
+    }
+
+    #[inline]
+    fn flush(&self, scope: FlushScope) {
+        match scope {
+            FlushScope::Page(address) => tlb::flush(VirtAddr::new_truncate(address.bytes())),
+            // No entry is global, neither a guest's nor the hypervisor's, so this drops all there is. One CPU is started.
+            FlushScope::Local | FlushScope::Everything => tlb::flush_all(),
+        }
+    }
+}
+
+/// The part of a frame from `offset` on that `length` bytes can use: where it starts, and how many.
+fn part(frame: MachineFrame, offset: usize, length: usize) -> Option<(*mut u8, usize)> {
+    let room = PAGE_SIZE.checked_sub(offset)?;
+    let page = memory::page(frame)?;
+    Some((page.wrapping_add(offset), length.min(room)))
+}
+
+impl FrameMemory for X86 {
+    fn read_frame(&self, frame: MachineFrame, offset: usize, into: &mut [u8]) {
+        into.fill(0);
+        if let Some((from, length)) = part(frame, offset, into.len()) {
+            // SAFETY: `part` stays within a page of RAM, which the direct map always shows; `into` is the caller's alone and at
+            // least as long.
+            unsafe { from.cast_const().copy_to(into.as_mut_ptr(), length) };
+        }
+    }
+
+    fn write_frame(&self, frame: MachineFrame, offset: usize, from: &[u8]) {
+        if let Some((to, length)) = part(frame, offset, from.len()) {
+            // SAFETY: as in `read_frame`. The core writes to frames that it knows the use of; the hypervisor's own were never
+            // given to it.
+            unsafe { to.copy_from(from.as_ptr(), length) };
+        }
+    }
+
+    fn scrub_frame(&self, frame: MachineFrame) {
+        if let Some(page) = memory::page(frame) {
+            // SAFETY: a page of RAM; the core scrubs frames that nobody uses. Caches are coherent on x86.
+            unsafe { memory::zero(page, PAGE_SIZE / 8) };
+        }
+    }
+
+    fn copy_frame(&self, from: MachineFrame, to: MachineFrame) {
+        if let (Some(from), Some(to)) = (memory::page(from), memory::page(to)) {
+            // SAFETY: two pages of RAM; `copy` allows that they are the same.
+            unsafe { from.cast_const().copy_to(to, PAGE_SIZE) };
+        }
+    }
+}
+
+/// Copies go straight through the guest's tables, which are loaded: write protection holds in ring 0 too (CR0.WP), and every
+/// entry of a guest's is a user's, so the guest's own rights are what counts. A fault ends the copy.
+impl GuestMemory for X86 {
+    #[inline]
+    fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
+        if !layout::is_guest_range(from.bytes(), into.len() as u64) {
+            return Err(GuestFault);
+        }
+        // SAFETY: the range is the guest's part of the address space, where nothing of the hypervisor's is.
+        let left = unsafe { entry::copy_guest(into.as_mut_ptr(), from.bytes() as *const u8, into.len()) };
+        if left == 0 { Ok(()) } else { Err(GuestFault) }
+    }
+
+    #[inline]
+    fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
+        if !layout::is_guest_range(to.bytes(), from.len() as u64) {
+            return Err(GuestFault);
+        }
+        // SAFETY: as in `read_guest`.
+        let left = unsafe { entry::copy_guest(to.bytes() as *mut u8, from.as_ptr(), from.len()) };
+        if left == 0 { Ok(()) } else { Err(GuestFault) }
+    }
+}
+
+impl Board for X86 {
+    fn console_write(&self, bytes: &[u8]) {
+        console::write(bytes);
+    }
+
+    fn now(&self) -> u64 {
+        clock::now()
+    }
+
+    #[inline]
+    fn ticks(&self) -> u64 {
+        clock::counter()
+    }
+
+    fn power_off(&self) -> ! {
+        // SAFETY: the log has been written by then, and there is nothing else to lose.
+        unsafe { platform::q35::power::off() };
+        halt()
+    }
+
+    fn reboot(&self) -> ! {
+        // SAFETY: as above.
+        unsafe { platform::q35::power::reset() };
+        halt()
+    }
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}

@@ -1,0 +1,55 @@
+//! Machine memory, through the direct map.
+//!
+//! All RAM is mapped at [`layout::DIRECT_MAP`], and nothing else is. Whoever turns a frame into a pointer asks the map of
+//! RAM first, so no frame number, whoever made it, leads astray.
+
+use core::sync::atomic::AtomicU64;
+
+use hyp_core::address::{MachineFrame, PAGE_SIZE};
+use hyp_x86::layout;
+use hyp_x86::ram::RamMap;
+use spin::Once;
+
+static RAM: Once<RamMap> = Once::new();
+
+/// Says what is RAM. Only the first call counts.
+pub fn set_ram(map: RamMap) {
+    RAM.call_once(|| map);
+}
+
+/// Whether the frame is RAM; nothing is before [`set_ram`].
+#[inline]
+pub fn is_ram(frame: MachineFrame) -> bool {
+    RAM.get().is_some_and(|ram| ram.holds(frame))
+}
+
+/// The direct map's address of a machine address.
+pub const fn direct(address: u64) -> *mut u8 {
+    (layout::DIRECT_MAP + address) as *mut u8
+}
+
+/// A page of RAM, as the bytes of the direct map: `None` for what isn't RAM.
+#[inline]
+pub fn page(frame: MachineFrame) -> Option<*mut u8> {
+    is_ram(frame).then(|| direct(frame.start().bytes()))
+}
+
+/// An entry of a table in RAM.
+#[inline]
+pub fn entry(table: MachineFrame, index: usize) -> Option<&'static AtomicU64> {
+    let page = page(table)?.cast::<AtomicU64>();
+    // SAFETY: the page is RAM, so the direct map has it for ever, aligned; the index stays within its 512 words. Memory that
+    // guests and table walkers change is only ever seen through atomics or copies.
+    (index < PAGE_SIZE / 8).then(|| unsafe { &*page.add(index) })
+}
+
+/// Sets `words` 8-byte words from `start` on to zero, with the instruction that does so fastest under every emulation.
+///
+/// # Safety
+/// The range is writable memory that nobody else uses, aligned to 8 bytes.
+pub unsafe fn zero(start: *mut u8, words: usize) {
+    // SAFETY: as the caller promises; the direction flag is clear, as the calling convention has it.
+    unsafe {
+        core::arch::asm!("rep stosq", inout("rcx") words => _, inout("rdi") start => _, in("rax") 0u64, options(nostack, preserves_flags));
+    }
+}

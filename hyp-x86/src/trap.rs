@@ -1,0 +1,99 @@
+//! What guests come for: hypercalls, exceptions, and interrupts that happened to come while they ran.
+//!
+//! Each function here gets the running vCPU's context, from `entry.s`, and returns the context of the vCPU that goes on.
+
+use hyp_core::Vcpu;
+use hyp_core::machine::GuestMemory;
+use hyp_x86::decode;
+use x86_64::registers::control::Cr2;
+
+use crate::context::{BY_COMPATIBILITY_SYSCALL, GuestContext};
+use crate::machine::{HYPERVISOR, X86};
+use crate::{bounce, cpu, emulate, fault, hypercall, interrupts};
+
+const INVALID_OPCODE: u64 = 6;
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+
+/// A `syscall` from 64-bit code: a hypercall from the guest's kernel, a system call from its users.
+pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext {
+    let Some(vcpu) = cpu::current() else { return cpu::choose() };
+    if context.user_mode.get() {
+        bounce::system_call(vcpu);
+    } else {
+        hypercall::dispatch(vcpu, context);
+    }
+    go_on(context)
+}
+
+/// An exception in a guest, or an interrupt while a guest ran.
+pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
+    let vector = context.frame.vector.get();
+    if vector >= 32 && vector != BY_COMPATIBILITY_SYSCALL {
+        interrupts::handle(vector);
+    } else if let Some(vcpu) = cpu::current() {
+        exception(vcpu, context, vector);
+    }
+    go_on(context)
+}
+
+#[inline]
+fn go_on(context: &'static GuestContext) -> *const GuestContext {
+    if HYPERVISOR.reschedule_wanted() { cpu::choose() } else { context }
+}
+
+fn exception(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: u64) {
+    let kernel = !context.user_mode.get();
+    match vector {
+        // `syscall` in 32-bit code isn't a way in.
+        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, INVALID_OPCODE, None, None),
+        INVALID_OPCODE if decoded(context, decode::undefined, vcpu) => {}
+        GENERAL_PROTECTION if kernel && decoded(context, decode::privileged, vcpu) => {}
+        PAGE_FAULT => {
+            let address = Cr2::read_raw();
+            bounce::exception(vcpu, vector, Some(context.frame.error.get()), Some(address));
+        }
+        _ => {
+            let error = has_error_code(vector).then(|| context.frame.error.get());
+            bounce::exception(vcpu, vector, error, None);
+        }
+    }
+}
+
+/// Carries out the instruction at which the guest stands, if it is one of those that are.
+fn decoded(context: &GuestContext, decode: fn(&[u8]) -> Option<decode::Decoded>, vcpu: &Vcpu<X86>) -> bool {
+    let mut bytes = [0; decode::LONGEST];
+    let available = read_instruction(context, &mut bytes);
+    let Some(decoded) = bytes.get(..available).and_then(decode) else { return false };
+    let done = emulate::carry_out(vcpu, context, decoded.instruction);
+    if done {
+        context.skip(decoded.length);
+    }
+    done
+}
+
+/// Reads instruction bytes; fewer if the next page can't be read.
+fn read_instruction(context: &GuestContext, bytes: &mut [u8; decode::LONGEST]) -> usize {
+    let address = context.instruction();
+    if HYPERVISOR.machine().read_guest(address, bytes).is_ok() {
+        return bytes.len();
+    }
+    let in_page = (4096 - (address.bytes() % 4096) as usize).min(bytes.len());
+    match bytes.get_mut(..in_page).map(|part| HYPERVISOR.machine().read_guest(address, part)) {
+        Some(Ok(())) => in_page,
+        _ => 0,
+    }
+}
+
+const fn has_error_code(vector: u64) -> bool {
+    matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
+}
+
+/// The end of a guest that has no handler for an exception.
+pub fn unhandled(vcpu: &Vcpu<X86>, vector: u64, address: Option<u64>) {
+    let name = fault::name(vector);
+    match address {
+        Some(address) => HYPERVISOR.kill(vcpu, format_args!("{name} at address {address:#x}, no handler")),
+        None => HYPERVISOR.kill(vcpu, format_args!("{name}, no handler")),
+    }
+}

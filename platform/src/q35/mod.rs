@@ -1,0 +1,17 @@
+//! QEMU's `q35`, and PC-compatible boards like it.
+//!
+//! What the loader says ([`multiboot`], [`options`]) is parsed by pure code. The devices (`serial`, `pit`, `apic`,
+//! `power`) exist on x86-64 only.
+
+pub mod list;
+pub mod multiboot;
+pub mod options;
+
+#[cfg(target_arch = "x86_64")]
+pub mod apic;
+#[cfg(target_arch = "x86_64")]
+pub mod pit;
+#[cfg(target_arch = "x86_64")]
+pub mod power;
+#[cfg(target_arch = "x86_64")]
+pub mod serial;
