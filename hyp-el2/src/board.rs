@@ -52,6 +52,37 @@ pub fn elapsed() -> u64 {
     CNTPCT_EL0.get().wrapping_sub(BOOT_TIME.load(Ordering::Relaxed))
 }
 
+/// Whether a nanosecond is an instruction, as in an emulator that counts (QEMU's `-icount shift=0`): then two loops of known length
+/// take exactly as long as they have instructions, to the tick.
+pub fn counter_counts_instructions() -> bool {
+    let exact = |rounds: u64| {
+        let taken = nanoseconds(time_of_loop(rounds));
+        let tick = nanoseconds(1).max(1);
+        taken.abs_diff(2 * rounds) <= 2 * tick
+    };
+    exact(1_000) && exact(8_000)
+}
+
+/// Counter ticks that a loop of two instructions takes.
+fn time_of_loop(rounds: u64) -> u64 {
+    let (start, end): (u64, u64);
+    // SAFETY: counts a register down between two reads of the counter.
+    unsafe {
+        asm!(
+            "isb",
+            "mrs {start}, cntpct_el0",
+            "2: subs {rounds}, {rounds}, #1",
+            "b.ne 2b",
+            "mrs {end}, cntpct_el0",
+            start = out(reg) start,
+            end = out(reg) end,
+            rounds = inout(reg) rounds => _,
+            options(nomem, nostack)
+        );
+    }
+    end.wrapping_sub(start)
+}
+
 /// Arranges for the next tick.
 pub fn arm_tick() {
     let interval = CNTFRQ_EL0.get() / TICKS_PER_SECOND;

@@ -7,8 +7,8 @@
 use core::arch::asm;
 
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTVOFF_EL2, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, MAIR_EL1, MDCR_EL2,
-    MIDR_EL1, ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, VMPIDR_EL2, Writeable,
+    CNTHCTL_EL2, CNTVOFF_EL2, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1,
+    MAIR_EL1, MDCR_EL2, MIDR_EL1, ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, VMPIDR_EL2, Writeable,
 };
 
 /// `MAIR_EL1`: index 0 is Normal write-back memory; all others too, so that none of them can mean anything else.
@@ -44,7 +44,8 @@ pub const NO_KERNEL_WALKS: u64 = 1 << 23;
 pub fn tcr() -> u64 {
     let walks = 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
     let size = 16;
-    let granule = 0b00 << 14 | 0b10 << 30;
+    // TG0 is 0b00 for 4 KiB, TG1 0b10.
+    let granule = 0b10 << 30;
     let output = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5) << 32;
     walks | walks << 16 | size | size << 16 | granule | output
 }

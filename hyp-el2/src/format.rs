@@ -55,12 +55,7 @@ pub struct VmsaStage1;
 
 /// A read-only, never executable page or block for the guest's kernel: the hypervisor's own entries in guest roots.
 pub const fn kernel_read_only_leaf() -> u64 {
-    VALID
-        | READ_ONLY
-        | INNER_SHAREABLE
-        | ACCESS_FLAG
-        | PRIVILEGED_EXECUTE_NEVER
-        | USER_EXECUTE_NEVER
+    VALID | READ_ONLY | INNER_SHAREABLE | ACCESS_FLAG | PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER
 }
 
 impl PageTableFormat for VmsaStage1 {

@@ -26,8 +26,14 @@ pub const fn synchronous(pstate: u64) -> (u64, u64) {
 
 /// Whether a guest at `pc` is caught in its own vector table: the exception that brought it to the entry it stands at was taken
 /// from that very instruction, so it will be taken again for ever.
-pub const fn has_no_handler(pc: u64, pstate: u64, vectors: u64, exception_return: u64, saved_pstate: u64) -> bool {
-    let at_an_entry = pc.wrapping_sub(vectors) < 0x800 && pc % 0x80 == 0;
+pub const fn has_no_handler(
+    pc: u64,
+    pstate: u64,
+    vectors: u64,
+    exception_return: u64,
+    saved_pstate: u64,
+) -> bool {
+    let at_an_entry = pc.wrapping_sub(vectors) < 0x800 && pc.is_multiple_of(0x80);
     let in_kernel = pstate & MODE == EL1H && saved_pstate & MODE == EL1H;
     at_an_entry && in_kernel && pc == exception_return
 }

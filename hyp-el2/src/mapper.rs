@@ -73,7 +73,7 @@ pub fn map<S: TableStore>(
     attributes: Attributes,
 ) -> Result<(), MapError> {
     let fits = |start: u64| start.checked_add(size).is_some_and(|end| end <= 1 << 48);
-    if (address | machine | size) % PAGE != 0 || !fits(address) || !fits(machine) {
+    if !(address | machine | size).is_multiple_of(PAGE) || !fits(address) || !fits(machine) {
         return Err(MapError::Misaligned);
     }
     let end = address + size;
@@ -96,7 +96,7 @@ fn index(address: u64, level: u8) -> usize {
 }
 
 fn largest_level(addresses: u64, room: u64) -> u8 {
-    let fits = |level: &u8| addresses % span(*level) == 0 && room >= span(*level);
+    let fits = |level: &u8| addresses.is_multiple_of(span(*level)) && room >= span(*level);
     [3, 2].into_iter().find(fits).unwrap_or(1)
 }
 
@@ -255,10 +255,14 @@ mod tests {
     fn what_cannot_be_mapped_is_refused() {
         let (mut store, root) = tables();
         assert_eq!(map(&mut store, root, 0x1001, 0, PAGE, Attributes::DATA), Err(MapError::Misaligned));
-        assert_eq!(map(&mut store, root, (1 << 48) - PAGE, 0, 2 * PAGE, Attributes::DATA), Err(MapError::Misaligned));
+        assert_eq!(
+            map(&mut store, root, (1 << 48) - PAGE, 0, 2 * PAGE, Attributes::DATA),
+            Err(MapError::Misaligned)
+        );
         let mut result = Ok(());
         for gigabyte in 0..64 {
-            result = result.and_then(|()| map(&mut store, root, gigabyte << 30, 0x1000, PAGE, Attributes::DATA));
+            result =
+                result.and_then(|()| map(&mut store, root, gigabyte << 30, 0x1000, PAGE, Attributes::DATA));
         }
         assert_eq!(result, Err(MapError::NoTables));
     }

@@ -102,7 +102,9 @@ impl FrameMemory for El2 {
         match frame_pointer(frame) {
             // SAFETY: `offset + length` is within the frame, which is RAM in the direct map; `into` is ours and no guest's. A guest may
             // write at the same time: any bytes may come out, and all of them are judged as claims.
-            Some(pointer) => unsafe { ptr::copy_nonoverlapping(pointer.add(offset.min(PAGE_SIZE)), into.as_mut_ptr(), length) },
+            Some(pointer) => unsafe {
+                ptr::copy_nonoverlapping(pointer.add(offset.min(PAGE_SIZE)), into.as_mut_ptr(), length)
+            },
             None => into.fill(0),
         }
     }

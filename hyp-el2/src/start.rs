@@ -118,7 +118,7 @@ fn prepare(device_tree: u64, load: u64) -> Result<(), Stop> {
 
 /// What the boot tables show of the device tree's surroundings: from its first byte to the end of the boot window.
 fn device_tree_memory(device_tree: u64) -> &'static [u8] {
-    if device_tree == 0 || device_tree % 8 != 0 {
+    if device_tree == 0 || !device_tree.is_multiple_of(8) {
         return &[];
     }
     let offset = device_tree % BLOCK;
@@ -197,7 +197,10 @@ fn describe(board: &Board<'_>, uart: &Uart, ram: &Ranges) {
     let version = if matches!(board.gic, Gic::V2 { .. }) { 2 } else { 3 };
     let timer = board.timer_interrupt;
     let frequency = CNTFRQ_EL0.get();
-    log::info!("GIC v{version}; timer at {frequency} Hz, interrupt {timer}; UART at {:#x}", uart.registers.start);
+    log::info!(
+        "GIC v{version}; timer at {frequency} Hz, interrupt {timer}; UART at {:#x}",
+        uart.registers.start
+    );
     for module in board.modules.iter() {
         let kind = match module.kind {
             virt::ModuleKind::Kernel => "kernel",
@@ -269,11 +272,9 @@ fn enter_first_guest(cpu: &'static Cpu) -> ! {
     board::arm_tick();
     let context = run::next(cpu);
     let scrubbing = board::nanoseconds(HYPERVISOR.scrub_ticks());
-    let total = board::nanoseconds(board::elapsed());
-    log::info!(
-        "boot: {} ns from entry to the control domain (scrubbing apart: {scrubbing} ns)",
-        total.saturating_sub(scrubbing)
-    );
+    let total = board::nanoseconds(board::elapsed()).saturating_sub(scrubbing);
+    let unit = if board::counter_counts_instructions() { "instructions" } else { "ns" };
+    log::info!("boot: {total} {unit} from entry to the control domain (scrubbing apart: {scrubbing})");
     // SAFETY: the context is that of the vCPU whose registers and roots were just loaded, and lives for ever.
     unsafe { enter_guest(context) }
 }

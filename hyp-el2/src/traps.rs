@@ -4,8 +4,8 @@
 use core::arch::asm;
 
 use aarch64_cpu::registers::{
-    CNTPCT_EL0, ELR_EL1, ESR_EL1, FAR_EL1, FAR_EL2, MAIR_EL1, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1,
-    Writeable,
+    CNTPCT_EL0, ELR_EL1, ESR_EL1, FAR_EL1, FAR_EL2, MAIR_EL1, Readable, SCTLR_EL1, SPSR_EL1, TCR_EL1,
+    TTBR0_EL1, TTBR1_EL1, VBAR_EL1, Writeable,
 };
 use hyp_core::Vcpu;
 use hyp_core::address::MachineFrame;

@@ -25,7 +25,8 @@ pub enum GicError {
 }
 
 enum Driver {
-    V2(GicV2<'static>),
+    /// With the distributor's registers, for the one that the driver crate has no function for.
+    V2(GicV2<'static>, NonNull<u8>),
     V3(GicV3<'static>),
 }
 
@@ -65,10 +66,11 @@ impl InterruptController {
         let driver = match registers {
             Registers::V2(distributor, cpu_interface) => {
                 // SAFETY: the caller promises that these are a GICv2's registers, ours alone.
-                let mut gic = unsafe { GicV2::new(distributor.as_ptr().cast(), cpu_interface.as_ptr().cast()) };
+                let mut gic =
+                    unsafe { GicV2::new(distributor.as_ptr().cast(), cpu_interface.as_ptr().cast()) };
                 gic.enable_all_interrupts(false);
                 gic.setup();
-                Driver::V2(gic)
+                Driver::V2(gic, distributor)
             }
             Registers::V3(distributor, redistributors) => {
                 // SAFETY: the caller promises that this is a GICv3's distributor, ours alone.
@@ -93,10 +95,11 @@ impl InterruptController {
         let refused = GicError::Interrupt(number);
         let id = IntId::try_from(number).map_err(|_| refused)?;
         match self.driver.lock().as_mut() {
-            Some(Driver::V2(gic)) => {
+            Some(Driver::V2(gic, distributor)) => {
                 gic.set_interrupt_priority(id, 0x80);
                 if !id.is_private() {
                     gic.set_trigger(id, Trigger::Level);
+                    target_boot_cpu(*distributor, number);
                 }
                 gic.enable_interrupt(id, true).map_err(|_| refused)
             }
@@ -113,7 +116,7 @@ impl InterruptController {
     pub fn take(&self) -> Option<Taken> {
         match self.driver.lock().as_mut()? {
             // Which of a v2's two groups we see as group 0 depends on its security state; the common register serves both.
-            Driver::V2(gic) => gic.get_and_acknowledge_interrupt(InterruptGroup::Group0),
+            Driver::V2(gic, _) => gic.get_and_acknowledge_interrupt(InterruptGroup::Group0),
             Driver::V3(_) => GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1),
         }
         .filter(|id| u32::from(*id) < 1020)
@@ -123,11 +126,19 @@ impl InterruptController {
     /// Tells the controller that the interrupt has been dealt with.
     pub fn end(&self, interrupt: Taken) {
         match self.driver.lock().as_mut() {
-            Some(Driver::V2(gic)) => gic.end_interrupt(interrupt.0, InterruptGroup::Group0),
+            Some(Driver::V2(gic, _)) => gic.end_interrupt(interrupt.0, InterruptGroup::Group0),
             Some(Driver::V3(_)) => GicCpuInterface::end_interrupt(interrupt.0, InterruptGroup::Group1),
             None => {}
         }
     }
+}
+
+/// Sends a shared interrupt of a GICv2 to the first CPU (`GICD_ITARGETSRn`, IHI 0048B 4.3.12: a byte for each interrupt).
+fn target_boot_cpu(distributor: NonNull<u8>, number: u32) {
+    // INTIDs are below 1020, so this stays within the register block; a v2's distributor takes byte accesses there.
+    let register = distributor.as_ptr().wrapping_add(0x800 + (number & 0x3ff) as usize);
+    // SAFETY: `attach`'s caller promised that these are the distributor's registers; the lock of the driver is held.
+    unsafe { register.write_volatile(1) };
 }
 
 impl Default for InterruptController {

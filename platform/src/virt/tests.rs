@@ -106,10 +106,7 @@ fn a_good_tree_is_read_in_full() {
     assert_eq!(reserved, [range(0x4800_0000, 0x1000), range(0x7f00_0000, 0x10_0000)]);
     assert_eq!(
         board.gic,
-        Gic::V3 {
-            distributor: range(0x0800_0000, 0x1_0000),
-            redistributors: range(0x080a_0000, 0xf6_0000)
-        }
+        Gic::V3 { distributor: range(0x0800_0000, 0x1_0000), redistributors: range(0x080a_0000, 0xf6_0000) }
     );
     assert_eq!(board.timer_interrupt, 26);
     assert_eq!(tree.firmware(), Some(Conduit::Smc));
@@ -136,10 +133,7 @@ fn a_gic_v2_is_told_from_a_v3() {
     let board = DeviceTree::new(&blob).expect("a good blob").board().expect("a good board");
     assert_eq!(
         board.gic,
-        Gic::V2 {
-            distributor: range(0x0800_0000, 0x1_0000),
-            cpu_interface: range(0x0801_0000, 0x1_0000)
-        }
+        Gic::V2 { distributor: range(0x0800_0000, 0x1_0000), cpu_interface: range(0x0801_0000, 0x1_0000) }
     );
 }
 

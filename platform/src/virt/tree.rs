@@ -104,7 +104,8 @@ impl<'a> DeviceTree<'a> {
     /// Top-level nodes, and those on buses whose addresses are the CPU's own (an empty `ranges`).
     pub(super) fn devices(&self) -> impl Iterator<Item = FdtNode<'a>> {
         let top = self.fdt.root().children();
-        let behind_buses = self.fdt.root().children().filter(is_transparent_bus).flat_map(|bus| bus.children());
+        let behind_buses =
+            self.fdt.root().children().filter(is_transparent_bus).flat_map(|bus| bus.children());
         top.chain(behind_buses)
     }
 
@@ -128,7 +129,8 @@ fn blob_size(memory: &[u8]) -> Result<usize, DeviceTreeError> {
 }
 
 fn is_transparent_bus(node: &FdtNode<'_>) -> bool {
-    node.is_compatible("simple-bus") && node.property("ranges").is_some_and(|ranges| ranges.value().is_empty())
+    node.is_compatible("simple-bus")
+        && node.property("ranges").is_some_and(|ranges| ranges.value().is_empty())
 }
 
 fn is_enabled(node: &FdtNode<'_>) -> bool {
