@@ -42,7 +42,7 @@ fn indented(lines: &[String]) -> String {
 
 fn format() -> Result<Fate> {
     setup::component("rustfmt")?;
-    fate("format: cargo fmt --check", cargo("fmt").args(["--all", "--check"]))
+    fate("format: cargo fmt --check", cargo("fmt").args(["--all", "--", "--check", "--color", "never"]))
 }
 
 fn host_lints() -> Result<Fate> {

@@ -157,7 +157,9 @@ fn is_function(line: &str) -> bool {
 fn function_length(lines: &[&str]) -> usize {
     let indentation = |line: &str| line.len() - line.trim_start().len();
     let own = lines.first().map_or(0, |line| indentation(line));
-    let ends = |line: &&str| indentation(line) == own && line.trim_start().starts_with('}');
+    // A trait's function may end without a body.
+    let ends =
+        |line: &&str| indentation(line) == own && (line.trim_start().starts_with('}') || line.ends_with(';'));
     let one_line = lines.first().is_some_and(|line| line.trim_end().ends_with(['}', ';']));
     if one_line { 1 } else { lines.iter().position(ends).map_or(0, |end| end + 1) }
 }
@@ -293,6 +295,8 @@ mod tests {
                 .is_empty()
         );
         assert!(long_functions(&source("a/src/a.rs", &"fn f() {\n}\n".repeat(100))).is_empty());
+        let declared = format!("    fn f(\n        x: u8,\n    ) -> u8;\n{}", "    x();\n".repeat(100));
+        assert!(long_functions(&source("a/src/a.rs", &declared)).is_empty());
     }
 
     #[test]
