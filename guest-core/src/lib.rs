@@ -8,6 +8,7 @@
 //! - `tour`: the documented experiment; in both domains.
 //! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
+//! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
 //! - `device=0xMFN`: machine frame of a device, for the tour's attempts.
 #![cfg_attr(not(test), no_std)]
@@ -79,6 +80,9 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
 fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     if guest.words().has("tour") {
         tour::domain(guest);
+    }
+    if guest.words().has("spin") {
+        tour::spin(guest);
     }
     death::die_if_asked(guest);
     loop {

@@ -10,6 +10,7 @@ mod instructions;
 mod multicall;
 mod neighbour;
 mod pin;
+mod preemption;
 mod reservation;
 mod root;
 
@@ -33,11 +34,13 @@ fn alone<A: Architecture>() -> [Test<A>; 7] {
     ]
 }
 
-/// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need no second domain.
+/// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need no second domain:
+/// not `neighbour` (domain 1 with `die=`) and `preemption` (domain 1 with `spin`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
             "all" => alone::<A>().into_iter().for_each(|test| run_one(guest, test)),
+            "preemption" => run_one(guest, ("preemption", preemption::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
             _ => match alone::<A>().into_iter().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),

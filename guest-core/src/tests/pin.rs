@@ -15,7 +15,7 @@ const REFUSED: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 
 /// Runs the test `pin`.
 pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
-    if single(guest, check).is_none() || tree(guest, check).is_none() {
+    if single(guest, check).is_none() || tree(guest, check).is_none() || mixed(guest, check).is_none() {
         check.that("there are pages for the test", false);
     }
     for frame in [u64::MAX >> 12, 1 << 40, u64::MAX] {
@@ -104,5 +104,34 @@ fn tree<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) -> Option<()> {
     let address = guest.address(&target);
     check.done("the target", update_va_mapping::<A>(address, A::leaf(guest.frame(&target), true)));
     guest.pages.free(target);
+    Some(())
+}
+
+/// Tables where tables of another level belong, or that lead to themselves.
+fn mixed<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) -> Option<()> {
+    let (low, high) = (guest.zeroed_page()?, guest.zeroed_page()?);
+    let (low_frame, high_frame) = (guest.frame(&low), guest.frame(&high));
+    guest.write(&high, 1, A::table(low_frame));
+    check.done("a page for level 1", guest.set_writable(&low, false));
+    check.done("a page for level 3", guest.set_writable(&high, false));
+    check.done("pin level 1", mmuext::<A>(MMUEXT_PIN_L1_TABLE, low_frame, 0));
+    for command in [MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE] {
+        check.refused("level 1 below level 3 or 4", mmuext::<A>(command, high_frame, 0), REFUSED);
+    }
+    check.done("level 1 below level 2", mmuext::<A>(MMUEXT_PIN_L2_TABLE, high_frame, 0));
+    let itself = update_entry::<A>((high_frame << 12) | 16, A::table(high_frame));
+    check.refused("a table below itself", itself, REFUSED);
+    let no_table = update_entry::<A>((high_frame << 12) | 16, A::table(guest.root_frame()));
+    check.refused("the root below level 2", no_table, REFUSED);
+    check.done("unpin level 2", mmuext::<A>(MMUEXT_UNPIN_TABLE, high_frame, 0));
+    check.done("unpin level 1", mmuext::<A>(MMUEXT_UNPIN_TABLE, low_frame, 0));
+    check.done("make level 2 writable", guest.set_writable(&high, true));
+    guest.write(&high, 1, A::table(high_frame));
+    check.done("and read-only", guest.set_writable(&high, false));
+    for command in [MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE] {
+        check.refused("a fresh table that leads to itself", mmuext::<A>(command, high_frame, 0), REFUSED);
+    }
+    check.done("free one", guest.release(low));
+    check.done("free the other", guest.release(high));
     Some(())
 }

@@ -34,7 +34,10 @@ pub fn control<A: Architecture>(guest: &Guest<A>) {
     }
     let mut verdict = Verdict::default();
     match Subject::find(guest) {
-        Ok(subject) => conduct(&subject, &mut verdict),
+        Ok(subject) => {
+            conduct(&subject, &mut verdict);
+            subject.close();
+        }
         Err(what) => drop(verdict.check(false, what)),
     }
     match verdict.first {
@@ -97,7 +100,7 @@ fn look_up<A: Architecture>(subject: &Subject<'_, A>, verdict: &mut Verdict) -> 
     line::<A>("P2M[PFN]", p2m, "read from domain 1's own list, through a foreign mapping");
     verdict.check(p2m == mfn, "P2M[PFN] is the MFN");
     let content = subject.foreign_word(mfn, 0)?;
-    line::<A>("first word of the frame", content, "what domain 1 wrote at its virtual address");
+    line::<A>("first word of the frame", content, "as domain 1 wrote it at its virtual address");
     verdict.check(content == subject.word(Word::Content), "the frame holds what domain 1 wrote");
     Ok(())
 }

@@ -50,6 +50,7 @@ pub fn show<A: Architecture>(guest: &Guest<A>, page: &Page) -> Option<Specimen> 
     for Step { level, index, table_frame, entry } in guest.walk(address) {
         say!(A, "    level {level} table, mfn {table_frame:#x}, [{index}] = {entry:#x}");
     }
+    line::<A>("first word there", guest.read(page, 0), "put there by this kernel");
     let step = guest.leaf(address)?;
     let mfn = A::decode(1, step.entry)?.frame;
     let pfn = guest.m2p(mfn);
@@ -75,6 +76,16 @@ fn publish<A: Architecture>(guest: &Guest<A>, specimen: Specimen) {
     store(guest, Word::Content, CONTENT);
     store(guest, Word::Stage, Stage::Shown as u64);
     store(guest, Word::Magic, MAGIC);
+}
+
+/// Counts for ever in the published page, and never gives the CPU away: for the test `preemption`.
+pub fn spin<A: Architecture>(guest: &Guest<A>) -> ! {
+    publish(guest, Specimen { address: 0, entry: 0, mfn: 0, pfn: 0 });
+    let mut count = 0u64;
+    loop {
+        count = count.wrapping_add(1);
+        A::write_word(word_address(guest, Word::Content), count);
+    }
 }
 
 /// Gives the control domain its turn. Without an answer the domain goes on by itself: the attempts don't need one.

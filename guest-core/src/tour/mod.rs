@@ -17,4 +17,6 @@ mod published;
 mod subject;
 
 pub use control::control;
-pub use domain::domain;
+pub use domain::{domain, spin};
+pub use published::Word;
+pub use subject::Subject;

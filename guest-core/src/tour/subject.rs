@@ -18,7 +18,7 @@ const CHUNK: usize = 512;
 /// Domain 1's start info lies just after its kernel: its PFN is below this.
 const START_INFO_LIMIT: u64 = 4096;
 
-/// Domain 1, found.
+/// Domain 1, found. [`Self::close`] gives its window back.
 pub struct Subject<'a, A: Architecture> {
     guest: &'a Guest<A>,
     /// A page of ours whose address serves as a window onto foreign frames.
@@ -35,7 +35,7 @@ impl<'a, A: Architecture> Subject<'a, A> {
     pub fn find(guest: &'a Guest<A>) -> Result<Self, &'static str> {
         let window = guest.zeroed_page().ok_or("a page for the window")?;
         let mut subject = Self { guest, window, store_frame: 0, p2m_pfn: 0 };
-        let start_info = subject.find_start_info().ok_or("domain 1's start info is in its memory")?;
+        let start_info = subject.find_start_info().ok_or("there is a domain 1 with a start-info page")?;
         let field = |offset: usize| subject.foreign_word(start_info, offset / 8);
         let (store, list) = (field(offset_of!(StartInfo, store_mfn)), field(offset_of!(StartInfo, mfn_list)));
         (subject.store_frame, subject.p2m_pfn) = match (store, list) {
@@ -44,6 +44,11 @@ impl<'a, A: Architecture> Subject<'a, A> {
         };
         let shown = subject.wait_for(Stage::Shown) && subject.word(Word::Magic) == MAGIC;
         if shown { Ok(subject) } else { Err("domain 1 published its numbers") }
+    }
+
+    /// Gives the page of the window back.
+    pub fn close(self) {
+        self.guest.pages.free(self.window);
     }
 
     /// The machine frame of domain 1's start info: the first frame that begins as start info does.
