@@ -10,9 +10,9 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"PENUMBRA");
 /// Word of the page.
 #[derive(Clone, Copy)]
 pub enum Word {
-    /// [`MAGIC`].
+    /// "PENUMBRA" in ASCII.
     Magic = 0,
-    /// How far domain 1 has come: a [`Stage`].
+    /// How far domain 1 has come: a stage.
     Stage = 1,
     /// How far the control domain has come.
     Acknowledged = 2,
