@@ -90,7 +90,6 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/reservation", "test=reservation then=poweroff"),
         ("guest-test/multicall", "test=multicall then=poweroff"),
         ("guest-test/console", "test=console then=poweroff"),
-        ("guest-test/neighbour", "test=neighbour then=poweroff"),
         // One after another: what a test leaves behind must not disturb the next.
         ("guest-test/all-in-one-run", "test=all then=poweroff"),
     ];
@@ -152,7 +151,11 @@ fn ends(board: Board) -> Vec<Case> {
             "(PEN) error: d2 vcpu 0 crashed: ",
         ),
     ];
-    ways.map(|(name, dying, line)| end(board, name, dying, line)).to_vec()
+    let watched =
+        Case::new(board, "domain-end/watched-by-the-control-domain", "test=neighbour then=poweroff");
+    let mut cases = vec![guest_test(watched.domain("domain=dying memory=32M die=fault"))];
+    cases.extend(ways.map(|(name, dying, line)| end(board, name, dying, line)));
+    cases
 }
 
 /// Two domains die the same way, so that what the second gives back can be counted. Afterwards domain 1 and the control
