@@ -14,9 +14,11 @@ use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
 use crate::machine::El2;
 
 fn vmid(domain: DomainId) -> u64 {
-    // At most 8 bits, which every CPU has (hyp_core::domain::MAX_DOMAINS is far below).
     (u64::from(domain.number()) + 1) & 0xff
 }
+
+/// Every CPU has VMIDs of 8 bits at least, so no two domains share one.
+const _: () = assert!(hyp_core::domain::MAX_DOMAINS < 0xff);
 
 fn barrier() {
     // SAFETY: a barrier.

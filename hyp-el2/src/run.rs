@@ -41,10 +41,13 @@ extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cp
         let argument = |number| context.register(number);
         let arguments = [argument(0), argument(1), argument(2), argument(3), argument(4), argument(5)];
         HYPERVISOR.hypercall(vcpu, argument(16), arguments);
-    } else if traps::handle(vcpu, context, Syndrome(syndrome)) == Afterwards::Wait {
-        return wait(cpu, vcpu);
+        return resume(cpu, context);
     }
-    resume(cpu, context)
+    match traps::handle(vcpu, context, Syndrome(syndrome)) {
+        Afterwards::Resume => resume(cpu, context),
+        Afterwards::Yield => next(cpu),
+        Afterwards::Wait => wait(cpu, vcpu),
+    }
 }
 
 /// An interrupt: all of them are the hypervisor's.

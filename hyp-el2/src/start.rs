@@ -113,7 +113,9 @@ fn prepare(device_tree: u64, load: u64) -> Result<(), Stop> {
     let mut boot = boot_memory(&board, &ram, [own, blob])?;
     let arrays = frame_arrays::allocate(&mut boot, load)?;
     HYPERVISOR.initialise(arrays, &boot);
-    start_domains(&board, &ram)
+    start_domains(&board, &ram)?;
+    release_modules(&board, &ram, [own, blob]);
+    Ok(())
 }
 
 /// What the boot tables show of the device tree's surroundings: from its first byte to the end of the boot window.
@@ -230,7 +232,7 @@ fn boot_memory(board: &Board<'_>, ram: &Ranges, own: [Range; 2]) -> Result<BootM
     Ok(boot)
 }
 
-/// Hands the modules to the core, and takes their memory back afterwards.
+/// Hands the modules to the core.
 fn start_domains(board: &Board<'_>, ram: &Ranges) -> Result<(), Stop> {
     let nothing = Module { content: &[], arguments: "", kind: ModuleKind::Kernel };
     let mut modules = [nothing; MAX_MODULES];
@@ -252,11 +254,21 @@ fn start_domains(board: &Board<'_>, ram: &Ranges) -> Result<(), Stop> {
     let modules = modules.get(..count).unwrap_or_default();
     HYPERVISOR
         .start_domains(&BootInformation { command_line: board.command_line, modules })
-        .map_err(Stop::Domains)?;
-    for module in board.modules.iter() {
-        HYPERVISOR.release_boot_memory(module.content.start, module.content.end);
+        .map_err(Stop::Domains)
+}
+
+/// Makes the modules' memory free, apart from modules that aren't where modules should be: outside RAM, or across something else
+/// that is in use.
+fn release_modules(board: &Board<'_>, ram: &Ranges, own: [Range; 2]) {
+    let overlap = |a: Range, b: Range| a.start < b.end && b.start < a.end;
+    for module in board.modules.iter().map(|module| module.content) {
+        // Pages count, not bytes.
+        let pages = Range { start: module.start & !0xfff, end: module.end.next_multiple_of(0x1000) };
+        let in_use = own.into_iter().chain(board.reserved.iter()).any(|range| overlap(range, pages));
+        if module_content(module, ram).is_some() && !in_use {
+            HYPERVISOR.release_boot_memory(module.start, module.end);
+        }
     }
-    Ok(())
 }
 
 /// The module's bytes in the direct map, if it lies within one range of RAM.

@@ -7,8 +7,10 @@ pub struct Syndrome(pub u64);
 /// Why the guest came to EL2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// WFI or WFE.
-    Wait,
+    /// WFI: nothing to do until an interrupt.
+    WaitForInterrupt,
+    /// WFE: nothing to do until another CPU has done something.
+    WaitForEvent,
     /// `hvc` with this number.
     HypervisorCall(u16),
     /// `mrs`, `msr` or a system instruction.
@@ -35,7 +37,9 @@ impl Syndrome {
     /// Reads the syndrome of an exception from AArch64.
     pub fn cause(self) -> Cause {
         match self.class() {
-            0x01 => Cause::Wait,
+            // ISS.TI: bit 0 tells WFE (and WFET) from WFI.
+            0x01 if self.0 & 1 == 0 => Cause::WaitForInterrupt,
+            0x01 => Cause::WaitForEvent,
             0x16 => Cause::HypervisorCall(self.0 as u16),
             0x18 => Cause::SystemRegister(Access::decode(self.0)),
             0x20 | 0x24 => Cause::Abort,
@@ -87,6 +91,12 @@ mod tests {
         let syndrome = 0x18 << 26 | 1 << 25 | 3 << 20 | 1 << 10 | 3 << 5;
         let access = Access { encoding: Encoding(3, 0, 1, 0, 0), register: 3, is_read: false };
         assert_eq!(Syndrome(syndrome).cause(), Cause::SystemRegister(access));
+    }
+
+    #[test]
+    fn waiting_for_an_event_is_told_from_waiting_for_an_interrupt() {
+        assert_eq!(Syndrome(0x0600_0000).cause(), Cause::WaitForInterrupt);
+        assert_eq!(Syndrome(0x0600_0001).cause(), Cause::WaitForEvent);
     }
 
     #[test]

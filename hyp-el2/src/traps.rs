@@ -24,6 +24,8 @@ use crate::memory::{clean, direct, is_memory};
 pub enum Afterwards {
     /// It goes on.
     Resume,
+    /// Others may go first.
+    Yield,
     /// It waits for an interrupt.
     Wait,
 }
@@ -32,9 +34,13 @@ pub enum Afterwards {
 #[cold]
 pub fn handle(vcpu: &Vcpu<El2>, context: &GuestContext, syndrome: Syndrome) -> Afterwards {
     match syndrome.cause() {
-        Cause::Wait => {
+        Cause::WaitForInterrupt => {
             context.skip_instruction();
             return Afterwards::Wait;
+        }
+        Cause::WaitForEvent => {
+            context.skip_instruction();
+            return Afterwards::Yield;
         }
         Cause::SystemRegister(access) => {
             if system_register(context, access).is_some() {

@@ -78,6 +78,8 @@ impl InterruptController {
                 // SAFETY: the caller promises that these are the redistributors, ours alone.
                 let gic = unsafe { GicV3::new(distributor, redistributors.cast(), cpus) };
                 let mut gic = gic.map_err(|_| GicError::Redistributor)?;
+                // System registers for us (SRE); EL1 stays out of ICC_SRE_EL1 (Enable clear).
+                GicCpuInterface::enable_system_register_el2(false);
                 gic.setup(0);
                 GicCpuInterface::set_priority_mask(0xff);
                 Driver::V3(gic)
