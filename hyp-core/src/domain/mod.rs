@@ -62,6 +62,8 @@ pub struct Domain<M: Machine> {
     control: AtomicBool,
     /// Frames it may have.
     max_pages: AtomicU64,
+    /// Nanoseconds for which its vCPUs have had a CPU.
+    cpu_time: AtomicU64,
     shared_info: FrameSlot,
     /// The table lock: whoever changes the domain's tables holds it.
     pub tables: Mutex<TableState>,
@@ -79,6 +81,7 @@ impl<M: Machine> Domain<M> {
             life: AtomicU8::new(0),
             control: AtomicBool::new(false),
             max_pages: AtomicU64::new(0),
+            cpu_time: AtomicU64::new(0),
             shared_info: FrameSlot::new(),
             tables: Mutex::new(TableState::new()),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
@@ -119,6 +122,7 @@ impl<M: Machine> Domain<M> {
         self.number.store(id.number(), Ordering::Relaxed);
         self.control.store(control, Ordering::Relaxed);
         self.max_pages.store(max_pages, Ordering::Relaxed);
+        self.cpu_time.store(0, Ordering::Relaxed);
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.name(id, index as u16);
         }
@@ -133,6 +137,15 @@ impl<M: Machine> Domain<M> {
     /// Frames it may have (`maximum_reservation`).
     pub fn max_pages(&self) -> u64 {
         self.max_pages.load(Ordering::Relaxed)
+    }
+
+    /// Nanoseconds for which its vCPUs have had a CPU.
+    pub fn cpu_time(&self) -> u64 {
+        self.cpu_time.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_cpu_time(&self, nanoseconds: u64) {
+        self.cpu_time.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
     /// Frames it has (`current_reservation`). The shared-info page isn't one of them.

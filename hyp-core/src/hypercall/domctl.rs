@@ -90,6 +90,7 @@ impl<M: Machine> crate::hypervisor::Hypervisor<M> {
             tot_pages: domain.pages(&self.frames),
             max_pages: domain.max_pages(),
             shared_info_frame: domain.shared_info().map_or(0, MachineFrame::number),
+            cpu_time: domain.cpu_time(),
             nr_online_vcpus: online,
             max_vcpu_id: online.saturating_sub(1),
             ..DomainInfo::default()

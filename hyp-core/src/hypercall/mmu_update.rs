@@ -88,7 +88,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// The domain says what it calls one of its frames.
     fn name_frame(&self, space: &TableSpace<'_, M>, frame: MachineFrame, name: u64) -> Result<(), Stop> {
-        space.frames.get(frame, space.target)?;
+        space.frames.get(frame, space.target).map_err(Refusal::Table)?;
         if let Some(m2p) = space.frames.m2p() {
             m2p.set(frame, Some(PseudoFrame::new(name)));
         }

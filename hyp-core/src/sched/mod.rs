@@ -4,7 +4,7 @@
 //! [`Hypervisor::reschedule_wanted`] on its way back to the guest, then [`Hypervisor::schedule`], switches, and reports with
 //! [`Hypervisor::switched`] that nothing of the previous vCPU is loaded any more.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::address::DomainId;
 use crate::domain::vcpu::{RunState, Vcpu};
@@ -29,6 +29,8 @@ pub struct Scheduler {
     /// first, so the control domain is the first to run.)
     next: AtomicU32,
     wanted: AtomicBool,
+    /// When the last choice was made, in nanoseconds since boot.
+    since: AtomicU64,
 }
 
 impl Default for Scheduler {
@@ -40,7 +42,7 @@ impl Default for Scheduler {
 impl Scheduler {
     /// Nobody has run yet.
     pub const fn new() -> Self {
-        Self { next: AtomicU32::new(0), wanted: AtomicBool::new(false) }
+        Self { next: AtomicU32::new(0), wanted: AtomicBool::new(false), since: AtomicU64::new(0) }
     }
 
     /// Asks for a new choice at the next opportunity.
@@ -61,6 +63,7 @@ impl<M: Machine> Hypervisor<M> {
         self.scheduler.wanted.store(false, Ordering::Relaxed);
         let start = self.scheduler.next.load(Ordering::Relaxed);
         if let Some(last) = start.checked_sub(1).and_then(|last| self.vcpu_at(last)) {
+            self.charge(last);
             last.change_state(RunState::Running, RunState::Runnable);
         }
         for step in 0..PLACES {
@@ -73,6 +76,15 @@ impl<M: Machine> Hypervisor<M> {
             }
         }
         Next::Idle
+    }
+
+    /// Adds the time since the last choice to the domain of the vCPU that had the CPU, if it was not idle.
+    fn charge(&self, last: &Vcpu<M>) {
+        let now = self.machine.now();
+        let since = self.scheduler.since.swap(now, Ordering::Relaxed);
+        if let Some(domain) = self.domain(last.domain_id()).filter(|_| last.is_on_cpu()) {
+            domain.add_cpu_time(now.saturating_sub(since));
+        }
     }
 
     fn vcpu_at(&self, place: u32) -> Option<&Vcpu<M>> {
