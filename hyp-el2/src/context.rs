@@ -10,8 +10,10 @@ use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable};
 use hyp_core::machine::{Context, FlushScope, Mmu, StartOfDay};
 
+use crate::cpu::Cpu;
 use crate::machine::El2;
 
 /// EL1 with its own stack pointer; D, A, I and F masked.
@@ -168,9 +170,15 @@ impl Context for GuestContext {
     }
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        write!(out, "pc {:#x} pstate {:#x} lr {:#x}", self.pc(), self.pstate(), self.register(30))?;
-        for number in 0..=18 {
-            write!(out, " x{number} {:#x}", self.register(number))?;
+        write!(out, "pc {:#x}  pstate {:#x}", self.pc(), self.pstate())?;
+        let running = Cpu::this().current().is_some_and(|vcpu| core::ptr::eq(vcpu.context(), self));
+        if running {
+            let (address, syndrome) = (FAR_EL1.get(), ESR_EL1.get());
+            write!(out, "  elr_el1 {:#x}  esr_el1 {syndrome:#x}  far_el1 {address:#x}", ELR_EL1.get())?;
+        }
+        for number in 0..31 {
+            let separator = if number % 6 == 0 { "\n" } else { "  " };
+            write!(out, "{separator}x{number} {:#x}", self.register(number))?;
         }
         Ok(())
     }
