@@ -8,7 +8,7 @@
 //!   shareable. So no frame has two cacheabilities, and what validation reads is what the walker reads.
 //! - **Access.** AP, PXN, UXN, nG and AF are free. A leaf without AF faults when used, which harms nobody but the guest; it
 //!   counts as a mapping all the same, since the guest's own idea of it may change at any time.
-//! - **Writable** is a leaf whose AP[2] is clear, *or* which has the dirty-bit modifier set: `TCR_EL1.HD` is off, but we
+//! - **Writable** is a leaf whose `AP[2]` is clear, *or* which has the dirty-bit modifier set: `TCR_EL1.HD` is off, but we
 //!   don't rely on it.
 //! - **Bits that mean nothing today but something on some CPU** (contiguous, guarded page, nT, PBHA, NSE, the hierarchical
 //!   bits of table entries, output address bits from 48 up) must be zero. The four software bits 55..58 are free.

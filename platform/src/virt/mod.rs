@@ -4,7 +4,7 @@
 //! the hypervisor needs: where RAM is and which parts of it are taken, the UART, the interrupt controller, the
 //! hypervisor timer, how firmware is called, the command line, and the boot modules that QEMU's `guest-loader` device
 //! or a boot loader put into memory. These parsers are pure functions of the blob: they run (and are tested with mutated
-//! blobs) on any host, and no blob makes them panic. The drivers in [`gic`] and [`uart`] touch hardware and exist
+//! blobs) on any host, and no blob makes them panic. The drivers in `gic` and `uart` touch hardware and exist
 //! only where there is some.
 //!
 //! Nothing here is specific to one board, apart from [`LAST_RESORT_UART`]: any board with a PL011, a GIC v2 or v3 and PSCI
