@@ -148,7 +148,7 @@ fn judge(options: &RunOptions, interactive: bool, outcome: &Outcome) -> Result<(
         Some(Verdict::Fail(why)) => bail!("the tour failed: {why} (log: {log})"),
         Some(Verdict::Pass) if interactive => return Ok(()),
         Some(Verdict::Pass) => {}
-        None if interactive => return Ok(()),
+        None if interactive && outcome.ending != Ending::TimedOut => return Ok(()),
         None if control_words(options, kernel_file(options).is_none()).contains("tour") => {
             bail!(
                 "no verdict: {}\nthe machine's last lines (log: {log}):\n{}",
