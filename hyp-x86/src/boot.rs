@@ -139,7 +139,7 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     )
     .ok_or(Stop::TooManyRanges)?;
     check_ram(information, &ram)?;
-    log::info!("{} MiB of RAM, {} modules", ram.frames() >> 8, information.modules.len());
+    log::info!("{} MiB of RAM, {} modules", ram.frames().div_ceil(256), information.modules.len());
     let mut boot = BootMemory::new();
     reserve(&mut boot, information).map_err(|_| Stop::TooManyRanges)?;
     add_ram(&mut boot, &ram, 0..FIRST_4_GIB).map_err(|_| Stop::TooManyRanges)?;
@@ -275,7 +275,8 @@ fn array<T: ZeroShared>(boot: &mut BootMemory, count: u64) -> Option<&'static [T
 /// A zeroed array of RAM that lasts for ever, and its machine address; aligned to what a leaf of level 2 maps, if it is that large.
 fn array_at<T: ZeroShared>(boot: &mut BootMemory, count: u64) -> Option<(&'static [T], MachineAddress)> {
     const LARGE: u64 = 2 << 20;
-    let bytes = count.checked_mul(size_of::<T>() as u64)?.checked_next_multiple_of(8)?;
+    let bytes =
+        count.checked_mul(size_of::<T>() as u64)?.checked_next_multiple_of(memory::ZERO_WORDS as u64 * 8)?;
     let align = if bytes >= LARGE { LARGE } else { PAGE_SIZE as u64 };
     let at = boot.allocate(bytes, align)?;
     let start = memory::direct(at.bytes());

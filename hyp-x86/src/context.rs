@@ -195,7 +195,7 @@ pub const HOST_STACK_OFFSET: usize = offset_of!(GuestContext, host_stack);
 /// Bytes of the frame: its end is the stack that the processor uses when a guest is interrupted. The processor aligns that
 /// stack to 16 bytes before it pushes, so this must be a multiple.
 pub const FRAME_BYTES: usize = size_of::<Frame>();
-const _: () = assert!(FRAME_BYTES % 16 == 0 && offset_of!(GuestContext, frame) == 0);
+const _: () = assert!(FRAME_BYTES.is_multiple_of(16) && offset_of!(GuestContext, frame) == 0);
 
 // SAFETY: only the CPU that runs the vCPU, or the one that has it stopped, changes it (`Context`'s contract).
 unsafe impl Sync for GuestContext {}
@@ -223,10 +223,8 @@ impl GuestContext {
 }
 
 impl Context for GuestContext {
-    // SAFETY of the pattern: every field is a plain number or an array of them, for which all zeros are a value.
-    #[expect(clippy::declare_interior_mutable_const, reason = "the trait wants a fresh value for each use")]
     const EMPTY: Self = {
-        // SAFETY: see above: cells of integers and of `bool`, and byte arrays, may all be zero.
+        // SAFETY: every field is a cell of an integer or of a `bool`, or an array of them, and may be zero.
         unsafe { core::mem::zeroed() }
     };
 
