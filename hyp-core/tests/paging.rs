@@ -510,13 +510,13 @@ fn names_in_the_m2p_are_given_by_the_owner_alone() {
     let m2p = |mfn| rig.hv.frames().m2p().unwrap().get(mfn).map(|pfn| pfn.number());
     assert_eq!(name(1, own, SELF), Ok(0));
     assert_eq!(m2p(own), Some(77));
-    assert_eq!(name(1, other, SELF), Err(Errno::EBUSY));
+    assert_eq!(name(1, other, SELF), Err(Errno::EINVAL));
     assert_eq!(name(1, other, 2), Err(Errno::EPERM));
     assert_eq!(m2p(other), Some(POOL));
-    assert_eq!(name(0, other, 1), Err(Errno::EBUSY), "it is domain 2's");
+    assert_eq!(name(0, other, 1), Err(Errno::EINVAL), "it is domain 2's");
     assert_eq!(name(0, other, 2), Ok(0));
     let (_, end) = rig.hv.frames().extent();
-    for (nobody, error) in [(end - 1, Errno::EBUSY), (end, Errno::EPERM), (0, Errno::EPERM)] {
+    for (nobody, error) in [(end - 1, Errno::EINVAL), (end, Errno::EINVAL), (0, Errno::EINVAL)] {
         let nobody = frame(nobody);
         assert_eq!(name(1, nobody, SELF), Err(error));
         assert_eq!(m2p(nobody), None);
