@@ -8,12 +8,14 @@ use core::fmt::Write;
 use crate::address::DomainId;
 
 /// Who writes.
+// Numbered from 1 so that "nobody" is all zeros, as in `paging::Unfinished`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Speaker {
     /// Penumbra's own log.
-    Hypervisor,
+    Hypervisor = 1,
     /// A domain.
-    Domain(DomainId),
+    Domain(DomainId) = 2,
 }
 
 /// Whose line is open.
