@@ -6,13 +6,14 @@
 mod common;
 
 use common::{POOL, Rig, SELF, frame, leaf, lifted, place, table};
-use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::address::{DomainId, GuestVirtual, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::fake::FIRST_FRAME;
 use hyp_core::fake::format::{HARDWARE as DIRTY_AND_ACCESSED, PRESENT};
 use hyp_core::frame::FrameType;
 use hyp_core::machine::Mmu;
 use hyp_core::paging::update::HardwareBits;
+use hyp_core::paging::walk;
 use hyp_core::paging::{Budget, Refusal, Stop, Unfinished};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
@@ -1050,4 +1051,62 @@ fn the_auditor_sees_what_is_broken_on_purpose() {
         break_it(&rig);
         assert!(rig.hv.audit().findings > 0, "the auditor doesn't see {name}");
     }
+}
+
+// ---- What mutations of the core have shown to be worth a test of its own ------------------------------------
+
+#[test]
+fn a_new_root_is_the_one_that_the_machine_walks() {
+    let rig = Rig::new(1);
+    let first = rig.domains[1].root;
+    let all: Vec<_> = (16..24).map(|index| (index, rig.entry(first, index))).collect();
+    let root = rig.prepare(1, 0, &all[1..]);
+    let low = GuestVirtual::new(common::address(0));
+    assert!(rig.hv.machine().translate(low, false).is_some());
+    rig.new_root(1, root).unwrap();
+    assert_eq!(rig.hv.machine().translate(low, false), None, "the old root is still loaded");
+    rig.check();
+}
+
+#[test]
+fn no_walk_enters_the_hypervisors_slots() {
+    let rig = Rig::new(1);
+    let root = rig.domains[1].root;
+    let place = |va| walk::level_one_place(rig.hv.machine(), root, GuestVirtual::new(va));
+    // Suppose that the window were made of tables, as on real machines.
+    for slot in [10, 11] {
+        rig.hv.machine().write_entry(root, slot, rig.entry(root, 16));
+    }
+    assert!(place(16 << 19).is_some());
+    assert_eq!((place(10 << 19), place(11 << 19)), (None, None));
+}
+
+#[test]
+fn a_dead_domains_frames_are_flushed_before_the_first_is_free() {
+    let rig = Rig::new(1);
+    let (before, free) = (rig.hv.machine().flushes(), rig.hv.frames().free_frames());
+    rig.hv.kill(rig.domains[1].vcpu(), format_args!("a test"));
+    // The shared-info page is freed, and flushed, by itself.
+    while rig.hv.frames().free_frames() <= free + 1 {
+        assert!(rig.hv.background());
+    }
+    assert!(rig.hv.machine().flushes() >= before + 2);
+    rig.check();
+}
+
+#[test]
+fn a_table_that_goes_with_an_abandoned_tree_is_not_updated() {
+    let rig = Rig::new(1);
+    let (root, _) = plant(&rig, 1, 4);
+    let two = frame((rig.entry(root, 0) >> 20) & 0x3fff_ffff);
+    let one = frame((rig.entry(two, 0) >> 20) & 0x3fff_ffff);
+    while rig.space(1, &Budget::new(16)).table_level(one).is_none() {
+        assert_eq!(rig.space(1, &Budget::new(16)).pin(root, 3), Err(Stop::Preempted));
+    }
+    let raw = leaf(rig.pool(1, 52), true);
+    assert_eq!(rig.update(1, &[(place(one, 3), raw)]), Err(Errno::EINVAL));
+    assert_eq!((rig.entry(one, 3), rig.uses(one)), (0, 0));
+    rig.check();
+    assert_eq!(rig.update(1, &[(place(one, 3), raw)]), Ok(0), "it is data now");
+    rig.check();
 }
