@@ -90,10 +90,9 @@ impl Guest {
         let (first, end) = hv.frames().extent();
         for mfn in (first..end).map(frame) {
             let owner = hv.frames().hold(mfn).and_then(|hold| hold.owner);
-            if owner == Some(domain.id()) {
-                if let Some(pfn) = hv.frames().m2p().and_then(|m2p| m2p.get(mfn)) {
-                    p2m[pfn.number() as usize] = mfn;
-                }
+            let name = hv.frames().m2p().and_then(|m2p| m2p.get(mfn));
+            if let Some(pfn) = name.filter(|_| owner == Some(domain.id())) {
+                p2m[pfn.number() as usize] = mfn;
             }
         }
         Self { domain, root: domain.vcpus[0].kernel_root().expect("a root"), p2m }
