@@ -93,7 +93,12 @@ fn guest_tests(board: Board) -> Vec<Case> {
         // One after another: what a test leaves behind must not disturb the next.
         ("guest-test/all-in-one-run", "test=all then=poweroff"),
     ];
-    alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec()
+    let mut cases =
+        alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec();
+    // Neither domain ever gives the CPU away.
+    let preemption = Case::new(board, "guest-test/preemption", "test=preemption then=poweroff");
+    cases.push(guest_test(preemption.domain("domain=spinner memory=16M spin")));
+    cases
 }
 
 fn guest_test(case: Case) -> Case {
