@@ -35,7 +35,7 @@ pub fn build(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profi
         Profile::Release => drop(command.arg("--release")),
         // The checks of arithmetic are what this profile is for; without any optimisation a recount of 8 GiB in an
         // emulated machine would take minutes.
-        Profile::Dev => drop(command.args(["--config", "profile.dev.opt-level=1"])),
+        Profile::Dev => drop(command.args(["--config", "profile.dev.opt-level=2"])),
     }
     if program == Program::Guest {
         // The whole file is loaded into the machine as a module: leave out what only a debugger reads.

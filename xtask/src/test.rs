@@ -119,6 +119,7 @@ fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<
     let parts =
         arches.iter().map(|arch| Ok(Parts { arch: *arch, artefacts: image::artefacts(*arch, profile)? }));
     let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
+    let factor = patience(profile);
     let bar = report::bar(cases.len(), "machines");
     let queue = Mutex::new(cases.into_iter());
     let next = || queue.lock().ok().and_then(|mut cases| cases.next());
@@ -126,7 +127,8 @@ fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(case) = next() {
-                    let fate = run(&case, &parts).unwrap_or_else(|error| Fate::Failed(format!("{error:#}")));
+                    let fate =
+                        run(&case, &parts, factor).unwrap_or_else(|error| Fate::Failed(format!("{error:#}")));
                     report.enter(&case.name, &fate, bar.as_ref());
                     bar.iter().for_each(|bar| bar.inc(1));
                 }
@@ -137,14 +139,23 @@ fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<
     Ok(())
 }
 
+/// By what a case's time limit is multiplied: with all checks on and no optimisation across crates, machines with much
+/// memory take their time.
+fn patience(profile: Profile) -> u32 {
+    match profile {
+        Profile::Release => 1,
+        Profile::Dev => 3,
+    }
+}
+
 /// Boots one machine and judges it.
-fn run(case: &Case, parts: &[Parts]) -> Result<Fate> {
+fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
     if let Some(why) = obstacle(case) {
         return Ok(Fate::Skipped(why));
     }
     let parts =
         parts.iter().find(|parts| parts.arch == arch(case.board)).context("its images were not built")?;
-    let outcome = qemu::run(&mut machine(case, &parts.artefacts)?.command()?, session(case)?)?;
+    let outcome = qemu::run(&mut machine(case, &parts.artefacts)?.command()?, session(case, patience)?)?;
     let verdict = case.judge(&outcome.text, ended(&outcome));
     Ok(Fate::from(verdict.map_err(|why| explained(&why, &outcome))))
 }
@@ -210,10 +221,10 @@ fn file_name(case: &Case) -> String {
     case.name.replace('/', "-")
 }
 
-fn session(case: &Case) -> Result<Session> {
+fn session(case: &Case, patience: u32) -> Result<Session> {
     let keys = case.keys.iter().map(|(text, typed)| ((*text).to_owned(), typed.as_bytes().to_vec()));
     Ok(Session {
-        limit: Some(Duration::from_secs(case.limit)),
+        limit: Some(Duration::from_secs(case.limit) * patience),
         log: qemu::log_file(&workspace::logs()?, &file_name(case)),
         echo: false,
         keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(keys.collect()) },
