@@ -247,9 +247,17 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
         }
     }
 
-    fn for_each_reference(&self, visit: &mut dyn FnMut(MachineFrame)) {
+    fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame)) {
         for frame in self.hypervisor.domains.iter().filter_map(Domain::shared_info) {
             visit(frame);
         }
+    }
+
+    fn exists(&self, domain: DomainId) -> bool {
+        self.hypervisor.domain(domain).is_some()
+    }
+
+    fn may_map(&self, domain: DomainId, owner: DomainId) -> bool {
+        domain == owner || self.hypervisor.domain(domain).is_some_and(Domain::is_control)
     }
 }

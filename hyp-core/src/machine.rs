@@ -142,8 +142,8 @@ pub trait Mmu {
     /// What the entry holds instead (hardware may have set an accessed or dirty bit).
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
 
-    /// Writes the hypervisor's own entries (the M2P window) into the reserved slots of a new root.
-    fn fill_reserved_slots(&self, root: MachineFrame);
+    /// What stands in a reserved slot of every guest's root: the hypervisor's own entry (for one, the M2P window).
+    fn reserved_entry(&self, slot: usize) -> u64;
 
     /// Makes the running vCPU use these roots from now on: `kernel` for the guest kernel's mode, `user` for its user
     /// mode (on AArch64: TTBR1 and TTBR0). They are validated, and the core holds references for as long as they are

@@ -245,6 +245,9 @@ impl Model {
     /// The world as it is: everything that holders lead to, nothing judged.
     fn world(&self) -> World {
         let mut world = World::default();
+        // The hypervisor itself writes to each domain's shared-info page.
+        let shared = self.rig.domains.iter().filter_map(|guest| guest.domain.shared_info());
+        world.uses.extend(shared.map(|frame| (frame.number(), (Role::Writable, 1))));
         let roots =
             self.rig.domains.iter().flat_map(|guest| {
                 [guest.vcpu().kernel_root(), guest.vcpu().user_root()].into_iter().flatten()

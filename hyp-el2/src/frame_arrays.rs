@@ -15,11 +15,9 @@ use crate::own_tables::Pool;
 /// The first reserved entry of every guest root: the table that leads to the M2P. The other reserved entries are absent.
 static M2P_ENTRY: AtomicU64 = AtomicU64::new(0);
 
-/// What stands in the reserved slots of a guest root.
-pub fn reserved_entries() -> impl Iterator<Item = (usize, u64)> {
-    let first = M2P_ENTRY.load(Ordering::Relaxed);
-    let slots = VmsaStage1::reserved_root_slots();
-    slots.clone().map(move |slot| (slot, if slot == slots.start { first } else { 0 }))
+/// What stands in a reserved slot of a guest root.
+pub fn reserved_entry(slot: usize) -> u64 {
+    if slot == VmsaStage1::reserved_root_slots().start { M2P_ENTRY.load(Ordering::Relaxed) } else { 0 }
 }
 
 /// There isn't enough memory for the frame table, or not enough tables for the M2P.

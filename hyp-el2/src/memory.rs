@@ -75,10 +75,8 @@ impl Mmu for El2 {
         Ok(())
     }
 
-    fn fill_reserved_slots(&self, root: MachineFrame) {
-        for (slot, raw) in frame_arrays::reserved_entries() {
-            self.write_entry(root, slot, raw);
-        }
+    fn reserved_entry(&self, slot: usize) -> u64 {
+        frame_arrays::reserved_entry(slot)
     }
 
     fn load_roots(&self, kernel: MachineFrame, user: Option<MachineFrame>) {

@@ -55,17 +55,14 @@ impl Mmu for X86 {
         entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 
-    fn fill_reserved_slots(&self, root: MachineFrame) {
-        let Some(own) = cpu::own_root() else { return };
-        for slot in layout::RESERVED_SLOTS {
-            self.write_entry(root, slot, self.read_entry(own, slot));
-        }
+    fn reserved_entry(&self, slot: usize) -> u64 {
+        cpu::own_root().map_or(0, |own| self.read_entry(own, slot))
     }
 
     fn load_roots(&self, kernel: MachineFrame, user: Option<MachineFrame>) {
         let in_user_mode = cpu::current().is_some_and(|vcpu| vcpu.context().user_mode.get());
         let root = if in_user_mode { user.unwrap_or(kernel) } else { kernel };
-        // SAFETY: the core loads validated roots only, whose reserved slots `fill_reserved_slots` has written and which no guest
+        // SAFETY: the core loads validated roots only, whose reserved slots hold `reserved_entry`, which no guest
         // can change.
         unsafe { cpu::load_root(root) };
     }

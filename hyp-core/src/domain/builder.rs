@@ -163,6 +163,9 @@ impl<M: Machine> Hypervisor<M> {
             store_and_console: !plan.control,
         };
         let layout = Layout::plan::<M::Format>(needs).ok_or(BuildError::Layout)?;
+        if !Self::is_guests_part(&layout) {
+            return Err(BuildError::Layout);
+        }
         if layout.end > plan.pages {
             return Err(BuildError::TooSmall { needed: layout.end, given: plan.pages });
         }
@@ -172,6 +175,17 @@ impl<M: Machine> Hypervisor<M> {
             return Err(BuildError::OutOfMemory { needed: plan.pages, free });
         }
         Ok(layout)
+    }
+
+    /// Whether the whole region that is to be mapped is made of addresses, and none of them the hypervisor's.
+    fn is_guests_part(layout: &Layout) -> bool {
+        let (first, last) = (layout.address(0), layout.address(layout.end.saturating_sub(1)));
+        // Any frame will do: only the addresses are in question.
+        let is_address = |address| M::root_of(address, MachineFrame::new(0), None).is_some();
+        let slot = |address| M::Format::index(address, M::Format::LEVELS);
+        let reserved = M::Format::reserved_root_slots();
+        let apart = slot(last) < reserved.start || slot(first) >= reserved.end;
+        is_address(first) && is_address(last) && slot(first) <= slot(last) && apart
     }
 }
 
@@ -320,14 +334,17 @@ impl<M: Machine> Builder<'_, M> {
         Ok(())
     }
 
-    /// The page that the domain and the hypervisor share. It isn't part of the domain's memory: the domain has no claim to it,
-    /// the hypervisor keeps the one reference.
+    /// The page that the domain and the hypervisor share. It isn't part of the domain's memory: the domain has no claim to it.
+    /// The hypervisor writes there on its own, so it holds a use as *writable* for good: the page can never become a table.
     fn shared_info(&self) -> Result<MachineFrame, BuildError> {
         let frames = &self.hypervisor.frames;
         let frame = frames
             .allocate(self.domain.id(), u64::MAX, &self.hypervisor.machine)
             .ok_or_else(|| self.out_of_memory(1))?;
+        let held = frames.get_writable(frame, self.domain.id(), &self.hypervisor.machine);
         frames.unclaim(frame);
+        frames.put(frame, &self.hypervisor.machine);
+        held.map_err(|error| BuildError::Tables(error.into()))?;
         self.domain.shared_info.replace(Some(frame));
         Ok(frame)
     }

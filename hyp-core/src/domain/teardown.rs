@@ -8,8 +8,8 @@ use core::ops::ControlFlow;
 
 use super::{Domain, Life};
 use crate::address::MachineFrame;
-use crate::frame::FrameTable;
-use crate::machine::{FlushScope, Machine, PageTableFormat};
+use crate::frame::{FrameTable, Unreferenced};
+use crate::machine::{Machine, PageTableFormat};
 use crate::paging::{Budget, TableSpace};
 
 /// What is being done to a dying domain.
@@ -36,7 +36,7 @@ pub struct Teardown {
 /// Frame records looked at in one step.
 const RECORDS_A_STEP: u64 = 4096;
 /// Frames freed, and so scrubbed, in one step.
-const FRAMES_A_STEP: u64 = 256;
+const FRAMES_A_STEP: usize = 128;
 
 impl Teardown {
     /// Not begun.
@@ -89,7 +89,7 @@ impl<M: Machine> Domain<M> {
             return Some(Phase::Holders);
         }
         if let Some(shared_info) = self.shared_info.replace(None) {
-            frames.put(shared_info, machine);
+            frames.put_writable(shared_info, machine);
         }
         Some(Phase::Pins(frames.extent().0))
     }
@@ -106,29 +106,22 @@ impl<M: Machine> Domain<M> {
         match stopped {
             Some(next) => Some(Phase::Pins(next)),
             None if space.settle(None).is_err() => Some(Phase::Pins(frames.extent().1)),
-            None => {
-                // Its tables are gone and its vCPUs stopped: after this, no translation of its frames exists on any CPU
-                // but through mappings of other domains, which hold references.
-                machine.flush(FlushScope::Everything);
-                Some(Phase::Claims(frames.extent().0))
-            }
+            None => Some(Phase::Claims(frames.extent().0)),
         }
     }
 
     fn drop_claims(&self, machine: &M, frames: &FrameTable, from: u64) -> Option<Phase> {
-        let mut freed = 0u64;
+        // The last references are dropped first, then everything is flushed, and only then a frame is free: the domain's own
+        // translations, and those of mappings that others have given up just now, are gone by then.
+        let mut dropped = Unreferenced::<FRAMES_A_STEP>::new();
         let stopped = each_record(frames, from, |frame| {
             let ours = frames.hold(frame).is_some_and(|hold| hold.owner == Some(self.id()));
             if ours && frames.unclaim(frame) {
-                frames.put_unmapped(frame, machine);
-                freed = freed.saturating_add(1);
+                frames.put_into(frame, &mut dropped);
             }
-            if freed >= FRAMES_A_STEP {
-                ControlFlow::Break(frame.number())
-            } else {
-                ControlFlow::Continue(())
-            }
+            if dropped.is_full() { ControlFlow::Break(frame.number()) } else { ControlFlow::Continue(()) }
         });
+        frames.free_all(dropped, machine);
         Some(stopped.map_or(Phase::Leftovers, Phase::Claims))
     }
 }

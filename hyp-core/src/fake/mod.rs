@@ -165,10 +165,8 @@ impl Mmu for Fake {
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
     }
 
-    fn fill_reserved_slots(&self, root: MachineFrame) {
-        for index in format::RESERVED_SLOTS {
-            self.write_entry(root, index, RESERVED_ENTRY);
-        }
+    fn reserved_entry(&self, _: usize) -> u64 {
+        RESERVED_ENTRY
     }
 
     fn load_roots(&self, kernel: MachineFrame, _user: Option<MachineFrame>) {

@@ -62,8 +62,10 @@ impl FreeMap {
         fresh
     }
 
-    /// Makes the frames at `start..end` free, none of which is yet: whole words at a time. What is beyond the map is passed over.
-    pub fn give_range(&self, start: usize, end: usize) {
+    /// Makes the frames at `start..end` free: whole words at a time. What is beyond the map is passed over. Returns how many
+    /// weren't free before.
+    pub fn give_range(&self, start: usize, end: usize) -> usize {
+        let mut given = 0usize;
         let end = end.min(self.words.len().saturating_mul(WORD));
         let mut at = start;
         while at < end {
@@ -71,11 +73,18 @@ impl FreeMap {
             let last = WORD.min(first.saturating_add(end.saturating_sub(at)));
             // Bits `first..last`; neither shift reaches 64.
             let bits = (u64::MAX << first) & (u64::MAX >> WORD.saturating_sub(last));
-            let Some(word) = self.words.get(at / WORD) else { return };
+            let Some(word) = self.words.get(at / WORD) else { break };
             let before = word.fetch_or(bits, Ordering::Release);
-            self.free.fetch_add((bits & !before).count_ones() as usize, Ordering::Relaxed);
+            given = given.saturating_add((bits & !before).count_ones() as usize);
             at = at.saturating_add(last.saturating_sub(first));
         }
+        self.free.fetch_add(given, Ordering::Relaxed);
+        given
+    }
+
+    /// How many bits are set: what [`Self::free_frames`] should say.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
     /// Makes the next search start at the lowest frame, so that what is given out next is in ascending order.
@@ -119,7 +128,7 @@ mod tests {
     fn a_range_is_given_to_the_bit() {
         for (start, end) in [(0, 0), (0, 64), (3, 5), (3, 64), (60, 200), (64, 128), (1, 256), (250, 300)] {
             let map = map(4);
-            map.give_range(start, end);
+            assert_eq!(map.give_range(start, end), start.max(end.min(256)) - start);
             let free: Vec<_> = (0..300).filter(|index| map.is_free(*index)).collect();
             assert_eq!(free, (start..end.min(256)).collect::<Vec<_>>());
             assert_eq!(map.free_frames(), free.len());

@@ -19,7 +19,7 @@ pub mod table;
 
 pub use boot_memory::BootMemory;
 pub use record::{FrameRecord, FrameType};
-pub use table::{FrameTable, Memory};
+pub use table::{FrameTable, Memory, Unreferenced};
 
 use crate::address::MachineFrame;
 

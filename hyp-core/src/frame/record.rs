@@ -279,3 +279,74 @@ impl FrameRecord {
         before & PINNED != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: DomainId = DomainId::new(1);
+    const TWO: DomainId = DomainId::new(2);
+
+    fn owned() -> FrameRecord {
+        let record = FrameRecord::new();
+        record.assign(ONE);
+        record
+    }
+
+    #[test]
+    fn nobody_reaches_a_record_of_zeros() {
+        let record = FrameRecord::new();
+        // The owner field says "domain 0".
+        assert_eq!((record.get(DomainId::CONTROL), record.hold().owner, record.put()), (None, None, None));
+    }
+
+    #[test]
+    fn only_the_owner_gets_references_and_the_last_one_frees() {
+        let record = owned();
+        assert_eq!((record.get(TWO), record.get(ONE)), (None, Some(true)));
+        assert!(record.unclaim() && !record.unclaim(), "the claim is given up once");
+        assert_eq!((record.put(), record.put(), record.put()), (None, Some(ONE), None));
+    }
+
+    #[test]
+    fn a_count_never_reaches_its_neighbour() {
+        let record = owned();
+        record.holding.store(record.holding.load(Ordering::Relaxed) | COUNT_LIMIT, Ordering::Relaxed);
+        assert_eq!((record.get(ONE), record.hold().owner), (Some(false), Some(ONE)));
+        record.using.store(FrameType::Writable.encode() | COMPLETE | COUNT_LIMIT, Ordering::Relaxed);
+        assert_eq!(record.take_type(FrameType::Writable), Err(TypeError::Overflow));
+    }
+
+    #[test]
+    fn types_exclude_each_other_until_the_last_use_is_gone() {
+        let record = owned();
+        let table = FrameType::Table(2);
+        assert_eq!(record.take_type(FrameType::Writable), Ok(Taken::Ready));
+        assert_eq!(record.take_type(FrameType::Writable), Ok(Taken::Ready));
+        assert_eq!(record.take_type(table), Err(TypeError::Conflict(FrameType::Writable)));
+        assert_eq!((record.drop_type(), record.drop_type(), record.drop_type()), (1, 0, 0));
+        assert_eq!(record.take_type(table), Ok(Taken::First { flush: true }));
+        assert_eq!(record.take_type(table), Ok(Taken::Unfinished));
+        record.complete();
+        assert_eq!(record.take_type(table), Ok(Taken::Ready));
+        assert_eq!(record.take_type(FrameType::Table(1)), Err(TypeError::Conflict(table)));
+        assert_eq!((record.drop_type(), record.drop_type(), record.drop_type()), (2, 1, 0));
+        assert_eq!(record.take_type(FrameType::Writable), Ok(Taken::First { flush: true }));
+    }
+
+    #[test]
+    fn the_last_use_takes_the_flags_along_and_leaves_the_type() {
+        let record = owned();
+        assert_eq!(record.take_type(FrameType::Table(7)), Ok(Taken::First { flush: false }));
+        record.set_progress(512);
+        assert_eq!((record.usage().progress, record.usage().complete), (512, false));
+        record.complete();
+        record.set_pinned(true);
+        assert_eq!((record.usage().progress, record.usage().complete), (0, true));
+        record.drop_type();
+        let left = Use { kind: FrameType::Table(7), uses: 0, complete: false, pinned: false, progress: 0 };
+        assert_eq!(record.usage(), left);
+        record.vacate(true);
+        assert_eq!((record.usage().kind, record.assign(TWO)), (FrameType::None, true));
+    }
+}

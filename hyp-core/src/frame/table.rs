@@ -46,6 +46,31 @@ pub enum TableState {
     },
 }
 
+/// Frames whose last references have been dropped, and which still have to be flushed before they are free: a debt.
+#[must_use = "these frames belong to nobody until they are freed"]
+pub struct Unreferenced<const COUNT: usize> {
+    frames: [Option<(MachineFrame, DomainId)>; COUNT],
+    count: usize,
+}
+
+impl<const COUNT: usize> Default for Unreferenced<COUNT> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const COUNT: usize> Unreferenced<COUNT> {
+    /// No frames.
+    pub const fn new() -> Self {
+        Self { frames: [None; COUNT], count: 0 }
+    }
+
+    /// Whether no further frame has room: then they have to be freed before anything else is dropped.
+    pub const fn is_full(&self) -> bool {
+        self.count >= COUNT
+    }
+}
+
 /// Owners whose frames are counted: every domain there can be.
 pub const OWNERS: usize = 32;
 
@@ -55,6 +80,8 @@ pub struct FrameTable {
     /// Frames of each owner, from the moment they are given to the moment they are free again: a frame that its owner
     /// has given up, but still has mapped, counts. Otherwise a guest could hoard memory beyond its share.
     owned: [AtomicU64; OWNERS],
+    /// Frames that were ever made free for the first time: those that are somebody's or free, now and always.
+    managed: AtomicU64,
     /// Time spent on scrubbing, in [`crate::machine::Board::ticks`].
     scrub_ticks: AtomicU64,
 }
@@ -71,6 +98,7 @@ impl FrameTable {
         Self {
             tables: Once::new(),
             owned: [const { AtomicU64::new(0) }; OWNERS],
+            managed: AtomicU64::new(0),
             scrub_ticks: AtomicU64::new(0),
         }
     }
@@ -90,14 +118,16 @@ impl FrameTable {
         // No record is in use yet, so whole ranges are free.
         boot.for_each_free_range(|start, end| {
             let index = |number: u64| number.saturating_sub(first) as usize;
-            tables.free.give_range(index(start), index(end).min(memory.records.len()));
+            let given = tables.free.give_range(index(start), index(end).min(memory.records.len()));
+            self.managed.fetch_add(given as u64, Ordering::Relaxed);
         });
     }
 
     /// Makes memory free that was in use during boot: whole frames within the bytes `start..end`, of those that nobody owns.
     pub fn release_boot_memory(&self, start: u64, end: u64) {
         if let (Some(tables), Some(up)) = (self.tables.get(), start.checked_next_multiple_of(PAGE_BYTES)) {
-            tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES);
+            let given = tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES);
+            self.managed.fetch_add(given, Ordering::Relaxed);
         }
     }
 
@@ -144,6 +174,11 @@ impl FrameTable {
     /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
     pub fn scrub_ticks(&self) -> u64 {
         self.scrub_ticks.load(Ordering::Relaxed)
+    }
+
+    /// Frames that are somebody's or free, as they were counted when they came into the table's hands.
+    pub fn managed(&self) -> u64 {
+        self.managed.load(Ordering::Relaxed)
     }
 
     /// Frames that are `owner`'s.
@@ -206,11 +241,24 @@ impl FrameTable {
         }
     }
 
-    /// Drops a reference of a frame that no CPU can have a translation of, save through references that remain.
-    pub fn put_unmapped<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+    /// Drops a reference; if it was the last, the frame goes into `dropped`, to be freed with others by [`Self::free_all`].
+    pub fn put_into<const COUNT: usize>(&self, frame: MachineFrame, dropped: &mut Unreferenced<COUNT>) {
         let Ok(record) = self.record(frame) else { return };
-        if let Some(owner) = record.put() {
-            self.free(frame, record, owner, machine);
+        if let (Some(owner), Some(slot)) = (record.put(), dropped.frames.get_mut(dropped.count)) {
+            *slot = Some((frame, owner));
+            dropped.count = dropped.count.saturating_add(1);
+        }
+    }
+
+    /// Frees frames whose last references are gone, with one flush for all of them.
+    pub fn free_all<const COUNT: usize, M: Machine>(&self, dropped: Unreferenced<COUNT>, machine: &M) {
+        if dropped.count > 0 {
+            machine.flush(FlushScope::Everything);
+        }
+        for (frame, owner) in dropped.frames.into_iter().flatten() {
+            if let Ok(record) = self.record(frame) {
+                self.free(frame, record, owner, machine);
+            }
         }
     }
 
@@ -332,14 +380,13 @@ impl FrameTable {
 }
 
 impl Tables {
-    /// Makes the frames numbered `start..end` free, if nobody holds them.
-    fn free_range(&self, start: u64, end: u64) {
+    /// Makes the frames numbered `start..end` free, if nobody holds them; returns how many weren't free before.
+    fn free_range(&self, start: u64, end: u64) -> u64 {
         let limit = self.first.saturating_add(self.records.len() as u64);
-        for number in start.max(self.first)..end.min(limit) {
-            let index = number.saturating_sub(self.first) as usize;
-            if self.records.get(index).is_some_and(|record| record.hold().owner.is_none()) {
-                self.free.give(index);
-            }
-        }
+        let indices =
+            (start.max(self.first)..end.min(limit)).map(|number| number.saturating_sub(self.first) as usize);
+        let unowned =
+            |index: &usize| self.records.get(*index).is_some_and(|record| record.hold().owner.is_none());
+        indices.filter(unowned).filter(|index| self.free.give(*index)).count() as u64
     }
 }

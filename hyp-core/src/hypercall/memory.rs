@@ -63,9 +63,11 @@ impl<'a, M: Machine> Call<'a, M> {
                 return Err(Failure::Again([rest, place, 0, 0, 0, 0]));
             }
             self.budget.charge(FRAME_COST);
-            let offset =
-                number.checked_mul(8).and_then(|offset| reservation.extent_start.checked_add(offset));
-            let done = offset.ok_or(Errno::EFAULT).and_then(|slot| one(self, domain, slot));
+            let slot = match reservation.extent_start {
+                0 => Some(0),
+                start => number.checked_mul(8).and_then(|offset| start.checked_add(offset)),
+            };
+            let done = slot.ok_or(Errno::EFAULT).and_then(|slot| one(self, domain, slot));
             if done.is_err() {
                 // As Xen: the number of extents done, not an error.
                 return Ok(number);
@@ -94,10 +96,10 @@ impl<'a, M: Machine> Call<'a, M> {
         if given { Ok(()) } else { Err(Errno::EBUSY) }
     }
 
-    /// A new frame, whose machine number is written to the guest.
+    /// A new frame, whose machine number is written to the guest, unless the guest has given no list (`slot` 0).
     fn increase(&self, domain: &Domain<M>, slot: u64) -> Result<(), Errno> {
         let frame = self.claim(domain)?;
-        self.tell(domain, slot, frame)
+        if slot == 0 { Ok(()) } else { self.tell(domain, slot, frame) }
     }
 
     /// A new frame for the pseudo-physical number that stands in the slot, which its machine number then replaces.

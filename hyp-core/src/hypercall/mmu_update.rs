@@ -8,7 +8,7 @@ use crate::address::{DomainId, MachineAddress, MachineFrame, PseudoFrame};
 use crate::domain::Domain;
 use crate::machine::Machine;
 use crate::paging::update::HardwareBits;
-use crate::paging::{Refusal, Stop, TableSpace};
+use crate::paging::{Budget, Refusal, Stop, TableSpace};
 
 /// A batch under way.
 struct Batch {
@@ -79,7 +79,7 @@ impl<'a, M: Machine> Call<'a, M> {
             mmu::MMU_NORMAL_PT_UPDATE => space.update_at(place, update.value, HardwareBits::Replace),
             mmu::MMU_PT_UPDATE_PRESERVE_AD => space.update_at(place, update.value, HardwareBits::Preserve),
             mmu::MMU_MACHPHYS_UPDATE => {
-                self.budget.charge(1);
+                self.budget.charge(Budget::OPERATION);
                 self.name_frame(space, MachineFrame::containing(place), update.value)
             }
             _ => Err(Refusal::NoSuchLevel.into()),

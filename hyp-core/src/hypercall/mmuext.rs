@@ -7,7 +7,7 @@ use super::{Arguments, Call, Failure, Outcome};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::domain::Domain;
 use crate::machine::{FlushScope, Level, Machine, PageTableFormat};
-use crate::paging::{Refusal, Stop};
+use crate::paging::{Budget, Refusal, Stop};
 
 /// Why one operation of a batch did not succeed.
 enum Refused {
@@ -70,7 +70,7 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     fn one_operation(&self, owner: &'a Domain<M>, operation: MmuextOp) -> Result<(), Refused> {
-        self.budget.charge(1);
+        self.budget.charge(Budget::OPERATION);
         let argument = operation.argument1;
         match operation.command {
             command @ mmu::MMUEXT_PIN_L1_TABLE..=mmu::MMUEXT_PIN_L4_TABLE => {

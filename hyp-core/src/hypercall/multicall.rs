@@ -7,7 +7,9 @@ use penumbra_abi::hypercall as number;
 use penumbra_abi::multicall::MulticallEntry;
 
 use super::{Arguments, Call, Failure, Outcome};
+use crate::domain::Life;
 use crate::machine::Machine;
+use crate::paging::Budget;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: guest address of an array of [`MulticallEntry`]; their number. Each entry's own result is written into it; an
@@ -15,11 +17,12 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn multicall(&self, arguments: Arguments) -> Outcome {
         let [mut next, count, ..] = arguments;
         let mut left = count & 0xffff_ffff;
-        while left > 0 {
+        // An entry may end the domain itself.
+        while left > 0 && self.domain.life() == Life::Alive {
             if self.budget.is_spent() {
                 return Err(Failure::Again([next, left, 0, 0, 0, 0]));
             }
-            self.budget.charge(1);
+            self.budget.charge(Budget::OPERATION);
             let mut entry: MulticallEntry = self.read(next)?;
             let outcome = match entry.operation {
                 number::MULTICALL => Err(Errno::EINVAL.into()),

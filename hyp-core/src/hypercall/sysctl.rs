@@ -37,7 +37,12 @@ impl<M: Machine> Call<'_, M> {
     /// Copies the hypervisor's log to the guest.
     fn read_log(&self, mut request: ReadConsole) -> Result<ReadConsole, Errno> {
         let log = &self.hypervisor.console.log;
-        let mut at = if request.incremental != 0 { u64::from(request.index) } else { log.lock().start() };
+        let start = log.lock().start();
+        // The index has 32 bits and the log's numbers 64: it is meant as near the start as can be. One that is older than the
+        // start, or nonsense, comes out far ahead of it.
+        let ahead = u64::from(request.index.wrapping_sub(start as u32));
+        let incremental = request.incremental != 0 && ahead <= u64::from(u32::MAX / 2);
+        let mut at = if incremental { start.saturating_add(ahead) } else { start };
         let mut written = 0u32;
         let mut bytes = [0; PIECE];
         while written < request.count {

@@ -109,6 +109,10 @@ impl Budget {
     /// Entries between two preemption points of a hypercall: eight tables.
     pub const HYPERCALL: u32 = 4096;
 
+    /// What a single operation costs on top of the tables it validates: reading it from the guest, finding its table, perhaps
+    /// a flush.
+    pub const OPERATION: u32 = 8;
+
     /// A budget of so many entries.
     pub const fn new(entries: u32) -> Self {
         Self { left: Cell::new(entries) }

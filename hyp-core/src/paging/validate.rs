@@ -43,6 +43,10 @@ impl<M: Machine> TableSpace<'_, M> {
             Err(NotHeld { stop: Stop::Refused(_), taken: true }) => Some(Unfinished::Dropping(table, level)),
             Err(NotHeld { taken: false, .. }) => None,
         };
+        if matches!(self.state.unfinished, Some(Unfinished::Dropping(..))) {
+            // What the budget still allows of it is dropped at once; the rest waits for the next operation.
+            let _ = self.settle(None);
+        }
         result.map_err(|not_held| not_held.stop)
     }
 
@@ -124,7 +128,7 @@ impl<M: Machine> TableSpace<'_, M> {
             }
         }
         if level == M::Format::LEVELS {
-            self.machine.fill_reserved_slots(table);
+            self.fill_reserved_slots(table);
         }
         self.budget.charge(count as u32);
         self.frames.complete(table);
@@ -195,6 +199,13 @@ impl<M: Machine> TableSpace<'_, M> {
             Entry::Table(table) => self.release_table(table, level.saturating_sub(1))?,
         }
         Ok(())
+    }
+
+    /// Writes the hypervisor's own entries into a root.
+    fn fill_reserved_slots(&self, root: MachineFrame) {
+        for slot in M::Format::reserved_root_slots() {
+            self.machine.write_entry(root, slot, self.machine.reserved_entry(slot));
+        }
     }
 
     /// The hypervisor's own entries disappear before the guest can write to the page again: what they say of
