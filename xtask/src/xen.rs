@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use flate2::read::GzDecoder;
@@ -22,8 +23,10 @@ pub fn can_be_had() -> bool {
     ["apt-get", "dpkg-deb"].iter().all(|program| which::which(program).is_ok())
 }
 
-/// The unpacked hypervisor, fetched at the first call.
+/// The unpacked hypervisor, fetched at the first call; whoever asks meanwhile waits.
 pub fn hypervisor() -> Result<PathBuf> {
+    static FETCHING: Mutex<()> = Mutex::new(());
+    let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = workspace::folder(workspace::artefacts()?.join("reference"))?;
     let elf = folder.join("xen-4.17-amd64");
     if elf.exists() {
