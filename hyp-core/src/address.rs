@@ -147,10 +147,6 @@ impl DomainId {
     pub const RESERVED: u16 = 0x7ff0;
     /// "The domain that asks" (`DOMID_SELF`).
     pub const SELF: Self = Self(0x7ff0);
-    /// The owner of memory that belongs to nobody: free frames, holes, devices.
-    pub const NOBODY: Self = Self(0x7fff);
-    /// The owner of the hypervisor's own frames (`DOMID_XEN`).
-    pub const HYPERVISOR: Self = Self(0x7ff2);
 
     /// The domain with this number.
     pub const fn new(number: u16) -> Self {

@@ -57,6 +57,8 @@ pub struct BootInformation<'a> {
 pub enum BootError {
     /// There is no module that could be the control domain's kernel.
     NoKernel,
+    /// The first kernel says that it is for another domain: the control domain's own is missing.
+    NotControl,
     /// The control domain can't be built.
     ControlDomain(BuildError),
 }
@@ -65,6 +67,9 @@ impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoKernel => write!(f, "there is no boot module with a kernel for the control domain"),
+            Self::NotControl => {
+                write!(f, "the first kernel's arguments say domain=: the control domain's kernel is missing")
+            }
             Self::ControlDomain(error) => write!(f, "the control domain can't start: {error}"),
         }
     }
@@ -134,6 +139,9 @@ impl<M: Machine> Hypervisor<M> {
         let mut modules = boot.modules.iter().take(MAX_MODULES).peekable();
         let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);
         let first = first.ok_or(BootError::NoKernel)?;
+        if word(first.arguments, "domain").is_some() {
+            return Err(BootError::NotControl);
+        }
         let ramdisk = next_ramdisk(&mut modules);
         let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
         let plan = Plan { kernel: first.content, ramdisk, arguments: first.arguments, pages, control: true };

@@ -1026,11 +1026,15 @@ fn the_auditor_sees_what_is_broken_on_purpose() {
     type Break = (&'static str, fn(&Rig));
     let broken: [Break; 8] = [
         ("a reference too many", |rig| rig.hv.frames().get(rig.pool(1, 0), DomainId::new(1)).unwrap()),
-        ("a reference too few", |rig| rig.hv.frames().put(rig.pool(1, 0), rig.hv.machine())),
+        ("a reference too few", |rig| {
+            rig.hv.frames().put(rig.pool(1, 0), rig.hv.machine());
+        }),
         ("a use too many", |rig| {
             rig.hv.frames().get_writable(rig.pool(1, 0), DomainId::new(1), rig.hv.machine()).unwrap();
         }),
-        ("a use too few", |rig| rig.hv.frames().put_writable(rig.pool(1, 0), rig.hv.machine())),
+        ("a use too few", |rig| {
+            rig.hv.frames().put_writable(rig.pool(1, 0), rig.hv.machine());
+        }),
         ("a writable entry that nobody validated", |rig| {
             let (one, index) = rig.builder_entry(1, POOL);
             rig.hv.machine().write_entry(one, index, leaf(rig.domains[1].root, true));

@@ -75,11 +75,13 @@ impl LineBuffer {
         Self { bytes: [0; LINE_SIZE], length: 0 }
     }
 
-    /// Adds bytes; `out` gets each line that is whole now.
+    /// Adds bytes; `out` gets each line that is whole now. Only printable characters, tabs and the ends of lines come through: a
+    /// carriage return or an escape sequence could make a line look like somebody else's.
     pub fn push(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8])) {
-        for byte in bytes {
+        for byte in bytes.iter().filter(|byte| **byte != b'\r') {
+            let shown = if matches!(*byte, b' '..=b'~' | b'\t' | b'\n') { *byte } else { b'?' };
             if let Some(slot) = self.bytes.get_mut(self.length) {
-                *slot = *byte;
+                *slot = shown;
                 self.length = self.length.saturating_add(1);
             }
             if *byte == b'\n' || self.length >= LINE_SIZE {
@@ -127,6 +129,17 @@ mod tests {
         push(&[b'x'; LINE_SIZE]);
         assert_eq!(pieces.len(), 2);
         assert_eq!((&pieces[0][..], pieces[1].len()), (&b"one\n"[..], LINE_SIZE));
+    }
+
+    #[test]
+    fn no_domain_can_forge_another_ones_line() {
+        let mut text = Vec::new();
+        let mut line = SerialLine::new();
+        let mut buffer = LineBuffer::new();
+        buffer.push(b"x\r(PEN) d0 \x1b[2Kis gone\tor so\r\n", &mut |piece| {
+            line.write(Speaker::Domain(DomainId::new(1)), piece, &mut |out| text.extend_from_slice(out));
+        });
+        assert_eq!(core::str::from_utf8(&text).unwrap(), "(d1) x(PEN) d0 ?[2Kis gone\tor so\n");
     }
 
     #[test]

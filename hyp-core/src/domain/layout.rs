@@ -5,7 +5,7 @@
 //! control domain), the page tables with the root first, the boot stack; then free memory, at least 512 KiB of it,
 //! up to a multiple of 4 MiB.
 
-use crate::address::{GuestVirtual, PAGE_BYTES, PAGE_SHIFT, PseudoFrame};
+use crate::address::{GuestVirtual, PAGE_BYTES, PAGE_SHIFT};
 use crate::machine::{Level, PageTableFormat};
 
 /// Free memory that is mapped after the boot stack, at least.
@@ -130,11 +130,6 @@ impl Layout {
     /// Where a frame of the mapped region is mapped.
     pub fn address(&self, frame: u64) -> GuestVirtual {
         GuestVirtual::new(self.virt_base.wrapping_add(frame << PAGE_SHIFT))
-    }
-
-    /// A frame as a pseudo-physical frame number.
-    pub fn pseudo(frame: u64) -> PseudoFrame {
-        PseudoFrame::new(frame)
     }
 }
 

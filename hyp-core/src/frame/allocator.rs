@@ -86,11 +86,6 @@ impl FreeMap {
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
-
-    /// Makes the next search start at the lowest frame, so that what is given out next is in ascending order.
-    pub fn rewind(&self) {
-        self.cursor.store(0, Ordering::Relaxed);
-    }
 }
 
 /// Clears the lowest set bit of a word; returns its number.
@@ -141,7 +136,6 @@ mod tests {
         for index in (0..256).rev() {
             map.give(index);
         }
-        map.rewind();
         assert!((0..256).all(|index| map.take() == Some(index)));
     }
 }

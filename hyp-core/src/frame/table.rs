@@ -36,14 +36,11 @@ struct Tables {
 
 /// How [`FrameTable::lock_table`] found a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TableState {
+pub enum Locked {
     /// Every entry is validated.
     Complete,
-    /// Entries from `progress` on aren't.
-    Incomplete {
-        /// Entries that hold references already.
-        progress: usize,
-    },
+    /// Some aren't: the caller has to see to it.
+    Incomplete,
 }
 
 /// Frames whose last references have been dropped, and which still have to be flushed before they are free: a debt.
@@ -231,14 +228,14 @@ impl FrameTable {
         }
     }
 
-    /// Drops a reference; frees the frame if it was the last.
-    pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) {
-        let Ok(record) = self.record(frame) else { return };
-        if let Some(owner) = record.put() {
-            // Someone may have cached a translation of this frame, if only to read it.
-            machine.flush(FlushScope::Everything);
-            self.free(frame, record, owner, machine);
-        }
+    /// Drops a reference; frees the frame if it was the last, and says so.
+    pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+        let Ok(record) = self.record(frame) else { return false };
+        let Some(owner) = record.put() else { return false };
+        // Someone may have cached a translation of this frame, if only to read it.
+        machine.flush(FlushScope::Everything);
+        self.free(frame, record, owner, machine);
+        true
     }
 
     /// Drops a reference; if it was the last, the frame goes into `dropped`, to be freed with others by [`Self::free_all`].
@@ -291,17 +288,17 @@ impl FrameTable {
         machine: &M,
     ) -> Result<(), FrameError> {
         self.get(frame, owner)?;
-        self.lock_type(frame, FrameType::Writable, machine)
-            .map(drop)
-            .inspect_err(|_| self.put(frame, machine))
+        self.lock_type(frame, FrameType::Writable, machine).map(drop).inspect_err(|_| {
+            self.put(frame, machine);
+        })
     }
 
-    /// Gives back what [`Self::get_writable`] took.
-    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+    /// Gives back what [`Self::get_writable`] took; says whether that freed the frame.
+    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
         if let Ok(record) = self.record(frame) {
             record.drop_type();
         }
-        self.put(frame, machine);
+        self.put(frame, machine)
     }
 
     /// Counts a reference and a use as a table of `level`. An incomplete table is the caller's to validate.
@@ -314,11 +311,11 @@ impl FrameTable {
         level: Level,
         owner: DomainId,
         machine: &M,
-    ) -> Result<TableState, FrameError> {
+    ) -> Result<Locked, FrameError> {
         self.get(frame, owner)?;
         match self.lock_type(frame, FrameType::Table(level), machine) {
-            Ok(Taken::Ready) => Ok(TableState::Complete),
-            Ok(_) => Ok(TableState::Incomplete { progress: self.progress(frame) }),
+            Ok(Taken::Ready) => Ok(Locked::Complete),
+            Ok(_) => Ok(Locked::Incomplete),
             Err(error) => {
                 self.put(frame, machine);
                 Err(error)
@@ -329,10 +326,6 @@ impl FrameTable {
     /// Gives back one use as a table, and its reference. The last use's entries hold nothing any more.
     pub fn unlock_table<M: Machine>(&self, frame: MachineFrame, machine: &M) {
         self.put_writable(frame, machine);
-    }
-
-    fn progress(&self, frame: MachineFrame) -> usize {
-        self.usage(frame).map_or(0, |usage| usage.progress)
     }
 
     /// The one place where a frame changes its type, and with it the one place that flushes for it: after the new

@@ -7,9 +7,7 @@ use super::{Arguments, Call, Failure, Outcome};
 use crate::address::{MachineFrame, PseudoFrame};
 use crate::domain::Domain;
 use crate::machine::Machine;
-
-/// What a frame given or taken costs of the budget: it is scrubbed.
-const FRAME_COST: u32 = 64;
+use crate::paging::Budget;
 
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation, with the number of extents already done in its upper bits; guest address of its structure.
@@ -62,7 +60,7 @@ impl<'a, M: Machine> Call<'a, M> {
                 let rest = command | (number << memory::MEMORY_OP_EXTENT_SHIFT);
                 return Err(Failure::Again([rest, place, 0, 0, 0, 0]));
             }
-            self.budget.charge(FRAME_COST);
+            self.budget.charge(Budget::FRAME);
             let slot = match reservation.extent_start {
                 0 => Some(0),
                 start => number.checked_mul(8).and_then(|offset| start.checked_add(offset)),

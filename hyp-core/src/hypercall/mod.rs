@@ -5,6 +5,7 @@
 //! preempted. A preempted hypercall is issued again by the guest itself, unknowingly: its registers are set so that it
 //! goes on where it stopped, and whatever waits (interrupts, the end of its turn) comes first.
 
+mod batch;
 mod console;
 mod domctl;
 mod memory;

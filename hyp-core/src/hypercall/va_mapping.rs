@@ -7,7 +7,7 @@ use super::{Arguments, Call, Outcome, finish};
 use crate::address::{DomainId, GuestVirtual};
 use crate::machine::{FlushScope, Machine};
 use crate::paging::update::HardwareBits;
-use crate::paging::{Refusal, Stop};
+use crate::paging::{Budget, Refusal, Stop};
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the address; the new entry; flags that say what to flush.
@@ -33,6 +33,7 @@ impl<M: Machine> Call<'_, M> {
     }
 
     fn map(&self, address: GuestVirtual, entry: u64, target: DomainId) -> Result<(), Stop> {
+        self.budget.charge(Budget::OPERATION);
         let mut space = self.tables(self.domain, target);
         let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
         let root = root.ok_or(Refusal::NotMapped)?;

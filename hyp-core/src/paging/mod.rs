@@ -113,6 +113,9 @@ impl Budget {
     /// a flush.
     pub const OPERATION: u32 = 8;
 
+    /// What a frame costs that is freed or given out: it is scrubbed, and perhaps flushed.
+    pub const FRAME: u32 = 64;
+
     /// A budget of so many entries.
     pub const fn new(entries: u32) -> Self {
         Self { left: Cell::new(entries) }

@@ -5,7 +5,7 @@
 //! reference at all; whether it is one is judged by the neutral form, never by comparing bits of its own (XSA-148, XSA-182).
 
 use super::validate::NotHeld;
-use super::{Budget, Refusal, Stop, TableSpace, Unfinished};
+use super::{Refusal, Stop, TableSpace, Unfinished};
 use crate::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use crate::machine::{Entry, Level, Machine, PageTableFormat};
 
@@ -41,7 +41,6 @@ impl<M: Machine> TableSpace<'_, M> {
 
     fn write_plain(&mut self, frame: MachineFrame, index: usize, raw: u64) -> Result<(), Stop> {
         self.settle(None)?;
-        self.budget.charge(Budget::OPERATION);
         self.frames.get_writable(frame, self.owner, self.machine).map_err(Refusal::from)?;
         self.machine.write_frame(frame, index.saturating_mul(8) % PAGE_SIZE, &raw.to_le_bytes());
         self.frames.put_writable(frame, self.machine);
@@ -62,12 +61,12 @@ impl<M: Machine> TableSpace<'_, M> {
     ) -> Result<(), Stop> {
         let (admitted, new) = self.judge(level, index, raw)?;
         let resumed = self.settle(child(level, new))?;
-        // Settling may have dropped the very table that was asked for.
+        // Settling may have dropped the very table that was asked for, or one on the way to it: whoever found the
+        // place did so before. Without this check the entry would be written into a page that is no table any more.
         if self.table_level(table) != Some(level) {
             return Err(Refusal::NotATable(table).into());
         }
         let old = self.entry(table, level, index);
-        self.budget.charge(Budget::OPERATION);
         if old == new && !resumed {
             return self.write(table, level, index, admitted, bits);
         }

@@ -7,10 +7,10 @@
 //! A table is locked into its type, and old translations of it are flushed, before its first entry is read: nobody can
 //! write to it behind the validation's back (XSA-401).
 
-use super::{Refusal, Stop, TableSpace, Unfinished};
+use super::{Budget, Refusal, Stop, TableSpace, Unfinished};
 use crate::address::MachineFrame;
 use crate::frame::FrameType;
-use crate::frame::table::TableState;
+use crate::frame::table::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 
 /// A table could not be held.
@@ -99,10 +99,8 @@ impl<M: Machine> TableSpace<'_, M> {
 
     pub(super) fn acquire_table(&self, table: MachineFrame, level: Level) -> Result<(), NotHeld> {
         match self.frames.lock_table(table, level, self.owner, self.machine).map_err(Refusal::Table)? {
-            TableState::Complete => Ok(()),
-            TableState::Incomplete { .. } => {
-                self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true })
-            }
+            Locked::Complete => Ok(()),
+            Locked::Incomplete => self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true }),
         }
     }
 
@@ -122,7 +120,8 @@ impl<M: Machine> TableSpace<'_, M> {
                 self.frames.set_progress(table, index.saturating_add(usize::from(not_held.taken)));
                 return Err(not_held.stop);
             }
-            if level > 1 && self.budget.is_spent() {
+            self.budget.charge(1);
+            if self.budget.is_spent() {
                 self.frames.set_progress(table, index.saturating_add(1));
                 return Err(Stop::Preempted);
             }
@@ -130,7 +129,6 @@ impl<M: Machine> TableSpace<'_, M> {
         if level == M::Format::LEVELS {
             self.fill_reserved_slots(table);
         }
-        self.budget.charge(count as u32);
         self.frames.complete(table);
         Ok(())
     }
@@ -170,6 +168,9 @@ impl<M: Machine> TableSpace<'_, M> {
         let Some(usage) = self.frames.usage(table) else { return Ok(()) };
         let count = M::Format::entries(level);
         let mut progress = if usage.complete { count } else { usage.progress.min(count) };
+        if usage.complete && level == M::Format::LEVELS {
+            self.clear_reserved_slots(table);
+        }
         while let Some(index) = progress.checked_sub(1) {
             if !self.is_reserved(level, index)
                 && let Err(stop) = self.release_entry(level, self.entry(table, level, index))
@@ -178,14 +179,11 @@ impl<M: Machine> TableSpace<'_, M> {
                 return Err(stop);
             }
             progress = index;
-            if level > 1 && index > 0 && self.budget.is_spent() {
+            self.budget.charge(1);
+            if self.budget.is_spent() {
                 self.frames.set_progress(table, progress);
                 return Err(Stop::Preempted);
             }
-        }
-        self.budget.charge(count as u32);
-        if level == M::Format::LEVELS {
-            self.clear_reserved_slots(table);
         }
         Ok(())
     }
@@ -194,8 +192,15 @@ impl<M: Machine> TableSpace<'_, M> {
     pub(super) fn release_entry(&self, level: Level, entry: Entry) -> Result<(), Stop> {
         match entry {
             Entry::Absent => {}
-            Entry::Leaf(leaf) if leaf.writable => self.frames.put_writable(leaf.frame, self.machine),
-            Entry::Leaf(leaf) => self.frames.put(leaf.frame, self.machine),
+            Entry::Leaf(leaf) => {
+                let freed = match leaf.writable {
+                    true => self.frames.put_writable(leaf.frame, self.machine),
+                    false => self.frames.put(leaf.frame, self.machine),
+                };
+                if freed {
+                    self.budget.charge(Budget::FRAME);
+                }
+            }
             Entry::Table(table) => self.release_table(table, level.saturating_sub(1))?,
         }
         Ok(())
