@@ -111,3 +111,22 @@ fn the_auditor_sees_what_stands_in_the_reserved_slots() {
     rig.hv.machine().write_entry(root, 10, table(frame((rig.entry(root, 16) >> 20) & 0x3fff_ffff)));
     assert!(rig.hv.audit().findings > 0);
 }
+
+/// audit/totals.rs: a frame that is neither free nor anybody's went unseen.
+#[test]
+fn the_auditor_sees_a_lost_frame() {
+    let rig = Rig::new(1);
+    rig.hv.frames().free_map().unwrap().take().unwrap();
+    assert_ne!(rig.hv.audit().findings, 0);
+}
+
+/// hypervisor.rs `start_domains`: when the control domain's module is missing, the next kernel took its place.
+#[test]
+fn a_further_domains_kernel_never_becomes_the_control_domain() {
+    use hyp_core::{BootError, BootInformation, Module, ModuleKind};
+    let hv = fake::hypervisor(common::MACHINE);
+    let file = kernel::image(4096);
+    let guest = Module { content: &file, arguments: "domain=guest memory=4M", kind: ModuleKind::Kernel };
+    let boot = BootInformation { command_line: "", modules: &[guest] };
+    assert_eq!(hv.start_domains(&boot), Err(BootError::NotControl));
+}
