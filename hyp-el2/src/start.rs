@@ -94,11 +94,13 @@ extern "C" fn boot_main(device_tree: u64, load: u64, entered: u64) -> ! {
 
 /// Everything up to domains that could run.
 fn prepare(device_tree: u64, load: u64) -> Result<(), Stop> {
-    let tree = DeviceTree::new(device_tree_memory(device_tree)).inspect_err(|_| {
+    let tree = device_tree_memory(device_tree).and_then(DeviceTree::new).inspect_err(|_| {
         attach_uart_early(virt::LAST_RESORT_UART);
     })?;
     board::set_firmware(tree.firmware());
-    let uart = tree.console().ok_or(Stop::NoUart)?;
+    let uart = tree.console().ok_or(Stop::NoUart).inspect_err(|_| {
+        attach_uart_early(virt::LAST_RESORT_UART);
+    })?;
     attach_uart_early(uart.registers.start);
     log::info!("Penumbra {} on aarch64, at EL2", env!("CARGO_PKG_VERSION"));
     let board = tree.board()?;
@@ -118,17 +120,23 @@ fn prepare(device_tree: u64, load: u64) -> Result<(), Stop> {
     Ok(())
 }
 
-/// What the boot tables show of the device tree's surroundings: from its first byte to the end of the boot window.
-fn device_tree_memory(device_tree: u64) -> &'static [u8] {
+/// The device tree's blob in the boot window, exactly as long as its header says: what follows may be no memory at all, when the blob
+/// lies at the end of RAM.
+fn device_tree_memory(device_tree: u64) -> Result<&'static [u8], DeviceTreeError> {
     if device_tree == 0 || !device_tree.is_multiple_of(8) {
-        return &[];
+        return Err(DeviceTreeError::NoBlob);
     }
-    let offset = device_tree % BLOCK;
-    let start = ptr::with_exposed_provenance::<u8>((BOOT_WINDOW + offset) as usize);
-    // SAFETY: boot.s has mapped two blocks, read-only, from the one that holds the device tree. The boot loader leaves them alone, and
-    // nobody reads more of them than the blob says it is long; our own tables keep mapping that much at the same place.
-    unsafe { core::slice::from_raw_parts(start, (2 * BLOCK - offset) as usize) }
+    let start = ptr::with_exposed_provenance::<u8>((BOOT_WINDOW + device_tree % BLOCK) as usize);
+    // SAFETY: boot.s has mapped two blocks, read-only, from the one that holds the blob; the header's first bytes don't cross a
+    // page, being aligned to 8. The boot loader leaves them alone.
+    let prefix = unsafe { core::slice::from_raw_parts(start, DeviceTree::SIZE_PREFIX) };
+    let size = DeviceTree::claimed_size(prefix)?;
+    // SAFETY: the size is at most one block, so the blob ends within the two; nobody writes there, and our own tables keep mapping
+    // that much at the same place.
+    Ok(unsafe { core::slice::from_raw_parts(start, size) })
 }
+
+const _: () = assert!(virt::MAX_BLOB_SIZE as u64 <= BLOCK && DeviceTree::SIZE_PREFIX <= 8);
 
 fn attach_uart_early(machine: u64) {
     let address = own_tables::map_uart_early(machine);
@@ -178,7 +186,7 @@ fn set_up_interrupts(board: &Board<'_>, uart: &Uart, first: u64, second: u64) ->
         Gic::V3 { .. } => Registers::V3(first, second),
     };
     // SAFETY: both were just mapped as device memory, for ever, and only the controller's driver uses them.
-    unsafe { INTERRUPTS.attach(registers, board.cpus)? };
+    unsafe { INTERRUPTS.attach(registers)? };
     INTERRUPTS.enable(board.timer_interrupt)?;
     if let Some(interrupt) = uart.interrupt {
         CONSOLE.enable_receive_interrupt();
@@ -208,8 +216,13 @@ fn describe(board: &Board<'_>, uart: &Uart, ram: &Ranges) {
             virt::ModuleKind::Kernel => "kernel",
             virt::ModuleKind::Ramdisk => "ramdisk",
         };
-        let (start, size, arguments) = (module.content.start, module.content.size(), module.arguments);
-        log::info!("module: {kind} at {start:#x}, {size} bytes: {arguments}");
+        let (start, arguments) = (module.place, module.arguments);
+        match module.content {
+            Some(content) => {
+                log::info!("module: {kind} at {start:#x}, {} bytes: {arguments}", content.size())
+            }
+            None => log::error!("module: {kind} near {start:#x} without a usable `reg`: {arguments}"),
+        }
     }
     if board.modules.left_out() > 0 {
         log::warn!("device tree: {} boot modules can't be used", board.modules.left_out());
@@ -225,23 +238,28 @@ fn boot_memory(board: &Board<'_>, ram: &Ranges, own: [Range; 2]) -> Result<BootM
     if board.reserved.overflowed() {
         return Err(Stop::TooManyRanges);
     }
-    let modules = board.modules.iter().map(|module| module.content);
+    let modules = board.modules.iter().filter_map(|module| module.content);
     for range in own.into_iter().chain(modules).chain(board.reserved.iter()) {
         boot.reserve(range.start, range.end).map_err(|_| Stop::TooManyRanges)?;
     }
     Ok(boot)
 }
 
-/// Hands the modules to the core.
+/// Hands the modules to the core. One that isn't there is handed over empty, so that it fails in its own role, and nobody else
+/// gets that role.
 fn start_domains(board: &Board<'_>, ram: &Ranges) -> Result<(), Stop> {
     let nothing = Module { content: &[], arguments: "", kind: ModuleKind::Kernel };
     let mut modules = [nothing; MAX_MODULES];
     let mut count = 0;
     for module in board.modules.iter() {
-        let Some(content) = module_content(module.content, ram) else {
-            log::error!("module at {:#x}: not within memory; ignored", module.content.start);
-            continue;
-        };
+        let content = module.content.and_then(|range| {
+            let content = module_content(range, ram);
+            if content.is_none() {
+                log::error!("module at {:#x}: not within memory", range.start);
+            }
+            content
+        });
+        let content = content.unwrap_or_default();
         let kind = match module.kind {
             virt::ModuleKind::Kernel => ModuleKind::Kernel,
             virt::ModuleKind::Ramdisk => ModuleKind::Ramdisk,
@@ -261,7 +279,7 @@ fn start_domains(board: &Board<'_>, ram: &Ranges) -> Result<(), Stop> {
 /// that is in use.
 fn release_modules(board: &Board<'_>, ram: &Ranges, own: [Range; 2]) {
     let overlap = |a: Range, b: Range| a.start < b.end && b.start < a.end;
-    for module in board.modules.iter().map(|module| module.content) {
+    for module in board.modules.iter().filter_map(|module| module.content) {
         // Pages count, not bytes.
         let pages = Range { start: module.start & !0xfff, end: module.end.next_multiple_of(0x1000) };
         let in_use = own.into_iter().chain(board.reserved.iter()).any(|range| overlap(range, pages));

@@ -1,10 +1,11 @@
 //! Where the few devices are that a hypervisor drives by itself, and how firmware is called.
 
 use dtoolkit::Node;
+use dtoolkit::fdt::FdtNode;
 use dtoolkit::standard::NodeStandard;
 
 use super::memory::Range;
-use super::tree::{DeviceTree, interrupt, reg, text};
+use super::tree::{DeviceTree, DeviceTreeError, interrupt, reg, text};
 
 /// A PL011 UART.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,18 +68,44 @@ fn resolve<'a>(tree: &DeviceTree<'a>, stdout: &'a str) -> &'a str {
     tree.find("/aliases").and_then(|aliases| text(&aliases, path)).unwrap_or(path)
 }
 
+/// Bytes of a GICv3's distributor (Arm IHI 0069, 12.8).
+const DISTRIBUTOR_V3: u64 = 0x1_0000;
+/// Bytes of one GICv3 redistributor: its control frame and its SGI frame (IHI 0069, 12.10). The driver uses no more of
+/// them than the boot CPU's, and no more of a GICv4's than these two frames.
+const REDISTRIBUTOR: u64 = 0x2_0000;
+/// Bytes of a GICv2's distributor (IHI 0048, 4.1.2).
+const DISTRIBUTOR_V2: u64 = 0x1000;
+/// Bytes of a GICv2's CPU interface, `GICC_DIR` included (IHI 0048, 4.1.3).
+const CPU_INTERFACE: u64 = 0x2000;
+
 /// The GIC that the device tree names.
-pub(super) fn gic(tree: &DeviceTree<'_>) -> Option<Gic> {
+pub(super) fn gic(tree: &DeviceTree<'_>) -> Result<Gic, DeviceTreeError> {
     if let Some(node) = tree.compatible(&["arm,gic-v3"]) {
-        let (distributor, redistributors) = (registers(reg(&node, 0))?, registers(reg(&node, 1))?);
-        return Some(Gic::V3 { distributor, redistributors });
+        let distributor = block(&node, 0, "GIC v3 distributor", DISTRIBUTOR_V3)?;
+        let redistributors = block(&node, 1, "GIC v3 redistributors", REDISTRIBUTOR)?;
+        return Ok(Gic::V3 { distributor, redistributors });
     }
-    let node = tree.compatible(&["arm,cortex-a15-gic", "arm,gic-400", "arm,cortex-a7-gic"])?;
-    let (distributor, cpu_interface) = (registers(reg(&node, 0))?, registers(reg(&node, 1))?);
-    Some(Gic::V2 { distributor, cpu_interface })
+    let node = tree.compatible(&["arm,cortex-a15-gic", "arm,gic-400", "arm,cortex-a7-gic"]);
+    let node = node.ok_or(DeviceTreeError::Missing("GIC (v2 or v3)"))?;
+    let distributor = block(&node, 0, "GIC v2 distributor", DISTRIBUTOR_V2)?;
+    let cpu_interface = block(&node, 1, "GIC v2 CPU interface", CPU_INTERFACE)?;
+    Ok(Gic::V2 { distributor, cpu_interface })
 }
 
-/// A device's registers: page-aligned, as everything must be that gets a mapping of its own.
+/// The `index`-th register block of a device whose driver touches `needed` bytes of it: if the tree gave it less, the driver
+/// would leave what is mapped.
+fn block(
+    node: &FdtNode<'_>,
+    index: usize,
+    what: &'static str,
+    needed: u64,
+) -> Result<Range, DeviceTreeError> {
+    let range = registers(reg(node, index)).ok_or(DeviceTreeError::Missing(what))?;
+    if range.size() < needed { Err(DeviceTreeError::TooSmall(what, needed)) } else { Ok(range) }
+}
+
+/// A device's registers: page-aligned, as everything must be that gets a mapping of its own. Mappings are whole pages, so a
+/// PL011, whose registers are one page at most, needs no minimum (some boards' trees give theirs 512 bytes).
 fn registers(reg: Option<(u64, u64)>) -> Option<Range> {
     let (start, size) = reg?;
     Range::new(start, size).filter(|range| range.start % 4096 == 0 && range.size() <= 1 << 30)
@@ -100,6 +127,6 @@ pub(super) fn firmware(tree: &DeviceTree<'_>) -> Option<Conduit> {
 
 /// The number of CPU nodes.
 pub(super) fn cpus(tree: &DeviceTree<'_>) -> usize {
-    let is_cpu = |node: &dtoolkit::fdt::FdtNode<'_>| text(node, "device_type") == Some("cpu");
+    let is_cpu = |node: &FdtNode<'_>| text(node, "device_type") == Some("cpu");
     tree.find("/cpus").map_or(0, |cpus| cpus.children().filter(is_cpu).count()).max(1)
 }

@@ -7,6 +7,10 @@ use arm_gic::gicv3::{GicCpuInterface, GicV3};
 use arm_gic::{IntId, InterruptGroup, Trigger, UniqueMmioPointer};
 use spin::Mutex;
 
+/// How many redistributors the driver may touch: only the boot CPU's, whatever the device tree says about CPUs. The others' CPUs
+/// are off, and the region named by the tree may be too small for all of them.
+const USED_CPUS: usize = 1;
+
 /// Where the registers of a GIC are mapped.
 pub enum Registers {
     /// GICv2: distributor and CPU interface.
@@ -61,8 +65,8 @@ impl InterruptController {
     /// [`GicError::Redistributor`].
     ///
     /// # Safety
-    /// The pointers must be those of the GIC's registers, mapped as device memory for ever, page-aligned, and used by nothing else.
-    pub unsafe fn attach(&self, registers: Registers, cpus: usize) -> Result<(), GicError> {
+    /// The pointers must be those of the GIC's registers, as many bytes as [`super::Gic`]'s parser has made sure of, mapped as device memory for ever, page-aligned, and used by nothing else.
+    pub unsafe fn attach(&self, registers: Registers) -> Result<(), GicError> {
         let driver = match registers {
             Registers::V2(distributor, cpu_interface) => {
                 // SAFETY: the caller promises that these are a GICv2's registers, ours alone.
@@ -76,7 +80,7 @@ impl InterruptController {
                 // SAFETY: the caller promises that this is a GICv3's distributor, ours alone.
                 let distributor = unsafe { UniqueMmioPointer::new(distributor.cast()) };
                 // SAFETY: the caller promises that these are the redistributors, ours alone.
-                let gic = unsafe { GicV3::new(distributor, redistributors.cast(), cpus) };
+                let gic = unsafe { GicV3::new(distributor, redistributors.cast(), USED_CPUS) };
                 let mut gic = gic.map_err(|_| GicError::Redistributor)?;
                 // System registers for us (SRE); EL1 stays out of ICC_SRE_EL1 (Enable clear).
                 GicCpuInterface::enable_system_register_el2(false);

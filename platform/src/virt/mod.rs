@@ -29,7 +29,7 @@ pub use tree::{DeviceTree, DeviceTreeError, MAX_BLOB_SIZE};
 
 /// Where a `virt` machine has its PL011 (machine address, bytes).
 ///
-/// Used for one purpose: to say that the device tree is unreadable, before stopping. Whatever else happens at a UART
+/// Used for one purpose: to say that the device tree is unreadable, or names no UART, before stopping. Whatever else happens at a UART
 /// goes to the one that the device tree names.
 pub const LAST_RESORT_UART: u64 = 0x0900_0000;
 

@@ -21,8 +21,11 @@ pub enum ModuleKind {
 pub struct Module<'a> {
     /// What it is.
     pub kind: ModuleKind,
-    /// Where it is.
-    pub content: Range,
+    /// Where it is; `None` when its `reg` can't be read. Such a module stays in the list all the same, since the ones after it would
+    /// take over its role otherwise: the second kernel would become the control domain's.
+    pub content: Option<Range>,
+    /// The machine address by which it stands in the list.
+    pub place: u64,
     /// Its `bootargs`, or the empty string.
     pub arguments: &'a str,
 }
@@ -34,7 +37,6 @@ const CAPACITY: usize = 16;
 #[derive(Clone, Default, Debug)]
 pub struct Modules<'a> {
     list: [Option<Module<'a>>; CAPACITY],
-    count: usize,
     left_out: usize,
 }
 
@@ -44,22 +46,20 @@ impl<'a> Modules<'a> {
         self.list.iter().flatten().copied()
     }
 
-    /// How many nodes were left out: unreadable, or beyond the capacity.
+    /// How many nodes were left out: of an unknown kind, or beyond the capacity.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
 
-    /// Puts `module` where it belongs by its address.
+    /// Puts `module` where it belongs by its address. When there is no room, the last one is left out: never the first, which is
+    /// the control domain's kernel.
     fn insert(&mut self, module: Module<'a>) {
-        let Some(slot) = self.list.get_mut(self.count) else {
-            self.left_out += 1;
-            return;
-        };
-        *slot = Some(module);
-        self.count += 1;
-        if let Some(filled) = self.list.get_mut(..self.count) {
-            filled.sort_unstable_by_key(|module| module.map(|module| module.content.start));
+        let position = self.iter().take_while(|other| other.place <= module.place).count();
+        let mut moving = Some(module);
+        for slot in self.list.iter_mut().skip(position) {
+            core::mem::swap(slot, &mut moving);
         }
+        self.left_out += usize::from(moving.is_some());
     }
 }
 
@@ -84,9 +84,16 @@ fn module<'a>(node: &dtoolkit::fdt::FdtNode<'a>) -> Option<Module<'a>> {
     } else {
         return None;
     };
-    let (start, size) = reg_of_module(node)?;
-    let content = Range::new(start, size)?;
-    Some(Module { kind, content, arguments: text(node, "bootargs").unwrap_or("") })
+    let reg = reg_of_module(node);
+    let content = reg.and_then(|(start, size)| Range::new(start, size));
+    // Without any address it is first, so that what can't be understood becomes nobody else's role.
+    let place = reg.map(|(start, _)| start).or_else(|| unit_address(node.name())).unwrap_or(0);
+    Some(Module { kind, content, place, arguments: text(node, "bootargs").unwrap_or("") })
+}
+
+/// The address in a node's name, after the `@` (Devicetree Specification 0.4, 2.2.1).
+fn unit_address(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.split_once('@')?.1, 16).ok()
 }
 
 /// `guest-loader` writes two cells each for address and size, but no `#address-cells` into `/chosen` (whose default size

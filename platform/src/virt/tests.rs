@@ -7,10 +7,23 @@ use super::*;
 
 /// Devices of a `virt` machine with `gic` as its interrupt controller node.
 fn blob(gic: impl Fn(&mut FdtWriter) -> Result<(), vm_fdt::Error>) -> Vec<u8> {
-    build(gic).expect("the writer accepts the tree")
+    build(gic, &MODULES).expect("the writer accepts the tree")
 }
 
-fn build(gic: impl Fn(&mut FdtWriter) -> Result<(), vm_fdt::Error>) -> Result<Vec<u8>, vm_fdt::Error> {
+/// A module's node: name, kind, `reg`, arguments.
+type ModuleNode<'a> = (&'a str, &'a str, &'a [u64], &'a str);
+
+const MODULES: [ModuleNode<'_>; 4] = [
+    ("module@51000000", "multiboot,kernel", &[0x5100_0000, 0x1388], "domain=guest"),
+    ("module@52000000", "multiboot,ramdisk", &[0x5200_0000, 0x1388], ""),
+    ("module@50000000", "multiboot,kernel", &[0x5000_0000, 0x1388], "tour"),
+    ("module@53000000", "multiboot,strange", &[0x5300_0000, 0x1388], ""),
+];
+
+fn build(
+    gic: impl Fn(&mut FdtWriter) -> Result<(), vm_fdt::Error>,
+    modules: &[ModuleNode<'_>],
+) -> Result<Vec<u8>, vm_fdt::Error> {
     let reservation = vm_fdt::FdtReserveEntry::new(0x4800_0000, 0x1000).expect("a sane reservation");
     let mut fdt = FdtWriter::new_with_mem_reserv(&[reservation])?;
     let root = fdt.begin_node("")?;
@@ -61,15 +74,10 @@ fn build(gic: impl Fn(&mut FdtWriter) -> Result<(), vm_fdt::Error>) -> Result<Ve
     let chosen = fdt.begin_node("chosen")?;
     fdt.property_string("bootargs", "dom0_mem=256M")?;
     fdt.property_string("stdout-path", "/pl011@9000000:115200n8")?;
-    for (name, kind, start, arguments) in [
-        ("module@51000000", "multiboot,kernel", 0x5100_0000u64, "domain=guest"),
-        ("module@52000000", "multiboot,ramdisk", 0x5200_0000, ""),
-        ("module@50000000", "multiboot,kernel", 0x5000_0000, "tour"),
-        ("module@53000000", "multiboot,strange", 0x5300_0000, ""),
-    ] {
+    for &(name, kind, reg, arguments) in modules {
         let module = fdt.begin_node(name)?;
         fdt.property_string_list("compatible", vec!["multiboot,module".into(), kind.into()])?;
-        fdt.property_array_u64("reg", &[start, 0x1388])?;
+        fdt.property_array_u64("reg", reg)?;
         fdt.property_string("bootargs", arguments)?;
         fdt.end_node(module)?;
     }
@@ -120,7 +128,7 @@ fn modules_come_by_address_and_strange_ones_are_counted() {
     let board = DeviceTree::new(&blob).expect("a good blob").board().expect("a good board");
     let modules: Vec<Module<'_>> = board.modules.iter().collect();
     assert_eq!(modules.len(), 3);
-    assert_eq!(modules[0].content, range(0x5000_0000, 0x1388));
+    assert_eq!(modules[0].content, Some(range(0x5000_0000, 0x1388)));
     assert_eq!((modules[0].kind, modules[0].arguments), (ModuleKind::Kernel, "tour"));
     assert_eq!((modules[1].kind, modules[1].arguments), (ModuleKind::Kernel, "domain=guest"));
     assert_eq!((modules[2].kind, modules[2].arguments), (ModuleKind::Ramdisk, ""));
@@ -135,6 +143,86 @@ fn a_gic_v2_is_told_from_a_v3() {
         board.gic,
         Gic::V2 { distributor: range(0x0800_0000, 0x1_0000), cpu_interface: range(0x0801_0000, 0x1_0000) }
     );
+}
+
+/// What becomes of a GIC with these `reg` values.
+fn board_with_gic(compatible: &'static str, reg: &[u64; 4]) -> Result<Gic, DeviceTreeError> {
+    let blob = blob(|fdt| {
+        fdt.property_string("compatible", compatible)?;
+        fdt.property_array_u64("reg", reg)
+    });
+    DeviceTree::new(&blob).expect("a good blob").board().map(|board| board.gic)
+}
+
+#[test]
+fn register_blocks_smaller_than_what_the_driver_touches_are_refused() {
+    use DeviceTreeError::TooSmall;
+    let v3 = |distributor, redistributors| {
+        board_with_gic("arm,gic-v3", &[0x0800_0000, distributor, 0x080a_0000, redistributors]).err()
+    };
+    assert_eq!(v3(0x1000, 0xf6_0000), Some(TooSmall("GIC v3 distributor", 0x1_0000)));
+    assert_eq!(v3(0x1_0000, 0x1000), Some(TooSmall("GIC v3 redistributors", 0x2_0000)));
+    assert_eq!(
+        v3(0x1_0000, 0x2_0000),
+        None,
+        "room for the boot CPU's is enough, although there are two CPUs"
+    );
+    let v2 = |distributor, cpu_interface| {
+        board_with_gic("arm,gic-400", &[0x0800_0000, distributor, 0x0801_0000, cpu_interface]).err()
+    };
+    assert_eq!(v2(0x800, 0x2000), Some(TooSmall("GIC v2 distributor", 0x1000)));
+    assert_eq!(v2(0x1000, 0x1000), Some(TooSmall("GIC v2 CPU interface", 0x2000)));
+    assert_eq!(v2(0x1000, 0x2000), None);
+}
+
+/// Modules as the parser lists them: place, whether there is content, arguments.
+fn listed(modules: &[ModuleNode<'_>]) -> (Vec<(u64, bool, String)>, usize) {
+    let blob = build(gic_v3, modules).expect("the writer accepts the tree");
+    let board = DeviceTree::new(&blob).expect("a good blob").board().expect("a good board");
+    let list = board.modules.iter();
+    let list = list.map(|module| (module.place, module.content.is_some(), module.arguments.into()));
+    (list.collect(), board.modules.left_out())
+}
+
+#[test]
+fn a_module_that_cannot_be_read_keeps_its_place() {
+    const KERNEL: &str = "multiboot,kernel";
+    let (list, left_out) = listed(&[
+        ("module@52000000", KERNEL, &[0x5200_0000, 0x1000], "domain=b"),
+        ("module@51000000", KERNEL, &[0x5100_0000], "domain=a"),
+        ("module@50000000", KERNEL, &[0x5000_0000, 0], "control"),
+        ("module", KERNEL, &[], "nowhere"),
+    ]);
+    let places = [
+        (0, false, "nowhere".into()),
+        (0x5000_0000, false, "control".into()),
+        (0x5100_0000, false, "domain=a".into()),
+        (0x5200_0000, true, "domain=b".into()),
+    ];
+    assert_eq!((list.as_slice(), left_out), (places.as_slice(), 0));
+}
+
+#[test]
+fn of_too_many_modules_the_last_are_left_out() {
+    let names: Vec<String> = (0..20).map(|number| format!("module@{number}")).collect();
+    let regs: Vec<[u64; 2]> = (0..20).map(|number| [0x5000_0000 - number * 0x1000, 0x1000]).collect();
+    let nodes: Vec<ModuleNode<'_>> = names
+        .iter()
+        .zip(&regs)
+        .map(|(name, reg)| (name.as_str(), "multiboot,kernel", reg.as_slice(), ""))
+        .collect();
+    let (list, left_out) = listed(&nodes);
+    assert_eq!((list.len(), left_out), (16, 4));
+    assert_eq!(list.first().map(|module| module.0), Some(0x5000_0000 - 19 * 0x1000));
+}
+
+#[test]
+fn a_blob_says_how_long_it_is_before_it_is_read() {
+    let blob = blob(gic_v3);
+    let prefix = blob.get(..DeviceTree::SIZE_PREFIX).expect("a header");
+    assert_eq!(DeviceTree::claimed_size(prefix), Ok(blob.len()));
+    assert_eq!(DeviceTree::claimed_size(&prefix[..4]), Ok(0), "no room for a size");
+    assert_eq!(DeviceTree::claimed_size(&[0; 8]), Err(DeviceTreeError::NoBlob));
 }
 
 #[test]
@@ -169,7 +257,22 @@ fn read_all(blob: &[u8]) {
     let _ = tree.console();
     if let Ok(board) = tree.board() {
         assert!(board.memory.iter().all(|range| range.start < range.end));
-        assert!(board.modules.iter().all(|module| module.content.start < module.content.end));
+        assert!(
+            board
+                .modules
+                .iter()
+                .all(|module| module.content.is_none_or(|content| content.start < content.end))
+        );
+        assert!(board.modules.iter().is_sorted_by_key(|module| module.place));
+        let room = match board.gic {
+            Gic::V2 { distributor, cpu_interface } => {
+                distributor.size() >= 0x1000 && cpu_interface.size() >= 0x2000
+            }
+            Gic::V3 { distributor, redistributors } => {
+                distributor.size() >= 0x1_0000 && redistributors.size() >= 0x2_0000
+            }
+        };
+        assert!(room, "{:?}", board.gic);
     }
 }
 

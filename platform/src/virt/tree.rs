@@ -26,6 +26,8 @@ pub enum DeviceTreeError {
     Damaged(FdtParseError),
     /// Something that every board must have is missing or unreadable: the node or property in question.
     Missing(&'static str),
+    /// A device has fewer bytes of registers than every device of its kind has: which device, and how many those are.
+    TooSmall(&'static str, u64),
 }
 
 impl fmt::Display for DeviceTreeError {
@@ -35,6 +37,9 @@ impl fmt::Display for DeviceTreeError {
             Self::TooLarge(size) => write!(f, "device tree: claims to be {size} bytes, too many"),
             Self::Damaged(error) => write!(f, "device tree: damaged: {error}"),
             Self::Missing(what) => write!(f, "device tree: {what}: missing or unreadable"),
+            Self::TooSmall(what, needed) => {
+                write!(f, "device tree: {what}: `reg` gives it less than {needed:#x} bytes")
+            }
         }
     }
 }
@@ -51,10 +56,30 @@ impl<'a> DeviceTree<'a> {
     /// # Errors
     /// What is wrong with the blob as a whole.
     pub fn new(memory: &'a [u8]) -> Result<Self, DeviceTreeError> {
-        let size = blob_size(memory)?;
+        let size = Self::claimed_size(memory)?;
         let blob = memory.get(..size).ok_or(DeviceTreeError::TooLarge(size))?;
         Fdt::new(blob).map(|fdt| Self { fdt }).map_err(DeviceTreeError::Damaged)
     }
+
+    /// How long a blob says it is, in bytes, from its first [`Self::SIZE_PREFIX`] bytes: so that no more memory has to be
+    /// touched than holds the blob.
+    ///
+    /// # Errors
+    /// [`DeviceTreeError::NoBlob`] and [`DeviceTreeError::TooLarge`].
+    pub fn claimed_size(prefix: &[u8]) -> Result<usize, DeviceTreeError> {
+        let word = |offset: usize| {
+            let bytes = prefix.get(offset..)?.first_chunk::<4>()?;
+            Some(u32::from_be_bytes(*bytes))
+        };
+        if word(0) != Some(MAGIC) {
+            return Err(DeviceTreeError::NoBlob);
+        }
+        let size = word(4).map_or(0, |size| size as usize);
+        if size > MAX_BLOB_SIZE { Err(DeviceTreeError::TooLarge(size)) } else { Ok(size) }
+    }
+
+    /// How many bytes [`Self::claimed_size`] needs: the first two words of the header.
+    pub const SIZE_PREFIX: usize = 8;
 
     /// Size of the blob in bytes.
     pub fn size(&self) -> usize {
@@ -83,7 +108,7 @@ impl<'a> DeviceTree<'a> {
         Ok(Board {
             memory,
             reserved: memory::reserved(self),
-            gic: devices::gic(self).ok_or(DeviceTreeError::Missing("GIC (v2 or v3)"))?,
+            gic: devices::gic(self)?,
             timer_interrupt: devices::hypervisor_timer(self)
                 .ok_or(DeviceTreeError::Missing("hypervisor interrupt of the `arm,armv8-timer` node"))?,
             cpus: devices::cpus(self),
@@ -113,19 +138,6 @@ impl<'a> DeviceTree<'a> {
     pub(super) fn compatible(&self, names: &[&str]) -> Option<FdtNode<'a>> {
         self.devices().find(|node| is_enabled(node) && names.iter().any(|name| node.is_compatible(name)))
     }
-}
-
-/// Reads how long the blob says it is, in bytes.
-fn blob_size(memory: &[u8]) -> Result<usize, DeviceTreeError> {
-    let word = |offset: usize| {
-        let bytes = memory.get(offset..)?.first_chunk::<4>()?;
-        Some(u32::from_be_bytes(*bytes))
-    };
-    if word(0) != Some(MAGIC) {
-        return Err(DeviceTreeError::NoBlob);
-    }
-    let size = word(4).map_or(0, |size| size as usize);
-    if size > MAX_BLOB_SIZE { Err(DeviceTreeError::TooLarge(size)) } else { Ok(size) }
 }
 
 fn is_transparent_bus(node: &FdtNode<'_>) -> bool {

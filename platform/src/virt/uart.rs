@@ -5,6 +5,10 @@ use core::ptr::NonNull;
 use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use spin::Mutex;
 
+/// How often a full FIFO is asked again before its byte is given up: a line that sends nothing (switched off, or held by flow
+/// control) must not stop the machine. At 9600 baud a byte takes a millisecond, far fewer questions than these.
+const PATIENCE: u32 = 1_000_000;
+
 /// A PL011 that firmware or the board has set up (speed and format are left as they are).
 pub struct Console {
     uart: Mutex<Option<Uart<'static>>>,
@@ -27,7 +31,7 @@ impl Console {
         *self.uart.lock() = Some(Uart::new(pointer));
     }
 
-    /// Sends bytes, waiting while the transmit FIFO is full. A newline is sent as carriage return and newline.
+    /// Sends bytes, waiting while the transmit FIFO is full, but not for ever. A newline is sent as carriage return and newline.
     pub fn write(&self, bytes: &[u8]) {
         if let Some(uart) = self.uart.lock().as_mut() {
             for &byte in bytes {
@@ -71,9 +75,12 @@ impl Default for Console {
     }
 }
 
+/// Sends a byte, or gives it up when nothing leaves the FIFO.
 fn send(uart: &mut Uart<'_>, byte: u8) {
-    while uart.is_tx_fifo_full() {
+    for _ in 0..PATIENCE {
+        if !uart.is_tx_fifo_full() {
+            return uart.write_word(byte);
+        }
         core::hint::spin_loop();
     }
-    uart.write_word(byte);
 }
