@@ -153,7 +153,8 @@ impl Context for GuestContext {
         self.system[SP_EL1].store(start.stack.bytes(), Ordering::Relaxed);
         self.system[CPACR_EL1].store(FLOATING_POINT_ON, Ordering::Relaxed);
         self.resume_at(start.entry.bytes(), START_PSTATE);
-        // The domain's VMID may have been another's before.
+        // The domain's VMID may have been another's before. This also empties the instruction caches, after the domain builder has
+        // written the kernel and cleaned it to where they read: once for each vCPU, which is cheaper than once for each page.
         El2.flush(FlushScope::Everything);
     }
 

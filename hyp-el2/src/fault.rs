@@ -3,6 +3,7 @@
 //! The log isn't used for that, since its locks may be held by whatever failed.
 
 use core::fmt::{self, Write};
+use core::mem::offset_of;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,10 +13,21 @@ use hyp_core::machine::Board;
 use crate::board::CONSOLE;
 use crate::machine::El2;
 
-/// x0 to x30 and SP, where `vectors.s` leaves them.
+/// What `vectors.s` leaves about a fault of the hypervisor.
+#[repr(C)]
+struct FaultRecord {
+    /// x0 to x30 and SP.
+    registers: [AtomicU64; 32],
+    /// Not zero: a fault is being reported already, and the next one just stops.
+    dying: AtomicU64,
+}
+
+const _: () = assert!(offset_of!(FaultRecord, dying) == 256);
+
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-static fault_registers: [AtomicU64; 32] = [const { AtomicU64::new(0) }; 32];
+static fault_record: FaultRecord =
+    FaultRecord { registers: [const { AtomicU64::new(0) }; 32], dying: AtomicU64::new(0) };
 
 /// Names of the entries of the vector table, for the report.
 const VECTORS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
@@ -50,7 +62,7 @@ fn describe(kind: &str) -> fmt::Result {
     let (syndrome, address) = (ESR_EL2.get(), FAR_EL2.get());
     writeln!(out, "\n(PEN) hypervisor fault: {kind}, syndrome {syndrome:#x}, address {address:#x}")?;
     writeln!(out, "(PEN) pc {:#x} pstate {:#x}", ELR_EL2.get(), SPSR_EL2.get())?;
-    for (number, register) in fault_registers.iter().enumerate() {
+    for (number, register) in fault_record.registers.iter().enumerate() {
         let name = if number == 31 { "sp" } else { "x" };
         let end = if number % 4 == 3 { "\n" } else { "  " };
         let start = if number % 4 == 0 { "(PEN) " } else { "" };

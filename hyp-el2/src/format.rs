@@ -49,6 +49,22 @@ const FREE_IN_LEAF: u64 = USER
     | USER_EXECUTE_NEVER
     | SOFTWARE;
 
+/// What may change in an entry while it is in use: access rights, the access flag, and what only software reads. Any other
+/// change (output address or next table, memory type, block to table, global to not global) needs break-before-make
+/// (DDI 0487, D8.17.1; docs/decisions/break-before-make.md).
+const FREE_TO_CHANGE: u64 = USER
+    | READ_ONLY
+    | ACCESS_FLAG
+    | DIRTY_BIT_MODIFIER
+    | PRIVILEGED_EXECUTE_NEVER
+    | USER_EXECUTE_NEVER
+    | SOFTWARE;
+
+/// Whether an entry that holds `old` must be made absent, and forgotten by all TLBs, before it may hold `new`.
+pub const fn must_break_before_make(old: u64, new: u64) -> bool {
+    old & new & VALID != 0 && (old ^ new) & !FREE_TO_CHANGE != 0
+}
+
 /// The format, as the core knows it.
 #[derive(Clone, Copy, Debug)]
 pub struct VmsaStage1;
@@ -217,7 +233,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_another_meaning_needs_a_break() {
+        let page = PAGE | 0x4123_4000;
+        let table = VALID | TABLE_OR_PAGE | 0x4123_4000;
+        let replacements = [
+            (page, page ^ 0x1000, true, "another frame"),
+            (page, page | NOT_GLOBAL, true, "global to not global"),
+            (page | NOT_GLOBAL, page, true, "not global to global"),
+            (BLOCK | 0x4020_0000, table, true, "a block to a table"),
+            (table, BLOCK | 0x4020_0000, true, "a table to a block"),
+            (table, table ^ 0x1000, true, "another table"),
+            (page, page, false, "the same"),
+            (page, 0, false, "valid to absent"),
+            (page, (page ^ 0x1000) & !VALID, false, "valid to absent, whatever else it says"),
+            (0, page, false, "absent to valid"),
+            (page & !VALID, page ^ 0x1000, false, "absent to valid, whatever else it said"),
+            (page, page | READ_ONLY, false, "write protection"),
+            (page | READ_ONLY, page, false, "no write protection"),
+            (page, (page ^ ACCESS_FLAG) | USER, false, "access flag and user access"),
+            (page, page | PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER, false, "execution"),
+            (page, page | SOFTWARE | DIRTY_BIT_MODIFIER, false, "software's bits"),
+        ];
+        for (old, new, expected, what) in replacements {
+            assert_eq!(must_break_before_make(old, new), expected, "{what}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn whatever_leads_elsewhere_needs_a_break(level in 1..=4u8, old: u64, new: u64) {
+            let place = |raw| match VmsaStage1::decode(level, raw) {
+                Entry::Absent => None,
+                Entry::Table(table) => Some((table, 0)),
+                Entry::Leaf(leaf) => Some((leaf.frame, leaf.level)),
+            };
+            if let (Some(old_place), Some(new_place)) = (place(old), place(new)) {
+                prop_assert!(old_place == new_place || must_break_before_make(old, new));
+                prop_assert_eq!(must_break_before_make(old, new), must_break_before_make(new, old));
+            }
+        }
+
         #[test]
         fn any_entry_at_any_level_is_judged(level: u8, raw: u64) {
             if let Ok((admitted, entry)) = VmsaStage1::admit(level, raw) {

@@ -3,6 +3,10 @@
 //! The hardware translates (`at s1e1r`, `at s1e1w`: under the rights of the guest's kernel, whatever its PSTATE.PAN), since the guest's
 //! roots are loaded. The answer may be stale by the time it is used, when another CPU changes the tables; so the frame
 //! is held by a reference (for writing, by a *writable* use too) while it is copied.
+//!
+//! Since the frame has to be held in the running domain's name, a buffer in a frame of another domain is a fault, even if the
+//! control domain has that frame mapped. (On x86-64 the copy goes through the guest's own mapping, under the hardware's checks, and
+//! such a buffer works.) Xen's guests keep their hypercall buffers in memory of their own.
 
 use core::arch::asm;
 
@@ -12,6 +16,7 @@ use hyp_core::machine::{FrameMemory, GuestFault, GuestMemory};
 use crate::HYPERVISOR;
 use crate::cpu::Cpu;
 use crate::machine::El2;
+use crate::memory::write_data;
 
 /// Addresses in machine memory that a translation gave, 48 bits.
 const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
@@ -75,7 +80,7 @@ impl GuestMemory for El2 {
             let machine = translate(address, true).ok_or(GuestFault)?;
             let frame = MachineFrame::containing(machine);
             HYPERVISOR.frames().get_writable(frame, owner, self).map_err(|_| GuestFault)?;
-            self.write_frame(frame, machine.offset_in_frame(), from.get(part).unwrap_or_default());
+            write_data(frame, machine.offset_in_frame(), from.get(part).unwrap_or_default());
             HYPERVISOR.frames().put_writable(frame, self);
             Ok(())
         })

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::address::{MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{FlushScope, FrameMemory, Mmu};
+use hyp_el2::format::must_break_before_make;
 use hyp_el2::layout::DIRECT_MAP;
 use platform::virt::{Range, Ranges};
 use spin::Once;
@@ -63,6 +64,10 @@ impl Mmu for El2 {
 
     fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
         if let Some(entry) = entry(table, index) {
+            if must_break_before_make(entry.load(Ordering::Relaxed), raw) {
+                entry.store(0, Ordering::Relaxed);
+                roots::forget_translations();
+            }
             entry.store(raw, Ordering::Release);
             table_written();
         }
@@ -70,7 +75,15 @@ impl Mmu for El2 {
 
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let entry = entry(table, index).ok_or(0u64)?;
-        entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)?;
+        let mut replaced = current;
+        if must_break_before_make(current, new) {
+            // The decision is made here, against `current`. Nobody can be told a value in between: hardware leaves an absent entry
+            // alone, and the core serialises a table's updates.
+            entry.compare_exchange(current, 0, Ordering::AcqRel, Ordering::Acquire)?;
+            roots::forget_translations();
+            replaced = 0;
+        }
+        entry.compare_exchange(replaced, new, Ordering::AcqRel, Ordering::Acquire)?;
         table_written();
         Ok(())
     }
@@ -108,10 +121,12 @@ impl FrameMemory for El2 {
     }
 
     fn write_frame(&self, frame: MachineFrame, offset: usize, from: &[u8]) {
-        let length = clip(offset, from.len());
+        write_data(frame, offset, from);
+        // It may be code: the domain builder writes kernels with this. Here, where the lines are still in the cache, rather than over a
+        // domain's whole memory when it starts; the instruction caches follow once, in `Context::reset`.
         if let Some(pointer) = frame_pointer(frame) {
-            // SAFETY: as in `read_frame`, the other way round. The core never names a frame of the hypervisor's own.
-            unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer.add(offset.min(PAGE_SIZE)), length) };
+            let offset = offset.min(PAGE_SIZE);
+            clean_to_unification(pointer.wrapping_add(offset), clip(offset, from.len()));
         }
     }
 
@@ -127,7 +142,17 @@ impl FrameMemory for El2 {
         if let (Some(from), Some(to)) = (frame_pointer(from), frame_pointer(to)) {
             // SAFETY: two frames of RAM in the direct map; if they are the same one, `copy` copes.
             unsafe { ptr::copy(from, to, PAGE_SIZE) };
+            clean_to_unification(to, PAGE_SIZE);
         }
+    }
+}
+
+/// Copies bytes into a frame, as data: nobody is promised that they can be executed.
+pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
+    let length = clip(offset, from.len());
+    if let Some(pointer) = frame_pointer(frame) {
+        // SAFETY: as in `read_frame`, the other way round. The core never names a frame of the hypervisor's own.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer.add(offset.min(PAGE_SIZE)), length) };
     }
 }
 
@@ -159,19 +184,48 @@ pub unsafe fn zero(start: *mut u8, size: usize) {
     }
 }
 
-/// Writes the cache's content back to memory, and empties the cache of it, to the point of coherency.
-pub fn clean(start: *mut u8, size: usize) {
+fn cache_types() -> u64 {
     let types: u64;
     // SAFETY: reads an ID register.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) types, options(nomem, nostack)) };
+    types
+}
+
+/// Calls `line` with an address in each of the data cache's lines that the range touches.
+fn each_line(start: *mut u8, size: usize, types: u64, line: impl Fn(*mut u8)) {
     let step = words(types >> 16);
-    let mut at = start;
     let end = start.wrapping_add(size);
+    let mut at = start.wrapping_sub(start.addr() % step);
     while at < end {
-        // SAFETY: cleaning changes no content; every address here is in the direct map of RAM.
-        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack)) };
+        line(at);
         at = at.wrapping_add(step);
     }
+}
+
+/// Makes written bytes visible to instruction fetches that miss the instruction cache (to the point of unification). Nothing to
+/// do on CPUs whose caches see to it themselves (`CTR_EL0.IDC`).
+fn clean_to_unification(start: *mut u8, size: usize) {
+    let types = cache_types();
+    if types & 1 << 28 == 0 {
+        // SAFETY: cleaning changes no content; every address here is in the direct map of RAM.
+        each_line(start, size, types, |at| unsafe { asm!("dc cvau, {}", in(reg) at, options(nostack)) });
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ish", options(nostack)) };
+}
+
+/// Empties the instruction caches of all CPUs, unless theirs follow memory by themselves (`CTR_EL0.DIC`).
+pub fn forget_instructions() {
+    if cache_types() & 1 << 29 == 0 {
+        // SAFETY: costs time only.
+        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
+    }
+}
+
+/// Writes the cache's content back to memory, and empties the cache of it, to the point of coherency.
+pub fn clean(start: *mut u8, size: usize) {
+    // SAFETY: cleaning changes no content; every address here is in the direct map of RAM.
+    each_line(start, size, cache_types(), |at| unsafe { asm!("dc civac, {}", in(reg) at, options(nostack)) });
     // SAFETY: a barrier.
     unsafe { asm!("dsb sy", options(nostack)) };
 }

@@ -12,6 +12,7 @@ use hyp_core::machine::FlushScope;
 
 use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
 use crate::machine::El2;
+use crate::memory::forget_instructions;
 
 fn vmid(domain: DomainId) -> u64 {
     (u64::from(domain.number()) + 1) & 0xff
@@ -78,7 +79,18 @@ pub fn flush(scope: FlushScope) {
                 asm!("dsb ishst", "tlbi vaae1is, {}", "dsb ish", "isb", in(reg) page, options(nostack));
             }
             FlushScope::Local => asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack)),
-            FlushScope::Everything => asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)),
+            // Frames change hands after this: what the CPUs have kept of a frame's instructions must not outlive its mappings either,
+            // since the next owner could execute it. Nobody can fetch from there again, with no mapping left that is executable.
+            FlushScope::Everything => {
+                forget_translations();
+                forget_instructions();
+            }
         }
     }
+}
+
+/// Makes all that any guest's TLB entries and walk caches hold disappear, on every CPU.
+pub fn forget_translations() {
+    // SAFETY: as in `flush`.
+    unsafe { asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)) };
 }

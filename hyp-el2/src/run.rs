@@ -68,7 +68,8 @@ extern "C" fn guest_system_error(context: &'static GuestContext, cpu: &'static C
     kill(cpu, context, "a system error (SError)")
 }
 
-/// A user program in AArch32, which the ID registers say doesn't exist.
+/// Anything that comes from a user program in AArch32, interrupts too: the ID registers say that there is no such state. An interrupt
+/// stays pending until the next vCPU, or the idle loop, takes it.
 #[unsafe(no_mangle)]
 extern "C" fn guest_aarch32(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
     kill(cpu, context, "AArch32 state, which guests don't have")

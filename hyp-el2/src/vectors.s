@@ -6,6 +6,7 @@
 
 .equ CONTEXT_LR, 240
 .equ CONTEXT_PSTATE, 256
+.equ FAULT_DYING, 256                   // within fault.rs's FaultRecord
 
 .macro from_guest handler
     .balign 0x80
@@ -62,10 +63,10 @@ vectors:
     from_guest guest_interrupt
     from_guest guest_interrupt
     from_guest guest_system_error
-    from_guest guest_aarch32            // EL0 in AArch32, which guests don't have
-    from_guest guest_interrupt
-    from_guest guest_interrupt
-    from_guest guest_system_error
+    from_guest guest_aarch32            // EL0 in AArch32, which guests don't have: whatever it is, it ends the domain
+    from_guest guest_aarch32
+    from_guest guest_aarch32
+    from_guest guest_aarch32
 
 // enter_guest(context: x0): runs the guest. The handlers above return here with the context of the vCPU to run.
 .global enter_guest
@@ -94,11 +95,15 @@ enter_guest:
     dsb     nsh                         // no speculation beyond the return
     isb
 
-// All registers into `fault_registers`, then Rust on the emergency stack. x0 = which vector.
+// All registers into `fault_record`, then Rust on the emergency stack. x0 = which vector. A fault while a fault is being reported
+// would begin anew on the same stack, for ever: it just stops.
 hypervisor_fault:
-    adrp    x1, fault_registers
-    add     x1, x1, :lo12:fault_registers
+    adrp    x1, fault_record
+    add     x1, x1, :lo12:fault_record
     stp     x2, x3, [x1, #16]
+    ldr     x2, [x1, #FAULT_DYING]
+    cbnz    x2, 4f
+    str     x1, [x1, #FAULT_DYING]
     stp     x4, x5, [x1, #32]
     stp     x6, x7, [x1, #48]
     stp     x8, x9, [x1, #64]
