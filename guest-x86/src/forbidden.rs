@@ -3,7 +3,8 @@
 //! Xen carries some privileged instructions out on a kernel's behalf (port I/O, some control-register and MSR accesses);
 //! those here have no harmless meaning, and fault on Xen, too.
 
-use crate::traps::faults;
+use crate::direction;
+use crate::traps::{faults, refused_selector};
 use guest_core::architecture::Forbidden;
 
 /// Names, and whether the instruction faulted.
@@ -22,8 +23,29 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("swapgs", || faults!("swapgs")),
     ("sysret", || faults!("sysretq")),
     ("vmrun", || faults!("vmrun"; in("rax") 0u64)),
+    ("a data segment of a local descriptor table", || {
+        faults!("mov ds, {x:x}"; x = in(reg) LOCAL_SELECTOR) && refused_selector(LOCAL_SELECTOR)
+    }),
+    // `lcall [rax]` and `ljmp [rax]`, with a 32-bit offset.
+    ("a far call through a local descriptor table", || {
+        faults!(".byte 0xff, 0x18"; in("rax") &FAR_POINTER) && refused_selector(LOCAL_SELECTOR)
+    }),
+    ("a far jump through a local descriptor table", || {
+        faults!(".byte 0xff, 0x28"; in("rax") &FAR_POINTER) && refused_selector(LOCAL_SELECTOR)
+    }),
     ("an undefined instruction", || faults!("ud2")),
+    // Not forbidden, but nothing that a guest may use to make the hypervisor copy backwards.
+    ("a fault with the direction flag set", direction::fault),
+    ("an emulated cpuid with the direction flag set", direction::cpuid),
+    ("a hypercall with the direction flag set", direction::hypercall),
 ];
+
+/// First descriptor of the local table, which no guest has, for ring 3. Such a selector must be refused as one; a page fault
+/// instead would mean that the processor has looked for the table in the guest's own memory.
+const LOCAL_SELECTOR: u64 = 7;
+
+/// What a far call reads: a 32-bit offset and the selector.
+static FAR_POINTER: [u16; 4] = [0, 0, LOCAL_SELECTOR as u16, 0];
 
 /// A descriptor-table register's content: empty, at address 0.
 static DESCRIPTOR: [u16; 5] = [0; 5];

@@ -4,6 +4,8 @@
 //! `guest-core`; here are the instructions.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+mod direction;
 #[cfg(any(target_os = "none", test))]
 #[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
 mod entries;

@@ -5,7 +5,7 @@
 //! any other fault is reported and crashes the domain.
 
 use core::arch::global_asm;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use guest_core::hypercalls;
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
@@ -16,6 +16,9 @@ use crate::machine::X86;
 
 /// Where a tried access goes on when it faults; 0 when none is being tried.
 pub(crate) static FIXUP: AtomicU64 = AtomicU64::new(0);
+/// Vector and error code of the last fault that was tried.
+static VECTOR: AtomicU64 = AtomicU64::new(0);
+static ERROR: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     r#"
@@ -33,6 +36,8 @@ global_asm!(
         jz 1f
         movq $0, {fixup}(%rip)
         movq %rcx, 16(%rsp)
+        movq $6, {vector}(%rip)
+        movq $0, {error}(%rip)
         popq %rcx
         popq %r11
         orq $3, 8(%rsp)
@@ -49,10 +54,10 @@ global_asm!(
         jz 1f
         movq $0, {fixup}(%rip)
         movq %rcx, 32(%rsp)
-        addq $8, %rsp
+        popq {vector}(%rip)
         popq %rcx
         popq %r11
-        addq $8, %rsp
+        popq {error}(%rip)
         orq $3, 8(%rsp)
         iretq
     1:  movq 0(%rsp), %rdi
@@ -64,6 +69,8 @@ global_asm!(
         ud2
     "#,
     fixup = sym FIXUP,
+    vector = sym VECTOR,
+    error = sym ERROR,
     fatal = sym fatal,
     options(att_syntax)
 );
@@ -130,6 +137,15 @@ macro_rules! faults {
     }};
 }
 pub(crate) use faults;
+
+/// Vector of a general-protection fault.
+const GENERAL_PROTECTION: u64 = 13;
+
+/// Whether the last fault that was tried was a general-protection fault because of this segment selector.
+pub fn refused_selector(selector: u64) -> bool {
+    // The error code says which selector it was, but for its lowest two bits (Intel SDM volume 3, 6.13).
+    VECTOR.load(Ordering::Relaxed) == GENERAL_PROTECTION && ERROR.load(Ordering::Relaxed) == selector & !3
+}
 
 /// Reads a word, or says that the read faulted.
 pub fn try_read(address: u64) -> Option<u64> {

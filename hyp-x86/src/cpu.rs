@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use hyp_core::address::{MachineAddress, MachineFrame};
 use hyp_core::domain::vcpu::Vcpu;
 use hyp_core::sched::Next;
+use hyp_x86::selector;
 use x86_64::VirtAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::registers::model_specific::{FsBase, GsBase};
@@ -171,12 +172,13 @@ fn restore(context: &GuestContext) {
 
 /// Selectors first: loading one changes the base.
 fn restore_segments(segments: &Segments) {
-    // SAFETY: these selectors were loaded by the guest from the same descriptor table, or are null. The hypervisor itself
-    // addresses nothing through these segments.
+    let [ds, es, fs, gs] =
+        [&segments.ds, &segments.es, &segments.fs, &segments.gs].map(|cell| selector::restorable(cell.get()));
+    // SAFETY: they are null, or the flat segments for ring 3, whose descriptors are present and constant, so no load faults.
+    // The hypervisor itself addresses nothing through these segments.
     unsafe {
         asm!("mov ds, {:x}", "mov es, {:x}", "mov fs, {:x}", "mov gs, {:x}",
-             in(reg) segments.ds.get(), in(reg) segments.es.get(), in(reg) segments.fs.get(), in(reg) segments.gs.get(),
-             options(nostack, preserves_flags));
+             in(reg) ds, in(reg) es, in(reg) fs, in(reg) gs, options(nostack, preserves_flags));
     }
     FsBase::write(VirtAddr::new_truncate(segments.fs_base.get()));
     GsBase::write(VirtAddr::new_truncate(segments.gs_base.get()));

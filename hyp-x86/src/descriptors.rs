@@ -3,7 +3,11 @@
 //! The segment table's first 14 pages will hold a guest's own descriptors (for now a page of zeros, 14 times), then comes the
 //! hypervisor's page at selector 0xe000, with Xen's flat segments for ring 3 where the ABI has them. It lies at
 //! [`layout::DESCRIPTOR_TABLE`].
+//!
+//! There is no local descriptor table. That has to be said to the processor: after a reset it has one at linear address 0, which
+//! is a guest's, and a guest that fills it in (with a call gate, for instance) is in ring 0.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::size_of;
 
@@ -87,10 +91,17 @@ pub unsafe fn load() {
         lgdt(&segments);
         CS::set_reg(SegmentSelector(OWN_CODE));
         SS::set_reg(SegmentSelector(OWN_STACK));
+        load_no_local_table();
         lidt(&gates);
         load_tss(SegmentSelector(TASK_STATE));
         load_syscall();
     }
+}
+
+/// From now on every selector of the local descriptor table faults.
+fn load_no_local_table() {
+    // SAFETY: the null selector takes the local table away, and no segment of the hypervisor's comes from it.
+    unsafe { asm!("lldt {:x}", in(reg) 0u16, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Says where the processor pushes what it pushes when ring 3 is interrupted: the first byte beyond.

@@ -5,6 +5,9 @@
 # Then the CPU's own stack is taken from the context. Interrupts stay off in the hypervisor (but for idling), so only
 # NMI, double fault and machine check can come between; they have stacks of their own.
 #
+# The direction flag is the guest's until we clear it: an exception leaves it as it is, `syscall` clears it by the mask that
+# `descriptors.rs` sets. Compiled code and the copies at the end of this file rely on its being clear.
+#
 # From the hypervisor itself, an exception or (when idle) an interrupt pushes the same frame on the CPU's stack.
 
 .set FRAME_VECTOR, 120
@@ -135,6 +138,7 @@ entry_compatibility_syscall:
 # All exceptions and interrupts, but for those with stacks of their own.
 .balign 16
 entry_common:
+    cld
     push_registers
     movq %rsp, %rdi
     testb $3, FRAME_CS(%rdi)
@@ -152,6 +156,7 @@ entry_common:
 
 # NMI, double fault, machine check.
 entry_critical:
+    cld
     push_registers
     movq %rsp, %rdi
     callq {critical}

@@ -2,8 +2,9 @@
 //!
 //! - [`format`]: the page-table format, which entries a guest may have;
 //! - [`layout`]: who owns which virtual addresses;
-//! - [`decode`]: the few instructions that are carried out for a guest.
+//! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`ram`]: which machine memory there is;
+//! - [`selector`]: which segment selectors a guest gets back after another ran.
 //!
 //! The rest of the backend is the program `hyp-x86`, which exists on the bare machine only.
 #![no_std]
@@ -13,3 +14,4 @@ pub mod decode;
 pub mod format;
 pub mod layout;
 pub mod ram;
+pub mod selector;
