@@ -72,6 +72,7 @@ fn experiment(board: Board) -> Vec<Case> {
         "entry in memory",
         "entry >> 12",
         "pte_val",
+        "==== The control domain's calls, tried by",
         "GETMEMLIST of domain 1",
         "xm dmesg",
         "(d0) TOUR: PASS",

@@ -1,7 +1,7 @@
 //! Domain 1's part: an address, its entry as the MMU reads it, and the two names of its frame.
 
-use super::attempts;
 use super::published::{MAGIC, Stage, Word};
+use super::{attempts, control_calls};
 use crate::architecture::Architecture;
 use crate::guest::{Guest, Step};
 use crate::pages::Page;
@@ -35,7 +35,7 @@ pub fn domain<A: Architecture>(guest: &Guest<A>) {
     let Some(specimen) = show(guest, &page) else { return say!(A, "tour: the page is not mapped") };
     publish(guest, specimen);
     wait_for_control(guest);
-    let tally = attempts::run(guest, &page);
+    let tally = control_calls::run(guest, attempts::run(guest, &page));
     store(guest, Word::Attempts, tally.attempts);
     store(guest, Word::Failures, tally.failures);
     store(guest, Word::Stage, Stage::Tried as u64);

@@ -7,11 +7,13 @@
 //!
 //! 1. domain 1 shows an address, its entry and its frame numbers, and publishes them;
 //! 2. the control domain finds them in the list of domain 1's frames;
-//! 3. domain 1 tries what it may not do ([`attempts`]);
+//! 3. domain 1 tries what it may not do: to reach frames ([`attempts`]), and to make the control domain's calls
+//!    ([`control_calls`]);
 //! 4. the control domain prints the hypervisor's log, has everything recounted, and gives the verdict.
 
 pub mod attempts;
 mod control;
+mod control_calls;
 mod domain;
 mod published;
 mod subject;
