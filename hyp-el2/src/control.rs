@@ -109,7 +109,7 @@ fn confine_execution() {
     // registers say that there is no AArch32, but on a CPU that has it (Cortex-A57, A72) a guest's kernel can still return to EL0 in
     // that state: the return itself can't be trapped. Nothing is to be gained there: EL0 in AArch32 uses the same tables under the
     // same TCR_EL1, has no cache maintenance, and its exceptions go to EL1 in AArch64. And it doesn't last: its first coprocessor
-    // access, or the first interrupt, comes to EL2 from AArch32, which is the end of the domain (`run::guest_aarch32`).
+    // access, or the first interrupt, comes to EL2 from AArch32, which is the end of the domain (`run`).
     const ALL: u64 = 0xffff & !(1 << 4 | 1 << 14);
     // SAFETY: traps for AArch32 only.
     unsafe { asm!("msr hstr_el2, {}", in(reg) ALL, options(nomem, nostack)) };

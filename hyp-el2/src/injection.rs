@@ -38,9 +38,22 @@ pub const fn has_no_handler(
     at_an_entry && in_kernel && pc == exception_return
 }
 
+/// Whether a state (SPSR's form) is one of AArch32: bit 4 of the mode (DDI 0487, C5.2.19, `SPSR_EL2.M[4]`).
+pub const fn is_aarch32(pstate: u64) -> bool {
+    pstate & AARCH32 != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn aarch32_is_told_from_aarch64() {
+        assert!(is_aarch32(0x1d0), "user mode");
+        for aarch64 in [0x3c0, 0x3c4, 0x3c5, 0xf000_03c0] {
+            assert!(!is_aarch32(aarch64), "{aarch64:#x}");
+        }
+    }
 
     #[test]
     fn the_vector_depends_on_where_the_guest_was() {

@@ -43,6 +43,9 @@ extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cp
         HYPERVISOR.hypercall(vcpu, argument(16), arguments);
         return resume(cpu, context);
     }
+    if injection::is_aarch32(context.pstate()) {
+        return kill(cpu, context, AARCH32);
+    }
     match traps::handle(vcpu, context, Syndrome(syndrome)) {
         Afterwards::Resume => resume(cpu, context),
         Afterwards::Yield => next(cpu),
@@ -53,7 +56,11 @@ extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cp
 /// An interrupt: all of them are the hypervisor's.
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
-    if handle_interrupts()
+    let ticked = handle_interrupts();
+    if injection::is_aarch32(context.pstate()) {
+        return kill(cpu, context, AARCH32);
+    }
+    if ticked
         && let Some(vcpu) = cpu.current()
         && is_hopeless(context)
     {
@@ -68,12 +75,15 @@ extern "C" fn guest_system_error(context: &'static GuestContext, cpu: &'static C
     kill(cpu, context, "a system error (SError)")
 }
 
-/// Anything that comes from a user program in AArch32, interrupts too: the ID registers say that there is no such state. An interrupt
-/// stays pending until the next vCPU, or the idle loop, takes it.
+/// Never called: these vectors are for an EL1 in AArch32, which `HCR_EL2.RW` rules out.
 #[unsafe(no_mangle)]
 extern "C" fn guest_aarch32(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
-    kill(cpu, context, "AArch32 state, which guests don't have")
+    kill(cpu, context, AARCH32)
 }
+
+/// Why a domain ends that is found with a user program in AArch32, whatever brought it to EL2 (it comes through the same vectors as
+/// AArch64). The ID registers say that there is no such state; see `control`.
+const AARCH32: &str = "AArch32 state, which guests don't have";
 
 #[cold]
 fn kill(cpu: &'static Cpu, context: &'static GuestContext, reason: &str) -> &'static GuestContext {

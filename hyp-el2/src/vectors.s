@@ -63,7 +63,7 @@ vectors:
     from_guest guest_interrupt
     from_guest guest_interrupt
     from_guest guest_system_error
-    from_guest guest_aarch32            // EL0 in AArch32, which guests don't have: whatever it is, it ends the domain
+    from_guest guest_aarch32            // EL1 in AArch32: never (EL0 in AArch32 comes through the four above)
     from_guest guest_aarch32
     from_guest guest_aarch32
     from_guest guest_aarch32
