@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(parse_size("512M", 10), Some(512 << 20));
         assert_eq!(parse_size("1g,max:2G", 10), Some(1 << 30));
         assert_eq!(parse_size("0x10k", 10), Some(0x4000));
+        assert_eq!(complaints("dom0_mem=100000").0.control_memory, Some(25_000));
         assert_eq!(complaints("console=com1 com1=115200 dom0_mem=64M").0.control_memory, Some(16384));
     }
 

@@ -5,19 +5,22 @@
 
 use core::fmt;
 
-use elf::ElfBytes;
-use elf::abi::{EM_AARCH64, EM_X86_64, PT_LOAD, PT_NOTE};
+use elf::abi::{EI_NIDENT, ELFMAGIC, EM_AARCH64, EM_X86_64, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
-use elf::note::Note;
-use elf::segment::ProgramHeader;
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::note::{Note, NoteIterator};
+use elf::segment::{ProgramHeader, SegmentTable};
 use penumbra_abi::elfnote;
 
 use crate::address::PAGE_BYTES;
 
+/// Bytes of a program header.
+const HEADER_SIZE: usize = 56;
+
 /// What is wrong with a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ImageError {
-    /// Not an ELF file for 64-bit little-endian machines, or cut off within its headers.
+    /// Not an ELF file for 64-bit little-endian machines.
     NotElf,
     /// An ELF file for another machine.
     OtherMachine,
@@ -49,7 +52,8 @@ impl fmt::Display for ImageError {
 
 /// A kernel that can be loaded.
 pub struct KernelImage<'a> {
-    elf: ElfBytes<'a, LittleEndian>,
+    file: &'a [u8],
+    segments: SegmentTable<'a, LittleEndian>,
     /// First instruction, guest-virtual.
     pub entry: u64,
     /// Where pseudo-physical frame 0 is mapped, guest-virtual.
@@ -82,21 +86,20 @@ impl<'a> KernelImage<'a> {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn parse(file: &'a [u8], platform: &str) -> Result<Self, ImageError> {
-        let elf = ElfBytes::<LittleEndian>::minimal_parse(file).map_err(|_| ImageError::NotElf)?;
-        if elf.ehdr.class != elf::file::Class::ELF64 {
-            return Err(ImageError::NotElf);
-        }
+        let header = read_header(file)?;
         let machine = if platform == "aarch64" { EM_AARCH64 } else { EM_X86_64 };
-        if elf.ehdr.e_machine != machine {
+        if header.e_machine != machine {
             return Err(ImageError::OtherMachine);
         }
-        let notes = read_notes(&elf)?;
+        let segments = read_segments(file, &header)?;
+        let notes = read_notes(file, segments)?;
         if !notes.xen_version {
             return Err(ImageError::MissingNote("XEN_VERSION"));
         }
-        let entry = notes.entry.unwrap_or(elf.ehdr.e_entry);
+        let entry = notes.entry.unwrap_or(header.e_entry);
         let virt_base = notes.virt_base.ok_or(ImageError::MissingNote("VIRT_BASE"))?;
-        let mut image = Self { elf, entry, virt_base, paddr_offset: notes.paddr_offset.unwrap_or(0), end: 0 };
+        let mut image =
+            Self { file, segments, entry, virt_base, paddr_offset: notes.paddr_offset.unwrap_or(0), end: 0 };
         image.end = image.check_segments()?;
         let offset = entry.checked_sub(virt_base).ok_or(ImageError::BadEntry)?;
         if offset >= image.end || !virt_base.is_multiple_of(PAGE_BYTES) {
@@ -106,14 +109,14 @@ impl<'a> KernelImage<'a> {
     }
 
     fn headers(&self) -> impl Iterator<Item = ProgramHeader> + use<'a> {
-        self.elf.segments().into_iter().flatten().filter(|header| header.p_type == PT_LOAD)
+        self.segments.into_iter().filter(|header| header.p_type == PT_LOAD)
     }
 
     /// The highest pseudo-physical byte, if all segments can be loaded.
     fn check_segments(&self) -> Result<u64, ImageError> {
         let mut end = 0;
         for header in self.headers() {
-            self.elf.segment_data(&header).map_err(|_| ImageError::CutShort)?;
+            content(self.file, &header)?;
             if header.p_filesz > header.p_memsz {
                 return Err(ImageError::BadSegment);
             }
@@ -133,16 +136,54 @@ impl<'a> KernelImage<'a> {
     pub fn segments(&self) -> impl Iterator<Item = Segment<'a>> {
         self.headers().filter_map(|header| {
             let start = header.p_paddr.checked_sub(self.paddr_offset)?;
-            Some(Segment { start, content: self.elf.segment_data(&header).ok()? })
+            Some(Segment { start, content: content(self.file, &header).ok()? })
         })
     }
 }
 
-fn read_notes(elf: &ElfBytes<'_, LittleEndian>) -> Result<Notes, ImageError> {
+/// The file's header. Section headers aren't looked at: they say nothing about loading, and they stand at the end, where a
+/// file is cut first.
+fn read_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, ImageError> {
+    if !file.starts_with(&ELFMAGIC) {
+        return Err(ImageError::NotElf);
+    }
+    let (ident, rest) = file.split_at_checked(EI_NIDENT).ok_or(ImageError::CutShort)?;
+    let ident = parse_ident::<LittleEndian>(ident).map_err(|_| ImageError::NotElf)?;
+    let header = FileHeader::parse_tail(ident, rest).map_err(|_| ImageError::CutShort)?;
+    if header.class == Class::ELF64 { Ok(header) } else { Err(ImageError::NotElf) }
+}
+
+fn read_segments<'a>(
+    file: &'a [u8],
+    header: &FileHeader<LittleEndian>,
+) -> Result<SegmentTable<'a, LittleEndian>, ImageError> {
+    if usize::from(header.e_phentsize) != HEADER_SIZE {
+        return Err(ImageError::NotElf);
+    }
+    let size = HEADER_SIZE.checked_mul(usize::from(header.e_phnum)).ok_or(ImageError::BadSegment)?;
+    let bytes = piece(file, header.e_phoff, size as u64)?;
+    Ok(SegmentTable::new(LittleEndian, Class::ELF64, bytes))
+}
+
+/// `size` bytes of the file from `offset` on.
+fn piece(file: &[u8], offset: u64, size: u64) -> Result<&[u8], ImageError> {
+    let start = usize::try_from(offset).map_err(|_| ImageError::BadSegment)?;
+    let end =
+        offset.checked_add(size).and_then(|end| usize::try_from(end).ok()).ok_or(ImageError::BadSegment)?;
+    file.get(start..end).ok_or(ImageError::CutShort)
+}
+
+/// The bytes that the file has of a segment.
+fn content<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8], ImageError> {
+    piece(file, header.p_offset, header.p_filesz)
+}
+
+fn read_notes(file: &[u8], segments: SegmentTable<'_, LittleEndian>) -> Result<Notes, ImageError> {
     let mut notes = Notes::default();
-    for header in elf.segments().into_iter().flatten().filter(|header| header.p_type == PT_NOTE) {
-        let found = elf.segment_data_as_notes(&header).map_err(|_| ImageError::CutShort)?;
-        for note in found {
+    for header in segments.into_iter().filter(|header| header.p_type == PT_NOTE) {
+        // Alignments other than 4 and 8 aren't notes; the iterator ends there.
+        let align = usize::try_from(header.p_align).unwrap_or(0);
+        for note in NoteIterator::new(LittleEndian, Class::ELF64, align, content(file, &header)?) {
             let Note::Unknown(note) = note else { continue };
             if note.name != elfnote::OWNER && note.name != b"Xen" {
                 continue;

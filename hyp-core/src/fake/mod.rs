@@ -33,6 +33,7 @@ pub struct Fake {
     kernel_root: AtomicU64,
     clock: AtomicU64,
     flushes: AtomicU64,
+    harmed: AtomicU64,
     output: Mutex<Vec<u8>>,
 }
 
@@ -44,6 +45,7 @@ impl Fake {
             kernel_root: AtomicU64::new(0),
             clock: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            harmed: AtomicU64::new(0),
             output: Mutex::new(Vec::new()),
         }
     }
@@ -51,6 +53,12 @@ impl Fake {
     /// How often everything was flushed.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How often a reserved slot was written in the root that was loaded, to something that isn't the hypervisor's: on a real
+    /// machine that is the end.
+    pub fn harmed_roots(&self) -> u64 {
+        self.harmed.load(Ordering::Relaxed)
     }
 
     /// What was written to the serial line so far.
@@ -155,6 +163,10 @@ impl Mmu for Fake {
     }
 
     fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
+        let loaded = self.kernel_root.load(Ordering::Relaxed) == table.number();
+        if loaded && format::RESERVED_SLOTS.contains(&index) && raw != RESERVED_ENTRY {
+            self.harmed.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(word) = self.word(table, index) {
             word.store(raw, Ordering::SeqCst);
         }

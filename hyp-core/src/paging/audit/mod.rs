@@ -112,6 +112,63 @@ pub enum Finding {
     Root(MachineFrame),
 }
 
+bitflags::bitflags! {
+    /// The kinds of what is wrong, so that none is hidden behind another.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Kinds: u16 {
+        /// [`Finding::References`]
+        const REFERENCES = 1 << 0;
+        /// [`Finding::Uses`]
+        const USES = 1 << 1;
+        /// [`Finding::Type`]
+        const TYPE = 1 << 2;
+        /// [`Finding::FreeAndHeld`]
+        const FREE_AND_HELD = 1 << 3;
+        /// [`Finding::Total`]
+        const TOTAL = 1 << 4;
+        /// [`Finding::Free`]
+        const FREE = 1 << 5;
+        /// [`Finding::Orphans`]
+        const ORPHANS = 1 << 6;
+        /// [`Finding::NotMemory`]
+        const NOT_MEMORY = 1 << 7;
+        /// [`Finding::Foreign`]
+        const FOREIGN = 1 << 8;
+        /// [`Finding::Forbidden`]
+        const FORBIDDEN = 1 << 9;
+        /// [`Finding::Reserved`]
+        const RESERVED = 1 << 10;
+        /// [`Finding::Incomplete`]
+        const INCOMPLETE = 1 << 11;
+        /// [`Finding::Owned`]
+        const OWNED = 1 << 12;
+        /// [`Finding::Root`]
+        const ROOT = 1 << 13;
+    }
+}
+
+impl Finding {
+    /// Which kind it is.
+    pub const fn kind(&self) -> Kinds {
+        match self {
+            Self::References { .. } => Kinds::REFERENCES,
+            Self::Uses { .. } => Kinds::USES,
+            Self::Type { .. } => Kinds::TYPE,
+            Self::FreeAndHeld(_) => Kinds::FREE_AND_HELD,
+            Self::Total { .. } => Kinds::TOTAL,
+            Self::Free { .. } => Kinds::FREE,
+            Self::Orphans(_) => Kinds::ORPHANS,
+            Self::NotMemory { .. } => Kinds::NOT_MEMORY,
+            Self::Foreign { .. } => Kinds::FOREIGN,
+            Self::Forbidden { .. } => Kinds::FORBIDDEN,
+            Self::Reserved { .. } => Kinds::RESERVED,
+            Self::Incomplete(_) => Kinds::INCOMPLETE,
+            Self::Owned { .. } => Kinds::OWNED,
+            Self::Root(_) => Kinds::ROOT,
+        }
+    }
+}
+
 /// What the auditor saw.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
@@ -123,6 +180,8 @@ pub struct Report {
     pub entries: u64,
     /// How many things are wrong.
     pub findings: u64,
+    /// The kinds of them.
+    pub kinds: Kinds,
     /// The first of them.
     pub first: Option<Finding>,
 }
@@ -140,6 +199,7 @@ impl fmt::Display for Report {
 impl Report {
     fn add(&mut self, finding: Finding) {
         self.findings = self.findings.saturating_add(1);
+        self.kinds |= finding.kind();
         self.first.get_or_insert(finding);
     }
 }
