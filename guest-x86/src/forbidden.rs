@@ -3,6 +3,8 @@
 //! Xen carries some privileged instructions out on a kernel's behalf (port I/O, some control-register and MSR accesses);
 //! those here have no harmless meaning, and fault on Xen, too.
 
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+
 use crate::direction;
 use crate::traps::{faults, refused_selector};
 use guest_core::architecture::Forbidden;
@@ -23,6 +25,7 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("swapgs", || faults!("swapgs")),
     ("sysret", || faults!("sysretq")),
     ("vmrun", || faults!("vmrun"; in("rax") 0u64)),
+    ("sgdt, if the processor can forbid it", || !can_forbid_tables() || faults!("sgdt [rsp - 64]")),
     ("a data segment of a local descriptor table", || {
         faults!("mov ds, {x:x}"; x = in(reg) LOCAL_SELECTOR) && refused_selector(LOCAL_SELECTOR)
     }),
@@ -39,6 +42,11 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("an emulated cpuid with the direction flag set", direction::cpuid),
     ("a hypercall with the direction flag set", direction::hypercall),
 ];
+
+/// Whether the processor has user-mode instruction prevention. Not the hypervisor's answer, which hides that, but its own.
+fn can_forbid_tables() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx >> 2 & 1 != 0
+}
 
 /// First descriptor of the local table, which no guest has, for ring 3. Such a selector must be refused as one; a page fault
 /// instead would mean that the processor has looked for the table in the guest's own memory.

@@ -91,17 +91,19 @@ extern "C" fn main() -> ! {
     HYPERVISOR.machine().power_off()
 }
 
-/// The memory that the loader's addresses may lead to: what the temporary tables show, but for the hypervisor's image.
+/// The memory that the loader's addresses may lead to: where no PC has devices, but for the hypervisor's image.
 struct LoaderMemory;
 
 impl PhysicalMemory<'static> for LoaderMemory {
     fn bytes(&self, start: u64, length: u64) -> Option<&'static [u8]> {
-        let end = start.checked_add(length).filter(|end| *end <= FIRST_4_GIB)?;
+        let end = start.checked_add(length)?;
         let [from, _, _, to] = image().map(image_physical);
         let apart = end <= from || to <= start;
-        // SAFETY: the temporary tables show this memory at the direct map, where the final ones will show it again (`check_ram`
-        // sees to that before they are loaded). It is the loader's, so nobody writes to it until it is released.
-        apart.then(|| unsafe { core::slice::from_raw_parts(memory::direct(start), length as usize) })
+        // SAFETY: the temporary tables show these addresses at the direct map. There is no device among them, and nothing of
+        // the hypervisor's, so what is read is memory that nobody writes to until it is released, or nothing (all ones). What
+        // is read later lies in RAM, which the final tables show at the same place: `check_ram` makes sure before they are loaded.
+        (apart && layout::is_without_devices(start, end))
+            .then(|| unsafe { core::slice::from_raw_parts(memory::direct(start), length as usize) })
     }
 }
 
@@ -231,14 +233,19 @@ fn build(
     Ok(tables.root())
 }
 
-/// Switches protections on that the processor may have: ring 0 must not execute a guest's pages.
+/// Switches protections on that the processor may have: ring 0 must not execute a guest's pages, and ring 3 must not learn
+/// where the hypervisor has its descriptor tables.
 fn set_features() {
-    // CPUID 7, ebx bit 7: supervisor-mode execution prevention.
-    let has_leaf = core::arch::x86_64::__cpuid(0).eax >= 7;
-    if has_leaf && core::arch::x86_64::__cpuid_count(7, 0).ebx >> 7 & 1 != 0 {
-        // SAFETY: the hypervisor's own text isn't a user's page.
-        unsafe { Cr4::update(|flags| *flags |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION) };
+    if core::arch::x86_64::__cpuid(0).eax < 7 {
+        return;
     }
+    let features = core::arch::x86_64::__cpuid_count(7, 0);
+    let mut wanted = Cr4Flags::empty();
+    // ebx bit 7: supervisor-mode execution prevention; ecx bit 2: user-mode instruction prevention.
+    wanted.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.ebx >> 7 & 1 != 0);
+    wanted.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.ecx >> 2 & 1 != 0);
+    // SAFETY: the hypervisor's own text isn't a user's page, and neither bit is set on a processor without it.
+    unsafe { Cr4::update(|flags| *flags |= wanted) };
 }
 
 /// Allocates the core's arrays, one item for each frame up to the last of RAM, and hands them over.

@@ -2,7 +2,7 @@
 #
 # The loader leaves 32-bit protected mode without paging: eax = magic, ebx = physical address of the multiboot
 # information. This code builds temporary tables (2 MiB pages over the first 4 GiB, three times: identity, direct map,
-# image), switches to long mode and jumps to the image's own addresses. `own_tables.rs` replaces the tables later.
+# image), switches to long mode and jumps to the image's own addresses. `tables.rs` replaces the tables later.
 # All memory that is named here before paging is named by its physical address: symbol - {offset}.
 
 .section .boot.header, "a"

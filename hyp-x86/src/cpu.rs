@@ -162,12 +162,25 @@ fn restore(context: &GuestContext) {
     context.host_stack.set(stack::CPU.top());
     ENTRY.frame_end.store(context.frame_end(), Ordering::Relaxed);
     descriptors::set_ring0_stack(context.frame_end());
+    forget_floating_point_pointers();
     // SAFETY: the area is aligned and holds what `fxsave` or `reset` wrote. A guest can't write there, so no reserved bit of
     // the control word makes this fault.
     unsafe {
         asm!("fxrstor64 [{}]", in(reg) context.floating_point.area(), options(nostack, preserves_flags))
     };
     restore_segments(&context.segments);
+}
+
+/// Makes the x87 unit forget where the last guest's last instruction and operand were (XSA-52): AMD's processors neither save
+/// nor restore these pointers while no exception is pending, so the next guest would see them. An instruction of the
+/// hypervisor's own takes their place.
+fn forget_floating_point_pointers() {
+    static OPERAND: u64 = 0;
+    // SAFETY: the registers that change are those that are loaded next; without a pending exception, and with room on the
+    // register stack, the load can't fault.
+    unsafe {
+        asm!("fnclex", "ffree st(7)", "fild qword ptr [{}]", in(reg) &OPERAND, options(nostack, preserves_flags))
+    };
 }
 
 /// Selectors first: loading one changes the base.

@@ -70,7 +70,7 @@ fn xen_leaf(leaf: u32) -> CpuidResult {
 }
 
 /// Hides what a ring-3 kernel can't have: superpages, global pages, fast system entry, memory-type ranges, extended state and
-/// its like, process-context identifiers, supervisor-mode protections, protection keys, five levels, virtualization.
+/// its like, process-context identifiers, supervisor-mode protections (and the one against `sgdt`, which is on already), protection keys, five levels, virtualization.
 fn masked(leaf: u32, mut result: CpuidResult) -> CpuidResult {
     match leaf {
         1 => {
@@ -78,10 +78,10 @@ fn masked(leaf: u32, mut result: CpuidResult) -> CpuidResult {
             result.edx &= !(1 << 3 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 17);
             result.ecx &= !(1 << 5 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29);
         }
-        // fsgsbase, avx2, smep, invpcid, smap; pku, la57
+        // fsgsbase, avx2, smep, invpcid, smap; umip, pku, la57
         7 => {
             result.ebx &= !(1 << 0 | 1 << 5 | 1 << 7 | 1 << 10 | 1 << 20);
-            result.ecx &= !(1 << 3 | 1 << 4 | 1 << 16);
+            result.ecx &= !(1 << 2 | 1 << 3 | 1 << 4 | 1 << 16);
         }
         0xd => result = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
         // svm; pse, mtrr, pge, pse36, 1 GiB pages

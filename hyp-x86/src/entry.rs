@@ -17,6 +17,7 @@ global_asm!(
     flat_ss = const FLAT_RING3_SS64,
     by_syscall = const context::BY_SYSCALL,
     by_compatibility_syscall = const context::BY_COMPATIBILITY_SYSCALL,
+    with_error_code = const crate::trap::WITH_ERROR_CODE,
     syscall = sym crate::trap::syscall,
     trap = sym crate::trap::trap,
     own_trap = sym crate::fault::own_trap,

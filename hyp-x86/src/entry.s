@@ -164,7 +164,7 @@ entry_critical:
     addq $16, %rsp
     iretq
 
-# A stub for each vector, 16 bytes apart. Vectors 8, 10 to 14, 17, 21, 29 and 30 come with an error code.
+# A stub for each vector, 16 bytes apart. With some exceptions comes an error code; the others get a zero in its place.
 .balign 16
 .global entry_stubs
 entry_stubs:
@@ -174,7 +174,7 @@ entry_stubs:
     .if (vector >= 32)
         pushq $0
     .else
-        .if (((0x60227d00 >> vector) & 1) == 0)
+        .if ((({with_error_code} >> vector) & 1) == 0)
             pushq $0
         .endif
     .endif

@@ -9,6 +9,9 @@
 //! - Memory types (PWT, PCD, PAT) other than write-back are refused: one page must never be mapped with two types
 //!   (XSA-154). Device memory, which a later step gives to the control domain, will need its own rule.
 //! - Superpages are decoded but not admitted.
+//! - Absent entries are the guest's own, all bits of them, as in Xen's ABI. On a processor with the L1 terminal fault (XSA-273)
+//!   their address bits can be used to read memory by speculation: see `docs/decisions/l1tf.md` for what is done about that
+//!   (nothing) and what would have to be.
 //! - Bits 52 to 58 are the guest's own. Bits 59 to 62 are protection keys where a processor has them: refused.
 //!
 //! Source: Intel SDM volume 3, 4.5; AMD APM volume 2, 5.3.

@@ -39,6 +39,15 @@ pub const DIRECT_MAP: u64 = 0xffff_8300_0000_0000;
 /// Bytes of physical memory that the direct map can hold (5 TiB: up to the end of the reserved area).
 pub const DIRECT_MAP_BYTES: u64 = RESERVED_END - DIRECT_MAP;
 
+/// Physical addresses where a PC has no device registers, whatever else it may have there: below the video memory, and from
+/// the end of the first MiB to where q35 has PCI configuration space, and PCI devices beyond.
+const WITHOUT_DEVICES: [Range<u64>; 2] = [0..0xa_0000, 0x10_0000..0xb000_0000];
+
+/// Whether reading the physical addresses from `start` to `end` (not included) reaches no device.
+pub fn is_without_devices(start: u64, end: u64) -> bool {
+    WITHOUT_DEVICES.iter().any(|range| range.start <= start && start <= end && end <= range.end)
+}
+
 /// The root slot that translates `address`.
 pub const fn root_slot(address: u64) -> usize {
     (address >> SLOT_SHIFT) as usize & 511
@@ -91,6 +100,28 @@ mod tests {
         for address in [0, LOWER_END - 1, LOWER_END, RESERVED_START - 1, RESERVED_START, u64::MAX] {
             let by_sign = ((address << 16) as i64 >> 16) as u64 == address;
             assert_eq!(is_canonical(address), by_sign, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn what_a_loader_names_must_not_be_a_device() {
+        // Where QEMU puts the information block, and where modules go.
+        assert!(is_without_devices(0x9500, 0x9558) && is_without_devices(0x9_f000, 0xa_0000));
+        assert!(is_without_devices(0x10_0000, 0xb000_0000) && is_without_devices(0x20_0000, 0x20_0000));
+        // Video memory, firmware, configuration space, interrupt controllers, beyond 4 GiB, backwards.
+        let devices = [
+            (0x9_ffff, 0xa_0001),
+            (0xb_8000, 0xb_8010),
+            (0xf_0000, 0x10_0001),
+            (0xafff_ffff, 0xb000_0001),
+            (0xfec0_0000, 0xfec0_0010),
+            (0xfee0_0000, 0xfee0_1000),
+            (4 << 30, (4 << 30) + 1),
+            (0, 4 << 30),
+            (0x3000, 0x2000),
+        ];
+        for (start, end) in devices {
+            assert!(!is_without_devices(start, end), "{start:#x} to {end:#x}");
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The 16550 on COM1.
 
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::IER;
+use uart_16550::spec::registers::{IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
 use crate::q35::options::Serial;
 
 /// Where every PC has its first serial port.
 const COM1: u16 = 0x3f8;
-/// How often a full transmitter is asked again before its byte is given up: a missing port must not stop the machine.
+/// How often a full transmitter is asked again before its byte, or the port, is given up: a missing port must not stop the machine.
 const PATIENCE: u32 = 1_000_000;
 
 /// The port, once it has been set up.
@@ -29,8 +29,14 @@ impl SerialPort {
             interrupts: IER::empty(),
             ..Config::DEFAULT
         };
-        uart.init(config).ok()?;
-        Some(Self { uart })
+        // `init` waits for the transmitter for as long as it takes: only for one that has been seen empty.
+        let answers = uart.check_present() && Self::becomes_empty(&mut uart);
+        (answers && uart.init(config).is_ok()).then_some(Self { uart })
+    }
+
+    /// Whether what firmware has sent is gone before our patience is.
+    fn becomes_empty(uart: &mut Uart16550<PioBackend>) -> bool {
+        (0..PATIENCE).any(|_| uart.lsr().contains(LSR::TRANSMITTER_EMPTY))
     }
 
     /// Sends bytes, waiting while the transmitter is full; a newline goes out as carriage return and newline.
