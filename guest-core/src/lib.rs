@@ -20,6 +20,7 @@ pub mod death;
 pub mod guest;
 pub mod hypercalls;
 pub mod pages;
+mod ramdisk;
 pub mod shell;
 pub mod tests;
 pub mod tour;
@@ -59,6 +60,7 @@ fn greet<A: Architecture>(guest: &Guest<A>) {
         guest.info.nr_pages,
         guest.words().line()
     );
+    ramdisk::report(guest);
 }
 
 fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {

@@ -33,6 +33,18 @@ pub enum File {
     Text,
     /// A file without a byte in it.
     Empty,
+    /// Our guest kernel, whose header says that it is for the other architecture.
+    OtherMachine,
+    /// Not a kernel: [`ramdisk`].
+    Ramdisk,
+}
+
+/// Bytes of a ramdisk: more than a page, and not a whole number of words.
+const RAMDISK_LENGTH: u32 = 5003;
+
+/// Content of a ramdisk, in which no two pages are the same.
+pub fn ramdisk() -> Vec<u8> {
+    (0..RAMDISK_LENGTH).map(|index| (index * index / 7 + index) as u8).collect()
 }
 
 /// How the machine must come to its end.

@@ -19,6 +19,7 @@ const TOURIST: &str = "domain=guest memory=64M tour";
 pub fn cases(board: Board) -> Vec<Case> {
     [
         boot(board),
+        ramdisks(board),
         experiment(board),
         guest_tests(board),
         ends(board),
@@ -52,6 +53,23 @@ fn boot(board: Board) -> Vec<Case> {
         case.finding = Some(own_tables_are_safe);
     }
     cases
+}
+
+/// A ramdisk arrives whole, and in the domain whose kernel it follows; the sum of [`ramdisk`](crate::case::ramdisk) was
+/// computed by another program.
+fn ramdisks(board: Board) -> Vec<Case> {
+    const LENGTH_AND_SUM: &str = "ramdisk: 5003 bytes, sum 0xa8a0c64e05e4b6e4";
+    let case = |name| Case::new(board, name, "then=poweroff");
+    let mut first = case("boot/ramdisk");
+    first.modules.push((File::Ramdisk, ""));
+    let mut first = first.domain(NEIGHBOUR).says(&["(d0) guest kernel (", LENGTH_AND_SUM]);
+    first.forbidden.push("(d1) ramdisk");
+    let mut second = Case { end: End::Says("(d1) ramdisk: "), ..case("boot/ramdisk-of-the-second-domain") };
+    second.modules[0].1 = "then=shell";
+    let mut second = second.domain(NEIGHBOUR).says(&["(d1) guest kernel (", LENGTH_AND_SUM]);
+    second.modules.push((File::Ramdisk, ""));
+    second.forbidden.push("(d0) ramdisk");
+    vec![first, second]
 }
 
 /// The hypervisor looks at its own tables once they are loaded.
@@ -198,6 +216,9 @@ fn every_frame_comes_back(text: &str) -> Result<(), String> {
 /// CTRL-a three times, and the keys of the hypervisor's prompt.
 fn console(board: Board) -> Vec<Case> {
     let prompt = Case::new(board, "console/switch-and-keys", "then=shell").domain(NEIGHBOUR).types(&[
+        // Twice isn't three times, and once more after another key isn't either: all of this is the control domain's.
+        (PROMPT, "\x01\x01he\x01lp\r"),
+        ("poweroff, reboot", ""),
         (PROMPT, SWITCH),
         ("input goes to the hypervisor", "?"),
         ("keys: ", "q"),
@@ -207,8 +228,14 @@ fn console(board: Board) -> Vec<Case> {
         ("input goes to the control domain", "xm list\r"),
         ("CPU time", "poweroff\r"),
     ]);
-    let prompt =
-        prompt.says(&["keys: ? this help, q domains, m memory, a audit, r reboot", ": clean", "(d0)   1 "]);
+    let mut prompt = prompt.says(&[
+        "(d0)   poweroff, reboot",
+        "input goes to the hypervisor",
+        "keys: ? this help, q domains, m memory, a audit, r reboot",
+        ": clean",
+        "(d0)   1 ",
+    ]);
+    prompt.finding = Some(the_input_switched_twice);
     let reboot = Case::new(board, "console/reboot-key", "then=shell")
         .types(&[(PROMPT, SWITCH), ("input goes to the hypervisor", "r")])
         .says(&["(PEN) reboot, as asked on the console"]);
@@ -216,6 +243,16 @@ fn console(board: Board) -> Vec<Case> {
         .types(&[(PROMPT, "xm dmesg\r"), (PROMPT, "poweroff\r")])
         .says(&["xm dmesg", "(d0) d0: control, Alive"]);
     vec![prompt, reboot, log]
+}
+
+/// There and back, and never else.
+fn the_input_switched_twice(text: &str) -> Result<(), String> {
+    let switches =
+        verdict::lines_of(text, verdict::HYPERVISOR).filter(|line| line.starts_with("input goes to "));
+    match switches.count() {
+        2 => Ok(()),
+        count => Err(format!("the input switched {count} times, not twice")),
+    }
 }
 
 /// What is wrong is said in one clear line; then comes a sane default or a clean stop, never a fault.
@@ -242,7 +279,17 @@ fn bad_input(board: Board) -> Vec<Case> {
         with_kernel(
             "bad-input/cut-kernel",
             File::CutGuest,
-            "the control domain can't start: the kernel can't be used",
+            "the control domain can't start: the kernel can't be used: the file is cut short",
+        ),
+        with_kernel(
+            "bad-input/empty-kernel",
+            File::Empty,
+            "the control domain can't start: the kernel can't be used: it is no 64-bit ELF file",
+        ),
+        with_kernel(
+            "bad-input/kernel-of-the-other-machine",
+            File::OtherMachine,
+            "the control domain can't start: the kernel can't be used: it is for another machine",
         ),
         with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "it is no 64-bit ELF file"),
         further(
@@ -253,8 +300,16 @@ fn bad_input(board: Board) -> Vec<Case> {
         further(
             "bad-input/cut-second-kernel",
             File::CutGuest,
-            "domain bad can't start: the kernel can't be used",
+            "domain bad can't start: the kernel can't be used: the file is cut short",
         ),
+        further(
+            "bad-input/second-kernel-of-the-other-machine",
+            File::OtherMachine,
+            "domain bad can't start: the kernel can't be used: it is for another machine",
+        ),
+        Case::new(board, "bad-input/second-domain-with-more-than-there-is", "then=poweroff")
+            .domain("domain=bad memory=600M")
+            .says(&["domain bad can't start: it needs 600 MiB", "(d0) guest kernel ("]),
         Case { modules: Vec::new(), end: End::Stopped, ..no_kernel }.says(&["there is no boot module"]),
         options("bad-input/dom0-mem-lots", "dom0_mem=lots", "dom0_mem=lots: not a size"),
         options("bad-input/unknown-option", "dom0_mem=64M frobnicate=1", "unknown option \"frobnicate"),

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use machine_tests::case::{Board, Case, Ended, File, Hypervisor};
+use machine_tests::case::{self, Board, Case, Ended, File, Hypervisor};
 use machine_tests::table;
 
-use crate::boot::{Machine, Module};
+use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
 use crate::image::{self, Artefacts};
@@ -182,10 +182,10 @@ fn machine(case: &Case, artefacts: &Artefacts) -> Result<Machine> {
         Board::Virt => "",
         Board::Q35 => "console=com1 com1=115200 ",
     };
-    let modules = case
-        .modules
-        .iter()
-        .map(|(file, words)| Ok(Module::kernel(content(*file, &artefacts.guest, case)?, *words)));
+    let modules = case.modules.iter().map(|(file, words)| {
+        let kind = if *file == File::Ramdisk { Kind::Ramdisk } else { Kind::Kernel };
+        Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
+    });
     Ok(Machine {
         arch: arch(case.board),
         memory: case.memory,
@@ -209,11 +209,25 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
         File::FirstBytesOfGuest => whole().map(|bytes| bytes[..bytes.len().min(40)].to_vec())?,
         File::Text => b"This is no kernel, but a text of one line.\n".repeat(20),
         File::Empty => Vec::new(),
+        File::OtherMachine => whole().map(|bytes| for_the_other_machine(bytes, case.board))?,
+        File::Ramdisk => case::ramdisk(),
     };
     let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
     let path = folder.join(file_name(case));
     fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// The same ELF file, with the other architecture's number in its header (`e_machine`, System V gABI, chapter 4).
+fn for_the_other_machine(mut bytes: Vec<u8>, board: Board) -> Vec<u8> {
+    let machine = match board {
+        Board::Virt => object::elf::EM_X86_64,
+        Board::Q35 => object::elf::EM_AARCH64,
+    };
+    if let Some(field) = bytes.get_mut(18..20) {
+        field.copy_from_slice(&machine.to_le_bytes());
+    }
+    bytes
 }
 
 /// A case's name as a file's.
