@@ -291,7 +291,7 @@ fn bad_input(board: Board) -> Vec<Case> {
             File::OtherMachine,
             "the control domain can't start: the kernel can't be used: it is for another machine",
         ),
-        with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "it is no 64-bit ELF file"),
+        with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "the file is cut short"),
         further(
             "bad-input/text-as-second-kernel",
             File::Text,

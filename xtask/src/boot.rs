@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::cli::Arch;
 use crate::image;
+use crate::process;
 use crate::setup;
 use crate::workspace;
 
@@ -51,7 +52,7 @@ pub struct Machine {
 impl Machine {
     /// The emulator's command, with the serial line on its standard input and output.
     pub fn command(&self) -> Result<Command> {
-        let mut command = Command::new(setup::emulator(self.arch).0);
+        let mut command = process::bound(setup::emulator(self.arch).0);
         // Short names for our own files, wherever the workspace is.
         command.current_dir(workspace::artefacts()?);
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);

@@ -17,23 +17,36 @@ use crate::workspace;
 /// `cargo xtask check`.
 pub fn check() -> Result<()> {
     let report = Report::default();
-    self::report(&report)?;
+    self::report(&checks(), &report)?;
     report.close()
 }
 
-/// Makes every check and enters each as a test.
-pub fn report(report: &Report) -> Result<()> {
-    for rule in house::RULES {
-        let broken = (rule.broken)()?;
-        let fate = if broken.is_empty() { Fate::Passed } else { Fate::Failed(indented(&broken)) };
-        report.enter(&format!("style/{}", rule.name), &fate, None);
-    }
-    report.enter("style/format", &format()?, None);
-    report.enter("style/lints-host", &host_lints()?, None);
-    for arch in Arch::ALL {
-        report.enter(&format!("style/lints-{arch}"), &bare_lints(arch)?, None);
+/// A check's name as a test, and how it is made.
+pub type Check = (String, Box<dyn Fn() -> Result<Fate>>);
+
+/// Every check.
+pub fn checks() -> Vec<Check> {
+    let rules = house::RULES.into_iter().map(|rule| -> Check {
+        (format!("style/{}", rule.name), Box::new(move || Ok(rule_fate(&(rule.broken)()?))))
+    });
+    let tools: [Check; 2] =
+        [("style/format".into(), Box::new(format)), ("style/lints-host".into(), Box::new(host_lints))];
+    let bare = Arch::ALL
+        .into_iter()
+        .map(|arch| -> Check { (format!("style/lints-{arch}"), Box::new(move || bare_lints(arch))) });
+    rules.chain(tools).chain(bare).collect()
+}
+
+/// Makes these checks and enters each as a test.
+pub fn report(checks: &[Check], report: &Report) -> Result<()> {
+    for (name, check) in checks {
+        report.enter(name, &check()?, None);
     }
     Ok(())
+}
+
+fn rule_fate(broken: &[String]) -> Fate {
+    if broken.is_empty() { Fate::Passed } else { Fate::Failed(indented(broken)) }
 }
 
 fn indented(lines: &[String]) -> String {

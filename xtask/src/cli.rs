@@ -137,7 +137,7 @@ pub struct TestOptions {
     /// Only this machine's tests
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
-    /// Only the tests whose name contains this; `style` and `host` name the two parts that boot no machine
+    /// Only the tests whose name contains this, such as `tour`, `style/format` or `host/ring` (`host`: all host tests)
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
     /// Cargo's profile for everything that is built

@@ -69,9 +69,23 @@ fn make(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profile) -
         (Program::Guest, _) => (format!("{}.elf", build::package(program, arch)), Ok(content)),
     };
     let content = content.with_context(|| format!("{} cannot be made from {}", name, elf.display()))?;
+    if program == Program::Hypervisor {
+        check_size(&name, content.len())?;
+    }
     let path = workspace::artefacts()?.join(name);
     fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// A hypervisor is small enough to be read: its image stays below this.
+const HYPERVISOR_LIMIT: usize = 512 << 10;
+
+fn check_size(name: &str, length: usize) -> Result<()> {
+    ensure!(
+        length < HYPERVISOR_LIMIT,
+        "{name} is too large: {length} bytes, and it must stay below {HYPERVISOR_LIMIT}"
+    );
+    Ok(())
 }
 
 /// A loadable segment: what the file holds of it, and how much memory it takes.
@@ -315,6 +329,12 @@ mod tests {
         assert!(multiboot(&elf64(0, &[(0x10_0000, &[0; 16], 16)])).is_err());
         assert!(multiboot(&elf64(1 << 32, &[(0x10_0000, &MULTIBOOT_MAGIC, 4)])).is_err());
         assert!(multiboot(&elf64(0, &[(0x1_4000_0000, &MULTIBOOT_MAGIC, 4)])).is_err());
+    }
+
+    #[test]
+    fn a_large_hypervisor_is_refused() {
+        assert!(check_size("h", HYPERVISOR_LIMIT - 1).is_ok());
+        assert!(check_size("h", HYPERVISOR_LIMIT).is_err());
     }
 
     #[test]

@@ -49,6 +49,19 @@ fn kill(number: u32) {
     }
 }
 
+/// A command for a program that ends when this process does, however that happens: where util-linux is there, the kernel
+/// sees to it (`PR_SET_PDEATHSIG`). `setpriv` becomes the program, so that it is the same child.
+pub fn bound(program: &str) -> Command {
+    match which::which("setpriv") {
+        Ok(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", program]);
+            command
+        }
+        Err(_) => Command::new(program),
+    }
+}
+
 /// A child that is in the list for as long as this value lives, and does not outlive it.
 pub struct Supervised {
     child: Child,

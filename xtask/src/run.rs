@@ -63,8 +63,17 @@ fn refuse_what_comes_later(options: &RunOptions) -> Result<()> {
 fn check(options: &RunOptions) -> Result<()> {
     ensure!(options.arch == Arch::Aarch64 || options.gic.is_none(), "--gic is for aarch64 only");
     for file in kernel_file(options).iter().chain(&options.initrd) {
+        ensure!(!file.is_dir(), "{} is a folder, not a file", file.display());
         ensure!(file.is_file(), "there is no file {}", file.display());
     }
+    options.log.as_deref().map_or(Ok(()), check_log)
+}
+
+/// Whether a log can be written there, as far as that can be told beforehand.
+fn check_log(log: &Path) -> Result<()> {
+    ensure!(!log.is_dir(), "--log {}: this is a folder, not a file", log.display());
+    let folder = log.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "--log {}: there is no folder {}", log.display(), folder.display());
     Ok(())
 }
 
@@ -174,5 +183,18 @@ fn how(outcome: &Outcome) -> String {
         Ending::Off(status) => format!("the emulator ended with {status}"),
         Ending::Awaited => "the hypervisor stopped".into(),
         Ending::TimedOut => "the machine did not end in time".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_needs_a_folder_and_is_none() {
+        assert!(check_log(Path::new("serial.log")).is_ok());
+        assert!(check_log(&workspace::root().join("serial.log")).is_ok());
+        assert!(check_log(workspace::root()).unwrap_err().to_string().contains("is a folder"));
+        assert!(check_log(&workspace::root().join("no/such/serial.log")).is_err());
     }
 }

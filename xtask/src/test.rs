@@ -36,14 +36,15 @@ pub fn test(options: &TestOptions) -> Result<()> {
     let arches = Arch::chosen(options.arch);
     let cases: Vec<Case> = arches.iter().flat_map(|arch| table::cases(board(*arch))).collect();
     let cases: Vec<Case> = cases.into_iter().filter(|case| chosen(&case.name)).collect();
-    let (style, host) = (only.is_none_or(|only| only == "style"), only.is_none_or(|only| only == "host"));
-    ensure!(style || host || !cases.is_empty(), "no test's name contains {:?}", only.unwrap_or_default());
+    let mut style = check::checks();
+    style.retain(|(name, _)| chosen(name));
+    let named = !cases.is_empty() || !style.is_empty();
+    let host = host_filter(only, named);
     let report = Report::default();
-    if style {
-        check::report(&report)?;
-    }
-    if host {
-        host_tests(options.profile, &report)?;
+    check::report(&style, &report)?;
+    if let Some(filter) = host {
+        let tests = host_tests(filter, options.profile, &report)?;
+        ensure!(named || tests > 0, "no test's name contains {:?}", only.unwrap_or_default());
     }
     if !cases.is_empty() {
         machine_tests(cases, options.profile, &report)?;
@@ -65,17 +66,30 @@ fn arch(board: Board) -> Arch {
     }
 }
 
-/// Cargo's own tests of every crate. Each of its lines becomes one of ours.
-fn host_tests(profile: Profile, report: &Report) -> Result<()> {
+/// Which of cargo's own tests to run, as a part of their names; `None`: none of them. Since they have to be built before
+/// their names are known, a word that names other tests is not looked for among them, unless it says `host`.
+fn host_filter(only: Option<&str>, names_others: bool) -> Option<&str> {
+    match only {
+        None | Some("host") => Some(""),
+        Some(only) => only.strip_prefix("host/").or((!names_others).then_some(only)),
+    }
+}
+
+/// Cargo's own tests of every crate whose names contain `filter`. Each of its lines becomes one of ours; their number.
+fn host_tests(filter: &str, profile: Profile, report: &Report) -> Result<usize> {
     let mut command = Command::new(toolchain::cargo());
     command.current_dir(workspace::root()).args(["test", "--workspace", "--no-fail-fast"]);
     if profile == Profile::Release {
         command.arg("--release");
     }
+    if !filter.is_empty() {
+        command.args(["--", filter]);
+    }
     let output = Step::around("host tests: cargo test --workspace", |_| process::output(&mut command))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut failures = 0;
+    let (mut tests, mut failures) = (0, 0);
     for (name, fate) in text.lines().filter_map(host_test) {
+        tests += 1;
         failures += usize::from(matches!(fate, Fate::Failed(_)));
         report.enter(&format!("host/{name}"), &fate, None);
     }
@@ -83,9 +97,10 @@ fn host_tests(profile: Profile, report: &Report) -> Result<()> {
         println!("{}", relevant(&text, &String::from_utf8_lossy(&output.stderr)));
         if failures == 0 {
             report.enter("host/build", &Fate::Failed("cargo test failed; see above".into()), None);
+            tests += 1;
         }
     }
-    Ok(())
+    Ok(tests)
 }
 
 /// A line of the test harness: `test NAME ... ok`.
@@ -272,6 +287,15 @@ mod tests {
         assert!(matches!(host_test("test a ... ignored, slow"), Some(("a", Fate::Skipped(_)))));
         assert_eq!(host_test("test result: ok. 3 passed; 0 failed"), None);
         assert_eq!(host_test("running 3 tests"), None);
+    }
+
+    #[test]
+    fn host_tests_are_chosen_by_their_prefix_or_when_nothing_else_is() {
+        assert_eq!(host_filter(None, true), Some(""));
+        assert_eq!(host_filter(Some("host"), true), Some(""));
+        assert_eq!(host_filter(Some("host/ring"), false), Some("ring"));
+        assert_eq!(host_filter(Some("tour"), true), None);
+        assert_eq!(host_filter(Some("ring::"), false), Some("ring::"));
     }
 
     #[test]
