@@ -77,6 +77,9 @@ pub trait Architecture: 'static {
     /// Only after [`Self::install_traps`] returned true.
     const FORBIDDEN: &'static [Forbidden];
 
+    /// Instructions by which a kernel waits, if it may execute such: each must let other domains run, and come back.
+    const WAITS: &'static [(&'static str, fn())] = &[];
+
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();
     /// Stops for ever.

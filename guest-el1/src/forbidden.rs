@@ -2,8 +2,12 @@
 //!
 //! With stage 2 off, a guest's isolation rests on the translation registers being the hypervisor's, and on the traps that
 //! keep caches, debug and other worlds out of reach. Each of these must be an undefined instruction to the guest.
+//!
+//! Left out is what QEMU 7.2's Cortex-A72 can't show: it undefines limited ordering regions, error records, SVE and trace by
+//! itself, and it lets the guest at the processor's own registers and at the constant `ICC_SRE_EL1` whatever is trapped.
 
 use crate::traps::faults;
+use core::arch::asm;
 use guest_core::architecture::Forbidden;
 
 /// Names, and whether the instruction faulted.
@@ -66,10 +70,6 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("icc_igrpen1_el1", || faults!("msr S3_0_C12_C12_7, {x}"; x = in(reg) 0u64)),
     ("icc_sgi0r_el1", || faults!("msr S3_0_C12_C11_7, {x}"; x = in(reg) 1u64)),
     ("icc_sgi1r_el1", || faults!("msr S3_0_C12_C11_5, {x}"; x = in(reg) 1u64)),
-    ("lorc_el1", || faults!("mrs {x}, S3_0_C10_C4_3"; x = out(reg) _)),
-    ("erridr_el1", || faults!("mrs {x}, S3_0_C5_C3_0"; x = out(reg) _)),
-    ("zcr_el1", || faults!("mrs {x}, S3_0_C1_C2_0"; x = out(reg) _)),
-    ("trace", || faults!("mrs {x}, S2_1_C0_C0_2"; x = out(reg) _)),
     ("smc", || faults!("smc #0"; inout("x0") 0x8400_0008u64 => _)),
     ("hvc that is no hypercall", || faults!("hvc #0"; inout("x0") 0x8400_0008u64 => _)),
     ("hvc with a neighbour of the right number", || faults!("hvc #0xea0"; inout("x0") 0u64 => _)),
@@ -79,4 +79,10 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("at s12e1w", || faults!("at s12e1w, xzr")),
     ("tlbi alle1", || faults!("tlbi alle1")),
     ("tlbi alle2", || faults!("tlbi alle2")),
+];
+
+/// Waiting must give the CPU to others, and end. (QEMU 7.2 never traps `wfe`: of that one can only be seen that it ends.)
+pub const WAITS: &[(&str, fn())] = &[
+    // SAFETY: both only wait; the hypervisor's timer ends it.
+    ("wfe and wfi let others run", || unsafe { asm!("wfe", "wfi", options(nostack)) }),
 ];

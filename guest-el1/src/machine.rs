@@ -20,6 +20,7 @@ impl Architecture for Arm {
     const DEVICE_FRAME: u64 = 0x9000;
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
+    const WAITS: &'static [(&'static str, fn())] = forbidden::WAITS;
 
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;

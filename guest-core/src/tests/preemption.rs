@@ -14,6 +14,9 @@ const TURNS: usize = 5;
 /// How often the control domain looks at the count, at most.
 const LOOKS: usize = 5_000_000;
 
+/// How often the control domain waits, and domain 1 must have run meanwhile.
+const WAITS: usize = 5;
+
 /// Runs the test `preemption`.
 pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let subject = match Subject::find(guest) {
@@ -26,5 +29,14 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
         core::mem::replace(&mut last, count) != count
     });
     check.that("domain 1 and the control domain take turns", turns.take(TURNS).count() == TURNS);
+    for &(name, wait) in A::WAITS {
+        // Now and then the tick preempts by chance; not each time.
+        let moved = (0..WAITS).filter(|_| {
+            let before = subject.word(Word::Content);
+            wait();
+            subject.word(Word::Content) != before
+        });
+        check.that(name, moved.count() == WAITS);
+    }
     subject.close();
 }
