@@ -24,6 +24,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         guest_tests(board),
         ends(board),
         console(board),
+        bad_kernels(board),
         bad_input(board),
         reference(board),
     ]
@@ -255,8 +256,8 @@ fn the_input_switched_twice(text: &str) -> Result<(), String> {
     }
 }
 
-/// What is wrong is said in one clear line; then comes a sane default or a clean stop, never a fault.
-fn bad_input(board: Board) -> Vec<Case> {
+/// Kernels that are none, or not whole, or not for this machine: that is said in one clear line, and it is the end of that domain alone.
+fn bad_kernels(board: Board) -> Vec<Case> {
     let with_kernel = |name, file, line| {
         let case = Case::new(board, name, "then=poweroff");
         Case { modules: vec![(file, "then=poweroff")], end: End::Stopped, ..case }.says(&[line])
@@ -266,14 +267,6 @@ fn bad_input(board: Board) -> Vec<Case> {
         case.modules.push((file, "domain=bad memory=16M"));
         case
     };
-    let no_kernel = Case::new(board, "bad-input/no-module", "");
-    let options = |name, words, line| {
-        Case { words, ..Case::new(board, name, "then=poweroff") }.says(&[line, "(d0) guest kernel ("])
-    };
-    let stops = |name, words, line| {
-        Case { words, end: End::Stopped, ..Case::new(board, name, "then=poweroff") }.says(&[line])
-    };
-    let small = Case::new(board, "bad-input/40-MiB-machine", "then=poweroff");
     vec![
         with_kernel("bad-input/text-as-kernel", File::Text, "it is no 64-bit ELF file"),
         with_kernel(
@@ -307,6 +300,20 @@ fn bad_input(board: Board) -> Vec<Case> {
             File::OtherMachine,
             "domain bad can't start: the kernel can't be used: it is for another machine",
         ),
+    ]
+}
+
+/// What is wrong with words and memory is said in one clear line; then comes a sane default or a clean stop, never a fault.
+fn bad_input(board: Board) -> Vec<Case> {
+    let no_kernel = Case::new(board, "bad-input/no-module", "");
+    let options = |name, words, line| {
+        Case { words, ..Case::new(board, name, "then=poweroff") }.says(&[line, "(d0) guest kernel ("])
+    };
+    let stops = |name, words, line| {
+        Case { words, end: End::Stopped, ..Case::new(board, name, "then=poweroff") }.says(&[line])
+    };
+    let small = Case::new(board, "bad-input/40-MiB-machine", "then=poweroff");
+    vec![
         Case::new(board, "bad-input/second-domain-with-more-than-there-is", "then=poweroff")
             .domain("domain=bad memory=600M")
             .says(&["domain bad can't start: it needs 600 MiB", "(d0) guest kernel ("]),
