@@ -1,7 +1,7 @@
 //! What confines a guest in direct mode.
 //!
 //! Stage 2 is off, so isolation rests on the validated tables, and on a guest not being able to do anything that would bypass
-//! them. This file is the list of ATTACKS.md ("aarch64, direct mode: what replaces stage 2"), register by register. All of them
+//! them. This file is the list in docs/aarch64-confinement.md, register by register. All of them
 //! are written once for each CPU, before the first guest, and never again, except for `TCR_EL1`'s two walk-disable bits.
 
 use core::arch::asm;

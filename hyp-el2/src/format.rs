@@ -3,7 +3,7 @@
 //! Levels are numbered as the core numbers them: 4 is the root (the architecture's level 0), 1 holds pages (its level 3).
 //! Source: Arm Architecture Reference Manual (DDI 0487), D8.3 "Translation table descriptor formats".
 //!
-//! What guests may choose, and why (ATTACKS.md, aarch64):
+//! What guests may choose, and why (docs/aarch64-confinement.md):
 //! - **Memory type.** One attribute index, 0, which `MAIR_EL1` (fixed by us) makes Normal write-back memory, and inner
 //!   shareable. So no frame has two cacheabilities, and what validation reads is what the walker reads.
 //! - **Access.** AP, PXN, UXN, nG and AF are free. A leaf without AF faults when used, which harms nobody but the guest; it
