@@ -91,8 +91,8 @@ fn experiment(board: Board) -> Vec<Case> {
         "entry in memory",
         "entry >> 12",
         "pte_val",
-        "==== The control domain's calls, tried by",
         "GETMEMLIST of domain 1",
+        "==== The control domain's calls, tried by",
         "xm dmesg",
         "(d0) TOUR: PASS",
     ]);
