@@ -887,8 +887,8 @@ fn what_waits_for_one_entry_is_taken_over_by_another_that_leads_there() {
     let budget = Budget::new(16);
     let first = rig.space(1, &budget).update(a, 3, 5, table(two), HardwareBits::Replace);
     assert_eq!(first, Err(Stop::Preempted));
-    assert!(rig.space(1, &budget).waits_for(two, 2));
-    assert!(!rig.space(1, &budget).waits_for(two, 1));
+    assert_eq!(rig.space(1, &budget).state.unfinished, Some(Unfinished::Validating(two, 2)));
+    assert_ne!(rig.space(1, &budget).state.unfinished, Some(Unfinished::Validating(two, 1)));
     assert_eq!(rig.update(1, &[(place(a, 7), table(two)), (place(a, 5), table(two))]), Ok(0));
     assert_eq!((rig.uses(two), rig.uses(target)), (2, 5));
     assert_eq!(rig.domains[1].domain.tables.lock().unfinished, None);

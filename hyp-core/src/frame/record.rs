@@ -15,7 +15,7 @@
 //! old translations were flushed. An incomplete table holds references for its entries `[0, progress)` only.
 //!
 //! A type outlives its last use: the field stays, with no uses, until another type is asked for. Then translations of the
-//! old kind may still be cached, which is why [`FrameRecord::take_type`] tells when a flush is due.
+//! old kind may still be cached, which is why `FrameRecord::take_type` tells when a flush is due.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -104,7 +104,7 @@ pub struct Hold {
     pub allocated: bool,
 }
 
-/// What [`FrameRecord::take_type`] found.
+/// What `FrameRecord::take_type` found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
     /// The type already held, or needs no work: one more use was counted.

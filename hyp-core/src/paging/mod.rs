@@ -2,7 +2,7 @@
 //!
 //! The tables that a guest builds are the tables that the MMU walks. A [`TableSpace`] is one domain's set of them, used
 //! under the domain's table lock. It knows four things: how to *hold* a table (validate the whole tree below it and take a
-//! use, [`validate`]), how to *let it go* again ([`invalidate`], in the same file, since one undoes the other), how
+//! use, [`validate`]), how to *let it go* again (in the same file, since one undoes the other), how
 //! to change one entry ([`update`]), and how to translate an address by walking ([`walk`]). Pins and roots
 //! are two reasons to hold a table ([`pin`]).
 //!

@@ -5,7 +5,7 @@
 //! reference at all; whether it is one is judged by the neutral form, never by comparing bits of its own (XSA-148, XSA-182).
 
 use super::validate::NotHeld;
-use super::{Refusal, Stop, TableSpace, Unfinished};
+use super::{Refusal, Stop, TableSpace};
 use crate::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use crate::machine::{Entry, Level, Machine, PageTableFormat};
 
@@ -127,11 +127,6 @@ impl<M: Machine> TableSpace<'_, M> {
             }
         }
         Err(Refusal::Changed.into())
-    }
-
-    /// Whether the interrupted operation, if any, waits for this table at this level.
-    pub fn waits_for(&self, table: MachineFrame, level: Level) -> bool {
-        self.state.unfinished == Some(Unfinished::Validating(table, level))
     }
 }
 

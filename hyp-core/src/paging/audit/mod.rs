@@ -2,10 +2,10 @@
 //!
 //! It shares no code with what maintains the counts. For each frame it adds up why it should be held: the owner's claim,
 //! pins, loaded roots, interrupted operations, the hypervisor's own uses, and every present entry of every table that is in force
-//! ([`count`]). Then the frame's record must say the same, to the digit. Every entry is looked at again ([`entries`]): that it
+//! (`count`). Then the frame's record must say the same, to the digit. Every entry is looked at again (`entries`): that it
 //! leads to memory of a domain that this one may map, that no bit stands there which would not be admitted, that a complete
 //! table leads to complete tables, and that the hypervisor's own slots hold what they should. Last, frames that are free and
-//! frames that are somebody's must add up to all that there ever were ([`totals`]).
+//! frames that are somebody's must add up to all that there ever were (`totals`).
 //!
 //! Memory for the recount is bounded: one slice of [`SLICE`] frames is counted at a time, over all tables. The machine must
 //! stand still meanwhile (the caller holds every domain's table lock).
