@@ -96,3 +96,14 @@ pub const PENUMBRA: u64 = 55;
 /// Sub-operation of [`PENUMBRA`]: recount every reference and type from the tables themselves. Control domain only;
 /// returns the number of findings, 0 when all is well.
 pub const PENUMBRA_AUDIT: u64 = 0;
+/// Sub-operation of [`PENUMBRA`]: take the page table that is mapped read-only at the guest-virtual address in the second
+/// argument out of its tree, and make that mapping writable. What it translated is absent until it is hooked in again.
+pub const PENUMBRA_UNHOOK: u64 = 1;
+/// Sub-operation of [`PENUMBRA`]: validate the unhooked table that translates the guest-virtual address in the second argument
+/// ([`PENUMBRA_HOOK_ALL`]: every unhooked table), make its mapping read-only again, and put it back into its tree.
+pub const PENUMBRA_HOOK: u64 = 2;
+/// For [`PENUMBRA_HOOK`]: all unhooked tables of the domain.
+pub const PENUMBRA_HOOK_ALL: u64 = !0;
+/// Sub-operation of [`PENUMBRA`]: the longest stretch of any hypercall or tear-down step without a preemption point, in the
+/// board's finest ticks (instructions under `-icount`); with a second argument of 1 it is set back to zero. Control domain only.
+pub const PENUMBRA_LONGEST_STRETCH: u64 = 3;

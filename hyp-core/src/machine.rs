@@ -7,7 +7,10 @@
 use core::fmt;
 use core::ops::Range;
 
+use penumbra_abi::errno::Errno;
+
 use crate::address::{GuestVirtual, MachineFrame};
+use crate::hypercall::{Arguments, Call, Outcome};
 
 /// One kind of machine.
 ///
@@ -33,6 +36,15 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
         kernel: Option<MachineFrame>,
         user: Option<MachineFrame>,
     ) -> Option<MachineFrame>;
+
+    /// Carries out a hypercall that only this architecture has, or refuses it.
+    ///
+    /// # Errors
+    /// As any hypercall; ENOSYS for a number that isn't the architecture's either.
+    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: Arguments) -> Outcome {
+        let _ = (call, number, arguments);
+        Err(Errno::ENOSYS.into())
+    }
 }
 
 /// Which level a table is at: 1 maps pages, [`PageTableFormat::LEVELS`] is the root.
@@ -98,6 +110,13 @@ pub trait PageTableFormat {
     /// An entry, as the domain builder writes it into a guest's first tables: admitted by [`Self::admit`], a kernel mapping,
     /// accessed (and dirty, where there is such a bit), executable.
     fn encode(level: Level, entry: Entry) -> u64;
+
+    /// Whether nothing below this entry of a root can be written through it, whatever stands there: only then may it lead to the
+    /// root itself (a *linear* table, by which a guest reads its own tables).
+    fn is_read_only_table(raw: u64) -> bool {
+        let _ = raw;
+        false
+    }
 
     /// The bits of an entry that hardware may change by itself (accessed, dirty), which an update that
     /// "preserves A/D" carries over.

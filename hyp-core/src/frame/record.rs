@@ -5,14 +5,16 @@
 //!
 //! ```text
 //! holding  bits 0..32 references   32..48 owner   48 allocated   49 scrubbed
-//! using    bits 0..32 uses         32..36 type    36 complete    37 pinned   40..52 progress
+//! using    bits 0..20 uses         20..23 type    23 complete    24 pinned   25..64 link
 //! ```
 //!
 //! *Allocated* is itself one reference: the owner's claim, given up when memory is handed back. A record of zeros is
 //! a frame that nobody can reach: no references, therefore no owner, whatever the owner field says.
 //!
 //! *Complete* says that the type holds: for a table that every entry was validated, for a writable frame that
-//! old translations were flushed. An incomplete table holds references for its entries `[0, progress)` only.
+//! old translations were flushed. An incomplete table holds references for its entries `[0, progress)` only, and *link* is
+//! that progress. A complete table's *link* is a hint: the place of the last entry that was made to lead to it. Whoever uses the
+//! hint looks at that entry first; zero is "no hint".
 //!
 //! A type outlives its last use: the field stays, with no uses, until another type is asked for. Then translations of the
 //! old kind may still be cached, which is why `FrameRecord::take_type` tells when a flush is due.
@@ -29,7 +31,9 @@ pub enum FrameType {
     None,
     /// Some translation lets a guest write to it.
     Writable,
-    /// A page table of this level, which the MMU may walk.
+    /// A page of segment descriptors, which the processor may load (x86).
+    Descriptors,
+    /// A page table of this level (1 to 4), which the MMU may walk.
     Table(Level),
 }
 
@@ -40,19 +44,22 @@ const OWNER_SHIFT: u32 = 32;
 const ALLOCATED: u64 = 1 << 48;
 const SCRUBBED: u64 = 1 << 49;
 
-const TYPE_SHIFT: u32 = 32;
-const TYPE_MASK: u64 = 0xf << TYPE_SHIFT;
-const COMPLETE: u64 = 1 << 36;
-const PINNED: u64 = 1 << 37;
-const PROGRESS_SHIFT: u32 = 40;
-const PROGRESS_MASK: u64 = 0xfff << PROGRESS_SHIFT;
+/// Uses are counted in 20 bits: a million of one frame, after which one more is refused like any other conflict.
+const USES_MASK: u64 = 0xf_ffff;
+const TYPE_SHIFT: u32 = 20;
+const TYPE_MASK: u64 = 0x7 << TYPE_SHIFT;
+const COMPLETE: u64 = 1 << 23;
+const PINNED: u64 = 1 << 24;
+const LINK_SHIFT: u32 = 25;
+const LINK_MASK: u64 = !0 << LINK_SHIFT;
 
 impl FrameType {
     const fn encode(self) -> u64 {
         let code = match self {
             Self::None => 0,
             Self::Writable => 1,
-            Self::Table(level) => 8 | (level as u64 & 7),
+            Self::Descriptors => 2,
+            Self::Table(level) => 4 | (level.saturating_sub(1) as u64 & 3),
         };
         code << TYPE_SHIFT
     }
@@ -60,7 +67,8 @@ impl FrameType {
     const fn decode(word: u64) -> Self {
         match (word & TYPE_MASK) >> TYPE_SHIFT {
             1 => Self::Writable,
-            code if code & 8 != 0 => Self::Table((code & 7) as Level),
+            2 => Self::Descriptors,
+            code if code & 4 != 0 => Self::Table((code & 3) as Level + 1),
             _ => Self::None,
         }
     }
@@ -77,18 +85,58 @@ pub struct Use {
     pub complete: bool,
     /// Whether one of the uses is a pin.
     pub pinned: bool,
-    /// Entries of an incomplete table, counted from 0, that hold references.
-    pub progress: usize,
+    link: u64,
 }
 
 impl Use {
     const fn from_word(word: u64) -> Self {
         Self {
             kind: FrameType::decode(word),
-            uses: (word & COUNT_MASK) as u32,
+            uses: (word & USES_MASK) as u32,
             complete: word & COMPLETE != 0,
             pinned: word & PINNED != 0,
-            progress: ((word & PROGRESS_MASK) >> PROGRESS_SHIFT) as usize,
+            link: word >> LINK_SHIFT,
+        }
+    }
+
+    /// Entries of an incomplete table, counted from 0, that hold references; 0 of a complete one.
+    pub const fn progress(&self) -> usize {
+        if self.complete { 0 } else { self.link as usize }
+    }
+
+    /// Of a complete table: where the entry stands that was last made to lead to it. A hint, see [`EntryPlace`].
+    pub const fn hint(&self) -> Option<EntryPlace> {
+        if self.complete { EntryPlace::from_link(self.link) } else { None }
+    }
+}
+
+/// The place of an entry, as a record can remember it: which record is its table's, and the entry's index there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryPlace {
+    /// Index of the table's record in the frame table.
+    pub record: u32,
+    /// Index of the entry, below 512.
+    pub index: u16,
+}
+
+impl EntryPlace {
+    const INDEX_BITS: u32 = 9;
+    const RECORD_LIMIT: u32 = 1 << 29;
+
+    /// One more than the place as a number, in at most 39 bits; zero for what doesn't fit (a hint may be missing).
+    const fn to_link(self) -> u64 {
+        if self.record >= Self::RECORD_LIMIT {
+            return 0;
+        }
+        ((self.record as u64) << Self::INDEX_BITS | (self.index as u64 & 0x1ff)).wrapping_add(1)
+    }
+
+    const fn from_link(link: u64) -> Option<Self> {
+        match link.checked_sub(1) {
+            Some(place) => {
+                Some(Self { record: (place >> Self::INDEX_BITS) as u32, index: (place & 0x1ff) as u16 })
+            }
+            None => None,
         }
     }
 }
@@ -216,7 +264,7 @@ impl FrameRecord {
                 Self::first_use(now.kind, kind)
             } else if now.kind != kind {
                 return Err(TypeError::Conflict(now.kind));
-            } else if u64::from(now.uses) >= COUNT_LIMIT {
+            } else if u64::from(now.uses) >= USES_MASK {
                 return Err(TypeError::Overflow);
             } else if now.complete {
                 (word.wrapping_add(1), Taken::Ready)
@@ -246,7 +294,7 @@ impl FrameRecord {
     /// Drops one use; returns how many are left. A count of zero stays zero.
     pub(super) fn drop_type(&self) -> u32 {
         let before = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let left = (word & COUNT_MASK).checked_sub(1)?;
+            let left = (word & USES_MASK).checked_sub(1)?;
             // The last use takes the flags along; the type stays, for the flush that its successor may owe.
             Some(if left == 0 { word & TYPE_MASK } else { word.wrapping_sub(1) })
         });
@@ -256,16 +304,25 @@ impl FrameRecord {
     /// Says that the type holds now.
     pub(super) fn complete(&self) {
         // Release: the validation's results, or the flush, come before anyone relies on the flag.
-        let _ = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            Some((word | COMPLETE) & !PROGRESS_MASK)
-        });
+        let _ = self
+            .using
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some((word | COMPLETE) & !LINK_MASK));
     }
 
     /// Says that a table is incomplete and holds references for its first `progress` entries.
     pub(super) fn set_progress(&self, progress: usize) {
-        let field = ((progress as u64) << PROGRESS_SHIFT) & PROGRESS_MASK;
+        let field = (progress as u64) << LINK_SHIFT;
         let _ = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            Some((word & !(COMPLETE | PROGRESS_MASK)) | field)
+            Some((word & !(COMPLETE | LINK_MASK)) | field)
+        });
+    }
+
+    /// Remembers where an entry was made to lead to this complete table.
+    pub(super) fn set_hint(&self, place: EntryPlace) {
+        let field = place.to_link() << LINK_SHIFT;
+        // Relaxed: a hint, which its reader holds against the entry itself.
+        let _ = self.using.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            (word & COMPLETE != 0).then_some((word & !LINK_MASK) | field)
         });
     }
 
@@ -313,7 +370,7 @@ mod tests {
         let record = owned();
         record.holding.store(record.holding.load(Ordering::Relaxed) | COUNT_LIMIT, Ordering::Relaxed);
         assert_eq!((record.get(ONE), record.hold().owner), (Some(false), Some(ONE)));
-        record.using.store(FrameType::Writable.encode() | COMPLETE | COUNT_LIMIT, Ordering::Relaxed);
+        record.using.store(FrameType::Writable.encode() | COMPLETE | USES_MASK, Ordering::Relaxed);
         assert_eq!(record.take_type(FrameType::Writable), Err(TypeError::Overflow));
     }
 
@@ -337,16 +394,34 @@ mod tests {
     #[test]
     fn the_last_use_takes_the_flags_along_and_leaves_the_type() {
         let record = owned();
-        assert_eq!(record.take_type(FrameType::Table(7)), Ok(Taken::First { flush: false }));
+        assert_eq!(record.take_type(FrameType::Table(4)), Ok(Taken::First { flush: false }));
         record.set_progress(512);
-        assert_eq!((record.usage().progress, record.usage().complete), (512, false));
+        assert_eq!((record.usage().progress(), record.usage().complete), (512, false));
         record.complete();
         record.set_pinned(true);
-        assert_eq!((record.usage().progress, record.usage().complete), (0, true));
+        assert_eq!((record.usage().progress(), record.usage().complete), (0, true));
         record.drop_type();
-        let left = Use { kind: FrameType::Table(7), uses: 0, complete: false, pinned: false, progress: 0 };
+        let left = Use { kind: FrameType::Table(4), uses: 0, complete: false, pinned: false, link: 0 };
         assert_eq!(record.usage(), left);
         record.vacate(true);
         assert_eq!((record.usage().kind, record.assign(TWO)), (FrameType::None, true));
+    }
+
+    #[test]
+    fn a_complete_table_remembers_who_led_to_it() {
+        let record = owned();
+        let _ = record.take_type(FrameType::Table(1));
+        let place = EntryPlace { record: 0x1fff_ffff, index: 511 };
+        record.set_hint(place);
+        assert_eq!(record.usage().hint(), None, "incomplete: the field is its progress");
+        record.complete();
+        record.set_hint(place);
+        assert_eq!((record.usage().hint(), record.usage().uses), (Some(place), 1));
+        record.set_hint(EntryPlace { record: 1 << 29, index: 0 });
+        assert_eq!((record.usage().hint(), record.usage().complete), (None, true), "too far for a hint");
+        record.set_hint(EntryPlace { record: 0, index: 0 });
+        assert_eq!(record.usage().hint(), Some(EntryPlace { record: 0, index: 0 }));
+        record.set_progress(3);
+        assert_eq!((record.usage().hint(), record.usage().progress()), (None, 3));
     }
 }

@@ -94,29 +94,41 @@ impl<'a, M: Machine> Call<'a, M> {
             number::DOMCTL => self.domctl(arguments),
             number::SYSCTL => self.sysctl(arguments),
             number::PENUMBRA => self.penumbra_op(arguments),
-            _ => Err(Errno::ENOSYS.into()),
+            _ => M::hypercall(self, number, arguments),
         }
     }
 
     /// Reads a structure from the guest.
-    fn read<T: FromBytes + IntoBytes>(&self, from: u64) -> Result<T, Errno> {
+    ///
+    /// # Errors
+    /// EFAULT when the guest itself couldn't read all of it.
+    pub fn read<T: FromBytes + IntoBytes>(&self, from: u64) -> Result<T, Errno> {
         let mut value = T::new_zeroed();
         self.read_bytes(from, value.as_mut_bytes())?;
         Ok(value)
     }
 
     /// Reads bytes from the guest.
-    fn read_bytes(&self, from: u64, into: &mut [u8]) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_bytes(&self, from: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.hypervisor.machine.read_guest(GuestVirtual::new(from), into).map_err(|_| Errno::EFAULT)
     }
 
     /// Writes a structure to the guest.
-    fn write<T: IntoBytes + Immutable>(&self, to: u64, value: &T) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// EFAULT when the guest itself couldn't write all of it.
+    pub fn write<T: IntoBytes + Immutable>(&self, to: u64, value: &T) -> Result<(), Errno> {
         self.write_bytes(to, value.as_bytes())
     }
 
     /// Writes bytes to the guest.
-    fn write_bytes(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_bytes(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
         self.hypervisor.machine.write_guest(GuestVirtual::new(to), from).map_err(|_| Errno::EFAULT)
     }
 

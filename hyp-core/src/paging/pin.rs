@@ -47,7 +47,7 @@ impl<M: Machine> TableSpace<'_, M> {
         match self.frames.usage(table) {
             Some(usage) if ours && usage.pinned => match usage.kind {
                 FrameType::Table(level) => Some(level),
-                FrameType::None | FrameType::Writable => None,
+                _ => None,
             },
             _ => None,
         }

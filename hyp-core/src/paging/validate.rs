@@ -110,9 +110,9 @@ impl<M: Machine> TableSpace<'_, M> {
         if usage.complete {
             return Ok(());
         }
-        self.resume_last_child(table, level, usage.progress)?;
+        self.resume_last_child(table, level, usage.progress())?;
         let count = M::Format::entries(level);
-        for index in usage.progress..count {
+        for index in usage.progress()..count {
             if self.is_reserved(level, index) {
                 continue;
             }
@@ -167,7 +167,7 @@ impl<M: Machine> TableSpace<'_, M> {
     fn invalidate(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
         let Some(usage) = self.frames.usage(table) else { return Ok(()) };
         let count = M::Format::entries(level);
-        let mut progress = if usage.complete { count } else { usage.progress.min(count) };
+        let mut progress = if usage.complete { count } else { usage.progress().min(count) };
         if usage.complete && level == M::Format::LEVELS {
             self.clear_reserved_slots(table);
         }
@@ -237,7 +237,7 @@ impl<M: Machine> TableSpace<'_, M> {
         match self.frames.usage(frame) {
             Some(usage) if ours && usage.complete && usage.uses > 0 => match usage.kind {
                 FrameType::Table(level) => Some(level),
-                FrameType::None | FrameType::Writable => None,
+                _ => None,
             },
             _ => None,
         }

@@ -161,7 +161,8 @@ impl Slice<'_> {
             self.report.add(Finding::Uses { frame, recorded: usage.uses, counted: uses });
         }
         let excluded = match usage.kind {
-            FrameType::None => uses != 0,
+            // Nothing else is counted as a use of descriptor pages yet.
+            FrameType::None | FrameType::Descriptors => uses != 0,
             FrameType::Writable => counted.table != 0,
             // Bit 0 stands for roots.
             FrameType::Table(level) => {

@@ -72,7 +72,7 @@ impl<M: Machine> Judge<'_, M> {
         let owner = table.owner;
         self.belongs((table.frame, index), below, |_, of| of == owner);
         // Of an incomplete table, the last entry in force may lead to one that is incomplete itself.
-        let last = !table.usage.complete && index.saturating_add(1) == table.usage.progress;
+        let last = !table.usage.complete && index.saturating_add(1) == table.usage.progress();
         let usage = self.frames.usage(below);
         let is_table = usage.is_some_and(|usage| {
             usage.kind == FrameType::Table(table.level.saturating_sub(1)) && (usage.complete || last)

@@ -255,6 +255,6 @@ fn each_table(frames: &FrameTable, visit: &mut dyn FnMut(Table)) {
 impl Table {
     /// Entries that hold references, counted from 0.
     fn in_force(&self, entries: usize) -> usize {
-        if self.usage.complete { entries } else { self.usage.progress.min(entries) }
+        if self.usage.complete { entries } else { self.usage.progress().min(entries) }
     }
 }
