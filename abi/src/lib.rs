@@ -23,6 +23,7 @@ pub mod shared_info;
 pub mod start_info;
 pub mod sysctl;
 pub mod version;
+pub mod vm_assist;
 pub mod x86_64;
 
 pub use errno::Errno;

@@ -29,6 +29,9 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     /// What an entry of the M2P holds for a frame that has no pseudo-physical number.
     const INVALID_M2P_ENTRY: u64 = !0;
 
+    /// The kinds of assistance that domains may switch on, one bit each (`VMASST_TYPE_*`, see [`crate::domain::Domain::assists`]).
+    const ASSISTS: u64;
+
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
     /// (not canonical), or that root isn't set.
     fn root_of(

@@ -7,6 +7,7 @@ use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu};
 use hyp_x86::format::X86Format;
 use hyp_x86::layout;
+use penumbra_abi::vm_assist;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
@@ -25,6 +26,14 @@ impl Machine for X86 {
 
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new(layout::M2P_WINDOW);
     const PLATFORM: &'static str = "x86_64";
+    /// Those that Xen has for 64-bit guests; the ones about segments and extended roots mean nothing to these, and no guest has a
+    /// use for the I/O privilege level. Hiding the M2P from user mode isn't done, so it isn't promised.
+    const ASSISTS: u64 = 1 << vm_assist::VMASST_TYPE_4GB_SEGMENTS
+        | 1 << vm_assist::VMASST_TYPE_4GB_SEGMENTS_NOTIFY
+        | 1 << vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES
+        | 1 << vm_assist::VMASST_TYPE_PAE_EXTENDED_CR3
+        | 1 << vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL
+        | 1 << vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
 
     /// The kernel's root maps both halves.
     fn root_of(

@@ -66,6 +66,8 @@ pub struct Domain<M: Machine> {
     max_pages: AtomicU64,
     /// Nanoseconds for which its vCPUs have had a CPU.
     cpu_time: AtomicU64,
+    /// Kinds of assistance that it has switched on, one bit each.
+    assists: AtomicU64,
     shared_info: FrameSlot,
     /// The table lock: whoever changes the domain's tables holds it.
     pub tables: Mutex<TableState>,
@@ -84,6 +86,7 @@ impl<M: Machine> Domain<M> {
             control: AtomicBool::new(false),
             max_pages: AtomicU64::new(0),
             cpu_time: AtomicU64::new(0),
+            assists: AtomicU64::new(0),
             shared_info: FrameSlot::new(),
             tables: Mutex::new(TableState::new()),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
@@ -125,6 +128,7 @@ impl<M: Machine> Domain<M> {
         self.control.store(control, Ordering::Relaxed);
         self.max_pages.store(max_pages, Ordering::Relaxed);
         self.cpu_time.store(0, Ordering::Relaxed);
+        self.assists.store(0, Ordering::Relaxed);
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.name(id, index as u16);
         }
@@ -139,6 +143,21 @@ impl<M: Machine> Domain<M> {
     /// Frames it may have (`maximum_reservation`).
     pub fn max_pages(&self) -> u64 {
         self.max_pages.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has switched this kind of assistance on (`VMASST_TYPE_*`).
+    pub fn assists(&self, kind: u32) -> bool {
+        // Relaxed: the guest's own switch orders nothing.
+        self.assists.load(Ordering::Relaxed) & 1u64.checked_shl(kind).unwrap_or(0) != 0
+    }
+
+    pub(crate) fn set_assist(&self, kind: u32, on: bool) {
+        let bit = 1u64.checked_shl(kind).unwrap_or(0);
+        if on {
+            self.assists.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.assists.fetch_and(!bit, Ordering::Relaxed);
+        }
     }
 
     /// Nanoseconds for which its vCPUs have had a CPU.

@@ -11,6 +11,8 @@ pub mod kernel;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 
+use penumbra_abi::vm_assist;
+
 pub use context::FakeContext;
 pub use format::FakeFormat;
 
@@ -147,6 +149,9 @@ impl Machine for Fake {
     type Context = FakeContext;
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new((format::RESERVED_SLOTS.start as u64) << 19);
     const PLATFORM: &'static str = "x86_64";
+    const ASSISTS: u64 = 1 << vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES
+        | 1 << vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG
+        | 1 << vm_assist::VMASST_TYPE_M2P_STRICT;
 
     fn root_of(
         address: GuestVirtual,

@@ -17,6 +17,7 @@ mod sched;
 mod sysctl;
 mod va_mapping;
 mod version;
+mod vm_assist;
 
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
@@ -90,6 +91,7 @@ impl<'a, M: Machine> Call<'a, M> {
             number::MEMORY_OP => self.memory_op(arguments),
             number::CONSOLE_IO => self.console_io(arguments),
             number::SCHED_OP => self.sched_op(arguments),
+            number::VM_ASSIST => self.vm_assist(arguments),
             number::XEN_VERSION => self.xen_version(arguments),
             number::DOMCTL => self.domctl(arguments),
             number::SYSCTL => self.sysctl(arguments),
