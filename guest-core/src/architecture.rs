@@ -4,6 +4,8 @@
 //! object (page tables, the M2P, pages that are mapped and unmapped) is reached word by word through this trait, whose
 //! implementations in `guest-el1` and `guest-x86` are a few instructions each.
 
+use crate::bench::ArchitectureRow;
+
 /// Which level a page table is at: 1 maps pages, [`ROOT_LEVEL`] is the root.
 pub type Level = u8;
 
@@ -29,7 +31,7 @@ pub struct Mapping {
 pub type Forbidden = (&'static str, fn() -> bool);
 
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
-pub trait Architecture: 'static {
+pub trait Architecture: Sized + 'static {
     /// Name, for the greeting.
     const NAME: &'static str;
     /// Virtual address at which pseudo-physical frame 0 is mapped (the kernel's `VIRT_BASE` note).
@@ -46,6 +48,18 @@ pub trait Architecture: 'static {
     /// Addresses among the arguments must be those of buffers which the caller owns for as long as the call lasts, or
     /// such that the hypervisor is bound to refuse them.
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64;
+
+    /// Does everything that [`Self::hypercall`] does but for the one instruction that enters the hypervisor, and returns 0:
+    /// what is left is what a hypercall costs its caller.
+    fn no_hypercall(number: u64, arguments: [u64; 6]) -> u64;
+
+    /// A counter that grows with time. When the machine counts instructions, its units are [`Self::COUNTER_UNIT`] of those.
+    fn counter() -> u64;
+    /// Instructions in a unit of [`Self::counter`].
+    const COUNTER_UNIT: u64;
+
+    /// Rows of the benchmark that only this architecture has.
+    const BENCHES: &'static [ArchitectureRow<Self>] = &[];
 
     /// Reads an aligned word of mapped memory.
     fn read_word(address: u64) -> u64;

@@ -7,6 +7,7 @@
 //! Words of the command line:
 //! - `tour`: the documented experiment; in both domains.
 //! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
+//! - `bench` (control domain): what each operation costs; see [`bench`].
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod architecture;
+pub mod bench;
 pub mod console;
 pub mod death;
 pub mod guest;
@@ -70,6 +72,9 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
     }
     if let Some(names) = words.value("test") {
         tests::run(guest, names);
+    }
+    if words.has("bench") {
+        bench::run(guest);
     }
     death::die_if_asked(guest);
     match words.value("then") {

@@ -1,9 +1,10 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{entries, forbidden, traps};
+use crate::{bench, entries, forbidden, traps};
 use core::arch::asm;
 use guest_core::Architecture;
 use guest_core::architecture::{Forbidden, Level, Mapping};
+use guest_core::bench::ArchitectureRow;
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
 /// Virtual address of pseudo-physical frame 0.
@@ -21,6 +22,11 @@ impl Architecture for X86 {
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
 
+    const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
+    /// QEMU's time-stamp counter counts nanoseconds.
+    const COUNTER_UNIT: u64 = 1;
+
+    #[inline(never)]
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;
         // SAFETY: `syscall` enters the hypervisor, which changes rax, rcx, r11 and the memory that the arguments name;
@@ -40,6 +46,31 @@ impl Architecture for X86 {
             );
         }
         result
+    }
+
+    #[inline(never)]
+    fn no_hypercall(number: u64, arguments: [u64; 6]) -> u64 {
+        // SAFETY: no instruction at all; the registers are those of `hypercall`, so that the code around them is the same.
+        unsafe {
+            asm!(
+                "",
+                inout("rax") number => _,
+                inout("rdi") arguments[0] => _,
+                inout("rsi") arguments[1] => _,
+                inout("rdx") arguments[2] => _,
+                inout("r10") arguments[3] => _,
+                inout("r8") arguments[4] => _,
+                inout("r9") arguments[5] => _,
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        0
+    }
+
+    fn counter() -> u64 {
+        // SAFETY: reads a counter; neither hypervisor forbids it.
+        unsafe { core::arch::x86_64::_rdtsc() }
     }
 
     fn read_word(address: u64) -> u64 {

@@ -102,6 +102,15 @@ pub fn install() -> bool {
     set_table(hypercalls::address_of(&table)).is_ok()
 }
 
+/// Installs one handler beside those that are there.
+///
+/// # Errors
+/// Why the hypervisor refuses.
+pub fn install_one(vector: u8, handler: unsafe extern "C" fn()) -> Result<(), Errno> {
+    let table = [trap(vector, handler), TrapInfo::default()];
+    set_table(hypercalls::address_of(&table)).map(drop)
+}
+
 /// Removes all handlers: address 0 stands for an empty table.
 pub fn remove() {
     // Without a table there is nothing to remove.

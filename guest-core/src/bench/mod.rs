@@ -1,0 +1,83 @@
+//! What each operation costs, in executed instructions.
+//!
+//! The word `bench` measures every row, and prints a line for each: `BENCH name instructions`, or `BENCH name absent ERRNO`
+//! for what this hypervisor doesn't do (yet). The machine must count instructions (`-icount shift=0,sleep=off`); then the
+//! figures repeat to the digit, on Penumbra as on Xen, since both run this very kernel.
+//!
+//! What a loop, its arguments and its checks cost is measured by the same loop without the `syscall` or `hvc`, and taken
+//! away: a hypercall's figure is that one instruction and all that the hypervisor executes for it. Where the guest's own
+//! handler belongs to the operation (a fault, an upcall), the figure holds that handler, too: it is a handful of
+//! instructions, and the same on every hypervisor.
+
+mod calls;
+mod memory;
+mod meter;
+mod pinning;
+mod roots;
+mod tables;
+mod window;
+
+use crate::architecture::Architecture;
+use crate::guest::Guest;
+use crate::say;
+use penumbra_abi::Errno;
+
+/// Measures one row: instructions for one operation.
+type Row<A> = (&'static str, fn(&Guest<A>) -> Result<u64, Errno>);
+
+/// A row that only one architecture has: it does the operation so many times and says how many units of the counter that
+/// took, its loop apart.
+pub type ArchitectureRow<A> = (&'static str, fn(&Guest<A>, u64) -> Result<u64, Errno>);
+
+/// Rows of both architectures, in the order in which they are printed.
+fn rows<A: Architecture>() -> [Row<A>; 25] {
+    [
+        ("null-hypercall", calls::null),
+        ("unknown-hypercall", calls::unknown),
+        ("mmu-update-map", tables::update_map),
+        ("mmu-update-unmap", tables::update_unmap),
+        ("batch-map", tables::batch_map),
+        ("batch-unmap", tables::batch_unmap),
+        ("batch-ro-to-rw", tables::batch_read_only_to_writable),
+        ("batch-rw-to-ro", tables::batch_writable_to_read_only),
+        ("va-mapping-map", tables::va_map),
+        ("va-mapping-unmap", tables::va_unmap),
+        ("multicall-map", tables::multicall_map),
+        ("multicall-unmap", tables::multicall_unmap),
+        ("emulated-map", tables::emulated_map),
+        ("emulated-unmap", tables::emulated_unmap),
+        ("pin-l1", pinning::pin_table),
+        ("unpin-l1", pinning::unpin_table),
+        ("pin-tree", pinning::pin_tree),
+        ("unpin-tree", pinning::unpin_tree),
+        ("root-same", roots::same),
+        ("root-other", roots::other),
+        ("invlpg-local", calls::invalidate_page),
+        ("flush-local", calls::flush),
+        ("reservation", memory::decrease_increase),
+        ("yield", calls::yield_cpu),
+        ("multicall-null", calls::multicall_null),
+    ]
+}
+
+/// Measures every row.
+pub fn run<A: Architecture>(guest: &Guest<A>) {
+    for (name, row) in rows::<A>() {
+        print::<A>(name, row(guest));
+    }
+    for &(name, row) in A::BENCHES {
+        print::<A>(
+            name,
+            meter::least(|| row(guest, meter::REPETITIONS))
+                .map(|t| meter::each(t * A::COUNTER_UNIT, meter::REPETITIONS)),
+        );
+    }
+    say!(A, "BENCH end");
+}
+
+fn print<A: Architecture>(name: &str, result: Result<u64, Errno>) {
+    match result {
+        Ok(value) => say!(A, "BENCH {name} {}", value),
+        Err(error) => say!(A, "BENCH {name} absent {error}"),
+    }
+}
