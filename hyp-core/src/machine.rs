@@ -31,6 +31,11 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
 
     /// The kinds of assistance that domains may switch on, one bit each (`VMASST_TYPE_*`, see [`crate::domain::Domain::assists`]).
     const ASSISTS: u64;
+    /// Free memory that the domain builder maps after a new domain's boot stack, at least: bytes. A guest's kernel counts on
+    /// Xen's 512 KiB (`xen.h`, "Start-of-day memory layout"); only a test's machine has less.
+    const START_SLACK: u64 = 512 << 10;
+    /// What the end of the region that is mapped at the start is rounded up to: bytes, Xen's 4 MiB.
+    const START_ALIGNMENT: u64 = 4 << 20;
 
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
     /// (not canonical), or that root isn't set.

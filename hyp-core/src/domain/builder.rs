@@ -161,6 +161,8 @@ impl<M: Machine> Hypervisor<M> {
             ramdisk: plan.ramdisk.len() as u64,
             pages: plan.pages,
             store_and_console: !plan.control,
+            slack: M::START_SLACK,
+            alignment: M::START_ALIGNMENT,
         };
         let layout = Layout::plan::<M::Format>(needs).ok_or(BuildError::Layout)?;
         if !Self::is_guests_part(&layout) {

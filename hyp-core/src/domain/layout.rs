@@ -8,10 +8,6 @@
 use crate::address::{GuestVirtual, PAGE_BYTES, PAGE_SHIFT};
 use crate::machine::{Level, PageTableFormat};
 
-/// Free memory that is mapped after the boot stack, at least.
-const SLACK: u64 = 512 << 10;
-/// What the end of the mapped region is rounded up to.
-const END_ALIGNMENT: u64 = 4 << 20;
 /// Levels that any format has, at most.
 const MAX_LEVELS: usize = 5;
 
@@ -53,6 +49,10 @@ pub struct Needs {
     pub pages: u64,
     /// Whether there are a store and a console page.
     pub store_and_console: bool,
+    /// Bytes of free memory that are mapped after the boot stack, at least.
+    pub slack: u64,
+    /// What the end of the mapped region is rounded up to: bytes.
+    pub alignment: u64,
 }
 
 fn frames_of(bytes: u64) -> Option<u64> {
@@ -84,17 +84,17 @@ impl Layout {
             stack: 0,
             end: 0,
         };
-        layout.plan_tables::<F>()?;
+        layout.plan_tables::<F>(&needs)?;
         Some(layout)
     }
 
     /// The tables map themselves, so their number depends on itself: it grows until it is enough.
-    fn plan_tables<F: PageTableFormat>(&mut self) -> Option<()> {
+    fn plan_tables<F: PageTableFormat>(&mut self, needs: &Needs) -> Option<()> {
         loop {
             let before = self.table_count();
             self.stack = self.tables.checked_add(before)?;
             let used = self.stack.checked_add(1)?.checked_mul(PAGE_BYTES)?;
-            let end = used.checked_add(SLACK)?.checked_next_multiple_of(END_ALIGNMENT)?;
+            let end = used.checked_add(needs.slack)?.checked_next_multiple_of(needs.alignment)?;
             self.end = end >> PAGE_SHIFT;
             let last = self.virt_base.checked_add(end)?.checked_sub(1)?;
             for level in 1..=F::LEVELS {

@@ -9,16 +9,21 @@ pub const MINIMUM_FRAMES: u64 = 1024;
 
 /// The file: one segment of `size` bytes at pseudo-physical 0x1000, each byte 0x90.
 pub fn image(size: usize) -> Vec<u8> {
+    image_at(VIRT_BASE, size)
+}
+
+/// The same, with pseudo-physical frame 0 at `base`.
+pub fn image_at(base: u64, size: usize) -> Vec<u8> {
     let notes = [
         note(elfnote::XEN_VERSION, b"xen-3.0\0"),
-        note(elfnote::VIRT_BASE, &VIRT_BASE.to_le_bytes()),
-        note(elfnote::ENTRY, &(VIRT_BASE + 0x1000).to_le_bytes()),
+        note(elfnote::VIRT_BASE, &base.to_le_bytes()),
+        note(elfnote::ENTRY, &(base + 0x1000).to_le_bytes()),
     ]
     .concat();
     let headers = 64 + 2 * 56;
     let mut file = file_header();
-    file.extend(segment(1, (headers + notes.len()) as u64, 0x1000, size as u64));
-    file.extend(segment(4, headers as u64, 0, notes.len() as u64));
+    file.extend(segment(base, 1, (headers + notes.len()) as u64, 0x1000, size as u64));
+    file.extend(segment(base, 4, headers as u64, 0, notes.len() as u64));
     file.extend(notes);
     file.extend(std::iter::repeat_n(0x90, size));
     file
@@ -36,9 +41,9 @@ fn file_header() -> Vec<u8> {
     header
 }
 
-fn segment(kind: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
+fn segment(base: u64, kind: u32, offset: u64, address: u64, size: u64) -> Vec<u8> {
     let mut header = [kind.to_le_bytes(), 7u32.to_le_bytes()].concat();
-    for value in [offset, VIRT_BASE + address, address, size, size, 4] {
+    for value in [offset, base + address, address, size, size, 4] {
         header.extend(value.to_le_bytes());
     }
     header

@@ -117,6 +117,11 @@ impl Fake {
     }
 }
 
+/// Says whether some CPU may have a vCPU's roots loaded, for a test that schedules by itself.
+pub fn place_on_cpu<M: Machine>(vcpu: &crate::Vcpu<M>, on_cpu: bool) {
+    vcpu.set_on_cpu(on_cpu);
+}
+
 /// A hypervisor on a fake machine with so many frames, all of them free, for as long as the process lives.
 pub fn hypervisor(frames: usize) -> &'static Hypervisor<Fake> {
     let zeros = |count: usize| -> &'static [AtomicU64] {

@@ -66,7 +66,8 @@ pub(super) fn count<M: Machine>(
     let (first, end) = frames.extent();
     let mut start = first;
     while start < end {
-        ledger.counts.fill(Count::default());
+        let length = usize::try_from(end.saturating_sub(start)).map_or(SLICE, |left| left.min(SLICE));
+        ledger.counts.iter_mut().take(length).for_each(|count| *count = Count::default());
         let mut slice = Slice { start, ledger, report };
         slice.count_holders(holders);
         slice.count_claims(frames, end);
