@@ -194,6 +194,14 @@ pub trait FrameMemory {
     fn scrub_frame(&self, frame: MachineFrame);
     /// Copies a whole frame.
     fn copy_frame(&self, from: MachineFrame, to: MachineFrame);
+    /// Reads the 8-byte word `index` (below 512) of a frame, atomically: memory that a guest changes at the same time.
+    fn read_word(&self, frame: MachineFrame, index: usize) -> u64;
+    /// Writes `new` if the word still holds `current`, atomically and ordered before and after everything else. Unlike
+    /// [`Mmu::exchange_entry`] it is for data: no table walker reads it.
+    ///
+    /// # Errors
+    /// What the word holds instead.
+    fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
 }
 
 /// The guest's address can't be used as asked, under the guest's own rights.

@@ -145,6 +145,15 @@ impl FrameMemory for El2 {
             clean_to_unification(to, PAGE_SIZE);
         }
     }
+
+    fn read_word(&self, frame: MachineFrame, index: usize) -> u64 {
+        entry(frame, index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let word = entry(frame, index).ok_or(0u64)?;
+        word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
+    }
 }
 
 /// Copies bytes into a frame, as data: nobody is promised that they can be executed.

@@ -124,6 +124,15 @@ impl FrameMemory for X86 {
             unsafe { from.cast_const().copy_to(to, PAGE_SIZE) };
         }
     }
+
+    fn read_word(&self, frame: MachineFrame, index: usize) -> u64 {
+        memory::entry(frame, index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let word = memory::entry(frame, index).ok_or(0u64)?;
+        word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
+    }
 }
 
 /// Copies go straight through the guest's tables, which are loaded: write protection holds in ring 0 too (CR0.WP), and every

@@ -228,6 +228,14 @@ impl FrameMemory for Fake {
             self.write_entry(to, index, self.read_entry(from, index));
         }
     }
+
+    fn read_word(&self, frame: MachineFrame, index: usize) -> u64 {
+        self.read_entry(frame, index)
+    }
+
+    fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        self.exchange_entry(frame, index, current, new)
+    }
 }
 
 impl GuestMemory for Fake {
