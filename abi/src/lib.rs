@@ -14,6 +14,7 @@ pub mod console;
 pub mod domctl;
 pub mod elfnote;
 pub mod errno;
+pub mod grant_table;
 pub mod hypercall;
 pub mod memory;
 pub mod mmu;
