@@ -22,6 +22,7 @@
 pub mod address;
 pub mod console;
 pub mod domain;
+pub mod event;
 #[cfg(any(test, feature = "fake-machine"))]
 #[allow(
     clippy::panic,

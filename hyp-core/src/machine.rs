@@ -6,6 +6,7 @@
 
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::AtomicU64;
 
 use penumbra_abi::errno::Errno;
 
@@ -26,6 +27,8 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     const M2P_WINDOW: GuestVirtual;
     /// The architecture's name in Xen's ABI (`start_info.magic`, capabilities): `x86_64` or `aarch64`.
     const PLATFORM: &'static str;
+    /// How the page is laid out that a domain shares with the hypervisor.
+    const SHARED_INFO: SharedInfoLayout;
     /// What an entry of the M2P holds for a frame that has no pseudo-physical number.
     const INVALID_M2P_ENTRY: u64 = !0;
 
@@ -53,6 +56,21 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
         let _ = (call, number, arguments);
         Err(Errno::ENOSYS.into())
     }
+}
+
+/// The parts of a shared-info page (`struct shared_info`) and of a `struct vcpu_info`. Offsets and sizes in bytes, multiples of 8.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharedInfoLayout {
+    /// How many `vcpu_info` there are, at the page's start. vCPUs beyond them register places of their own.
+    pub vcpu_infos: usize,
+    /// Size of one.
+    pub vcpu_info_bytes: usize,
+    /// Whether `evtchn_upcall_mask` masks upcalls. Otherwise a flag in the guest's processor does.
+    pub has_upcall_mask: bool,
+    /// Offset of the bits that say which channels are pending.
+    pub pending: usize,
+    /// Offset of the bits that say which channels are masked.
+    pub mask: usize,
 }
 
 /// Which level a table is at: 1 maps pages, [`PageTableFormat::LEVELS`] is the root.
@@ -202,6 +220,9 @@ pub trait FrameMemory {
     /// # Errors
     /// What the word holds instead.
     fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
+    /// The 8-byte word number `index` (below 512) of a frame that guests may change at the same time; `None` if the frame isn't RAM. The
+    /// caller holds the frame as *writable* for as long as it uses the word.
+    fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64>;
 }
 
 /// The guest's address can't be used as asked, under the guest's own rights.
@@ -258,6 +279,12 @@ pub trait Context: Send + Sync + 'static {
 
     /// Makes the vCPU ready for its first instruction: everything else zero, interrupts masked, MMU on.
     fn reset(&self, start: &StartOfDay);
+    /// Says where the vCPU's `vcpu_info` lies: `offset` bytes into `frame`, which the core holds as *writable* until the vCPU never
+    /// runs again, or the next call. [`Self::reset`] leaves it as it is.
+    fn set_vcpu_info(&self, frame: MachineFrame, offset: usize);
+    /// Lets events reach the guest, where it is a flag of its processor that keeps them away (the guest has asked to wait for
+    /// them). Only for the vCPU that runs, or one that is stopped.
+    fn unmask_events(&self);
     /// Sets what the hypercall in progress returns to the guest.
     fn set_result(&self, value: u64);
     /// Arranges for the guest to issue the hypercall in progress again, with these arguments, when it runs next.

@@ -11,6 +11,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable};
+use hyp_core::address::MachineFrame;
 use hyp_core::machine::{Context, FlushScope, Mmu, StartOfDay};
 
 use crate::cpu::Cpu;
@@ -18,6 +19,8 @@ use crate::machine::El2;
 
 /// EL1 with its own stack pointer; D, A, I and F masked.
 const START_PSTATE: u64 = 0x3c5;
+/// PSTATE.I: no interrupts.
+const IRQ_MASKED: u64 = 1 << 7;
 /// Bytes of the instruction that makes a hypercall.
 const INSTRUCTION: u64 = 4;
 
@@ -156,6 +159,13 @@ impl Context for GuestContext {
         // The domain's VMID may have been another's before. This also empties the instruction caches, after the domain builder has
         // written the kernel and cleaned it to where they read: once for each vCPU, which is cheaper than once for each page.
         El2.flush(FlushScope::Everything);
+    }
+
+    /// Nothing to remember: the core is asked whether an upcall is due.
+    fn set_vcpu_info(&self, _frame: MachineFrame, _offset: usize) {}
+
+    fn unmask_events(&self) {
+        self.pstate.fetch_and(!IRQ_MASKED, Ordering::Relaxed);
     }
 
     fn set_result(&self, value: u64) {

@@ -1,8 +1,11 @@
 //! The machine as the core sees it.
 
+use core::mem::offset_of;
+
 use hyp_core::address::{GuestVirtual, MachineFrame};
-use hyp_core::machine::Machine;
+use hyp_core::machine::{Machine, SharedInfoLayout};
 use hyp_el2::format::VmsaStage1;
+use penumbra_abi::shared_info::{ArmSharedInfo, ArmVcpuInfo};
 
 use crate::context::GuestContext;
 
@@ -19,6 +22,13 @@ impl Machine for El2 {
     const PLATFORM: &'static str = "aarch64";
     /// Direct writes to tables aren't among them: the guest's own handler unhooks a table before it writes.
     const ASSISTS: u64 = 1 << penumbra_abi::vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
+    const SHARED_INFO: SharedInfoLayout = SharedInfoLayout {
+        vcpu_infos: 1,
+        vcpu_info_bytes: size_of::<ArmVcpuInfo>(),
+        has_upcall_mask: false,
+        pending: offset_of!(ArmSharedInfo, evtchn_pending),
+        mask: offset_of!(ArmSharedInfo, evtchn_mask),
+    };
 
     fn root_of(
         address: GuestVirtual,

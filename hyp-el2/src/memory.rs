@@ -154,6 +154,10 @@ impl FrameMemory for El2 {
         let word = entry(frame, index).ok_or(0u64)?;
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
     }
+
+    fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
+        entry(frame, index)
+    }
 }
 
 /// Copies bytes into a frame, as data: nobody is promised that they can be executed.

@@ -29,7 +29,6 @@ const MASK_EVENTS: u8 = 1 << 2;
 /// Within `struct vcpu_info`: the event mask, and the faulting address.
 const VCPU_INFO_MASK: usize = 1;
 const VCPU_INFO_CR2: usize = 16;
-const VCPU_INFO_BYTES: usize = 64;
 
 /// Words of the longest frame.
 const LONGEST: usize = 8;
@@ -158,8 +157,7 @@ fn write_info(vcpu: &Vcpu<X86>, field: usize, bytes: &[u8]) {
     }
 }
 
-/// Where the vCPU's `vcpu_info` lies: in its domain's shared page, by number.
+/// Where the vCPU's `vcpu_info` lies.
 fn info(vcpu: &Vcpu<X86>) -> Option<(hyp_core::address::MachineFrame, usize)> {
-    let frame = HYPERVISOR.domain(vcpu.domain_id())?.shared_info()?;
-    Some((frame, usize::from(vcpu.index()) * VCPU_INFO_BYTES))
+    vcpu.info_place()
 }

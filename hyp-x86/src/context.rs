@@ -11,7 +11,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::fmt;
 use core::mem::offset_of;
 
-use hyp_core::address::GuestVirtual;
+use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::machine::{Context, StartOfDay};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
@@ -245,6 +245,12 @@ impl Context for GuestContext {
         self.clear_handlers();
         self.clear_floating_point();
     }
+
+    /// Nothing to remember: `bounce.rs` asks the core.
+    fn set_vcpu_info(&self, _frame: MachineFrame, _offset: usize) {}
+
+    /// The mask stands in `vcpu_info`, where the core clears it.
+    fn unmask_events(&self) {}
 
     #[inline]
     fn set_result(&self, value: u64) {

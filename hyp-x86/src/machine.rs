@@ -1,12 +1,16 @@
 //! The machine, as the core sees it.
 
-use core::sync::atomic::Ordering;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::Hypervisor;
 use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
-use hyp_core::machine::{Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu};
+use hyp_core::machine::{
+    Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, SharedInfoLayout,
+};
 use hyp_x86::format::X86Format;
 use hyp_x86::layout;
+use penumbra_abi::shared_info::{X86SharedInfo, X86VcpuInfo};
 use penumbra_abi::vm_assist;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
@@ -34,6 +38,13 @@ impl Machine for X86 {
         | 1 << vm_assist::VMASST_TYPE_PAE_EXTENDED_CR3
         | 1 << vm_assist::VMASST_TYPE_ARCHITECTURAL_IOPL
         | 1 << vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
+    const SHARED_INFO: SharedInfoLayout = SharedInfoLayout {
+        vcpu_infos: 32,
+        vcpu_info_bytes: size_of::<X86VcpuInfo>(),
+        has_upcall_mask: true,
+        pending: offset_of!(X86SharedInfo, evtchn_pending),
+        mask: offset_of!(X86SharedInfo, evtchn_mask),
+    };
 
     /// The kernel's root maps both halves.
     fn root_of(
@@ -132,6 +143,11 @@ impl FrameMemory for X86 {
     fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let word = memory::entry(frame, index).ok_or(0u64)?;
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
+    }
+
+    #[inline]
+    fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
+        memory::entry(frame, index)
     }
 }
 

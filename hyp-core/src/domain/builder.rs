@@ -5,6 +5,7 @@
 //! even that they come from here. Source: `xen.h` of Xen's public headers, "Start-of-day memory layout".
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 
 use penumbra_abi::start_info::{SIF_INITDOMAIN, SIF_PRIVILEGED, StartInfo};
 use zerocopy::{FromZeros, IntoBytes};
@@ -14,6 +15,7 @@ use super::layout::{Layout, Needs, span_shift};
 use super::vcpu::RunState;
 use super::{Domain, Life};
 use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::event::upcall;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
 use crate::paging::{Budget, Stop, TableSpace};
@@ -348,7 +350,23 @@ impl<M: Machine> Builder<'_, M> {
         frames.put(frame, &self.hypervisor.machine);
         held.map_err(|error| BuildError::Tables(error.into()))?;
         self.domain.shared_info.replace(Some(frame));
+        self.place_vcpu_infos(frame);
         Ok(frame)
+    }
+
+    /// The first vCPUs have their `vcpu_info` in the shared-info page, events masked at first. Others register a place of their own.
+    fn place_vcpu_infos(&self, shared_info: MachineFrame) {
+        let layout = M::SHARED_INFO;
+        for (index, vcpu) in self.domain.vcpus.iter().take(layout.vcpu_infos).enumerate() {
+            let offset = index.saturating_mul(layout.vcpu_info_bytes);
+            if layout.has_upcall_mask
+                && let Some(word) = self.hypervisor.machine.shared_word(shared_info, offset / 8)
+            {
+                // Relaxed: nobody else has the page yet.
+                word.store(upcall::MASK_ONE, Ordering::Relaxed);
+            }
+            vcpu.set_info_place(Some((shared_info, offset)));
+        }
     }
 
     /// Has the root validated like any other, pinned, and held once more for the vCPU that starts with it.

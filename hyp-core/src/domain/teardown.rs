@@ -88,6 +88,10 @@ impl<M: Machine> Domain<M> {
         if space.settle(None).is_err() {
             return Some(Phase::Holders);
         }
+        for vcpu in &self.vcpus {
+            vcpu.set_info_place(None);
+            vcpu.set_upcall_wanted(false);
+        }
         if let Some(shared_info) = self.shared_info.replace(None) {
             frames.put_writable(shared_info, machine);
         }

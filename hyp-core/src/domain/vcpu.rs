@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use crate::address::{DomainId, MachineFrame};
+use crate::event::upcall::InfoSlot;
 use crate::machine::{Context, Machine};
 
 /// Whether a vCPU can run.
@@ -58,6 +59,9 @@ pub struct Vcpu<M: Machine> {
     on_cpu: AtomicBool,
     kernel_root: FrameSlot,
     user_root: FrameSlot,
+    info: InfoSlot,
+    /// See [`crate::event::upcall`].
+    upcall_wanted: AtomicBool,
     context: M::Context,
 }
 
@@ -70,6 +74,8 @@ impl<M: Machine> Vcpu<M> {
             on_cpu: AtomicBool::new(false),
             kernel_root: FrameSlot::new(),
             user_root: FrameSlot::new(),
+            info: InfoSlot::new(),
+            upcall_wanted: AtomicBool::new(false),
             context: <M::Context as Context>::EMPTY,
         }
     }
@@ -92,6 +98,33 @@ impl<M: Machine> Vcpu<M> {
     /// Its registers.
     pub fn context(&self) -> &M::Context {
         &self.context
+    }
+
+    /// Whether the hypervisor has made an event pending that the guest may not have taken: a hint, for a backend's way out.
+    /// If so, [`crate::Hypervisor::upcall_due`] knows for sure. What the guest itself writes into its `vcpu_info` isn't heard of here.
+    #[inline]
+    pub fn upcall_wanted(&self) -> bool {
+        // Relaxed: on the CPU that runs the vCPU, whatever was set before it came here is seen; and who sets it from another CPU
+        // sees to it that this one comes here.
+        self.upcall_wanted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_upcall_wanted(&self, wanted: bool) {
+        // See `upcall_due` for the ordering.
+        self.upcall_wanted.store(wanted, Ordering::SeqCst);
+    }
+
+    /// Where its `vcpu_info` lies: the frame, and the offset in bytes.
+    pub fn info_place(&self) -> Option<(MachineFrame, usize)> {
+        self.info.get()
+    }
+
+    /// Says where its `vcpu_info` lies, in a frame that is held as *writable*.
+    pub(crate) fn set_info_place(&self, place: Option<(MachineFrame, usize)>) {
+        self.info.set(place);
+        if let Some((frame, offset)) = place {
+            self.context.set_vcpu_info(frame, offset);
+        }
     }
 
     /// The root that the guest's kernel uses.

@@ -3,6 +3,7 @@
 use core::fmt;
 use std::sync::Mutex;
 
+use crate::address::MachineFrame;
 use crate::machine::{Context, StartOfDay};
 
 /// What happened to a vCPU's registers.
@@ -14,6 +15,10 @@ pub struct Registers {
     pub result: Option<u64>,
     /// The arguments of a hypercall that was preempted.
     pub again: Option<[u64; 6]>,
+    /// Where the `vcpu_info` lies.
+    pub vcpu_info: Option<(MachineFrame, usize)>,
+    /// How often events were unmasked.
+    pub unmasked: u32,
 }
 
 /// A vCPU's registers on the fake machine.
@@ -25,7 +30,7 @@ impl FakeContext {
     pub fn take(&self) -> Registers {
         let mut registers = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let seen = *registers;
-        *registers = Registers { start: seen.start, ..Registers::default() };
+        *registers = Registers { result: None, again: None, ..seen };
         seen
     }
 
@@ -35,10 +40,22 @@ impl FakeContext {
 }
 
 impl Context for FakeContext {
-    const EMPTY: Self = Self(Mutex::new(Registers { start: None, result: None, again: None }));
+    const EMPTY: Self =
+        Self(Mutex::new(Registers { start: None, result: None, again: None, vcpu_info: None, unmasked: 0 }));
 
     fn reset(&self, start: &StartOfDay) {
-        self.change(|registers| *registers = Registers { start: Some(*start), ..Registers::default() });
+        self.change(|registers| {
+            let vcpu_info = registers.vcpu_info;
+            *registers = Registers { start: Some(*start), vcpu_info, ..Registers::default() };
+        });
+    }
+
+    fn set_vcpu_info(&self, frame: MachineFrame, offset: usize) {
+        self.change(|registers| registers.vcpu_info = Some((frame, offset)));
+    }
+
+    fn unmask_events(&self) {
+        self.change(|registers| registers.unmasked += 1);
     }
 
     fn set_result(&self, value: u64) {

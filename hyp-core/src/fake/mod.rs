@@ -21,6 +21,7 @@ use crate::frame::{BootMemory, FrameRecord, Memory};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{
     Board, Entry, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, PageTableFormat,
+    SharedInfoLayout,
 };
 
 /// Number of the first frame of fake RAM: not 0, so that an index is never mistaken for a frame number.
@@ -157,6 +158,14 @@ impl Machine for Fake {
     const ASSISTS: u64 = 1 << vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES
         | 1 << vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG
         | 1 << vm_assist::VMASST_TYPE_M2P_STRICT;
+    // Fewer than there are vCPUs, and all else where no architecture has it.
+    const SHARED_INFO: SharedInfoLayout = SharedInfoLayout {
+        vcpu_infos: 2,
+        vcpu_info_bytes: 56,
+        has_upcall_mask: true,
+        pending: 1024,
+        mask: 256,
+    };
 
     fn root_of(
         address: GuestVirtual,
@@ -235,6 +244,10 @@ impl FrameMemory for Fake {
 
     fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         self.exchange_entry(frame, index, current, new)
+    }
+
+    fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
+        self.word(frame, index)
     }
 }
 

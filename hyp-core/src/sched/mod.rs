@@ -125,9 +125,14 @@ impl<M: Machine> Hypervisor<M> {
     /// Makes the blocked vCPUs of a domain runnable.
     pub fn wake(&self, domain: DomainId) {
         for vcpu in self.domain(domain).into_iter().flat_map(|domain| &domain.vcpus) {
-            if vcpu.change_state(RunState::Blocked, RunState::Runnable) {
-                self.scheduler.want();
-            }
+            self.wake_vcpu(vcpu);
+        }
+    }
+
+    /// Makes a vCPU runnable if it is blocked.
+    pub(crate) fn wake_vcpu(&self, vcpu: &Vcpu<M>) {
+        if vcpu.change_state(RunState::Blocked, RunState::Runnable) {
+            self.scheduler.want();
         }
     }
 }
