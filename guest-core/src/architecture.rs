@@ -34,6 +34,9 @@ pub type Forbidden = (&'static str, fn() -> bool);
 pub trait Architecture: Sized + 'static {
     /// Name, for the greeting.
     const NAME: &'static str;
+    /// Whether nothing is below this kernel: it owns the machine, and writes its tables directly. Hypercalls other than console
+    /// output and shutdown answer ENOSYS then.
+    const NATIVE: bool = false;
     /// Virtual address at which pseudo-physical frame 0 is mapped (the kernel's `VIRT_BASE` note).
     const VIRT_BASE: u64;
     /// Where the hypervisor maps the machine-to-physical table.

@@ -12,7 +12,8 @@ const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
 const KERNEL_NO_EXECUTE: u64 = 1 << 53;
 const USER_NO_EXECUTE: u64 = 1 << 54;
-const FRAME_MASK: u64 = 0x0000_ffff_ffff_f000;
+/// Where the frame number stands, as an address.
+pub const FRAME_MASK: u64 = 0x0000_ffff_ffff_f000;
 /// None: hardware management of the access flag and of dirty state is off.
 pub const HARDWARE_BITS: u64 = 0;
 
@@ -28,6 +29,11 @@ pub const fn leaf(frame: u64, writable: bool) -> u64 {
     let attributes = ATTRIBUTE_INDEX_NORMAL << 2 | INNER_SHAREABLE | ACCESSED;
     let execution = KERNEL_NO_EXECUTE | USER_NO_EXECUTE;
     frame << 12 | VALID | TABLE_OR_PAGE | attributes | rights | execution
+}
+
+/// Maps machine frame `frame` for all that the kernel does, execution included: as the domain builder maps a kernel.
+pub const fn executable_leaf(frame: u64) -> u64 {
+    leaf(frame, true) & !KERNEL_NO_EXECUTE
 }
 
 /// Leads to the table in machine frame `frame`.

@@ -2,6 +2,7 @@
 
 use crate::{entries, forbidden, traps};
 use core::arch::asm;
+use core::marker::PhantomData;
 use guest_core::Architecture;
 use guest_core::architecture::{Forbidden, Level, Mapping};
 use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
@@ -9,23 +10,27 @@ use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
 /// Virtual address of pseudo-physical frame 0.
 pub const VIRT_BASE: u64 = 0xffff_ffc0_0000_0000;
 
-/// The architecture of this kernel.
-pub struct Arm;
+/// What is below the kernel.
+pub trait Below: 'static {
+    /// Nothing is: tables are written directly.
+    const NATIVE: bool;
+    /// As [`Architecture::hypercall`].
+    fn hypercall(number: u64, arguments: [u64; 6]) -> u64;
+}
 
-impl Architecture for Arm {
-    const NAME: &'static str = "aarch64";
-    const VIRT_BASE: u64 = VIRT_BASE;
-    const M2P_WINDOW: u64 = MACH2PHYS_VIRT_START;
-    /// The PL011 of QEMU's `virt`.
-    const DEVICE_FRAME: u64 = 0x9000;
-    const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
-    const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
-    const WAITS: &'static [(&'static str, fn())] = forbidden::WAITS;
+/// Penumbra.
+pub struct Penumbra;
 
-    /// The counter runs at 62.5 MHz of a time in which an instruction takes a nanosecond.
-    const COUNTER_UNIT: u64 = 16;
+/// The architecture of this kernel, on `B`.
+pub struct Kernel<B>(PhantomData<B>);
 
-    #[inline(never)]
+/// The kernel in a domain.
+pub type Arm = Kernel<Penumbra>;
+
+impl Below for Penumbra {
+    const NATIVE: bool = false;
+
+    #[inline(always)]
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
         let result;
         // SAFETY: `hvc` enters the hypervisor, which changes x0 and the memory that the arguments name; the trait's
@@ -45,6 +50,25 @@ impl Architecture for Arm {
             );
         }
         result
+    }
+}
+
+impl<B: Below> Architecture for Kernel<B> {
+    const NATIVE: bool = B::NATIVE;
+    const NAME: &'static str = "aarch64";
+    const VIRT_BASE: u64 = VIRT_BASE;
+    const M2P_WINDOW: u64 = MACH2PHYS_VIRT_START;
+    /// The PL011 of QEMU's `virt`.
+    const DEVICE_FRAME: u64 = 0x9000;
+    const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
+    const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
+    const WAITS: &'static [(&'static str, fn())] = forbidden::WAITS;
+    /// The counter runs at 62.5 MHz of a time in which an instruction takes a nanosecond.
+    const COUNTER_UNIT: u64 = 16;
+
+    #[inline(never)]
+    fn hypercall(number: u64, arguments: [u64; 6]) -> u64 {
+        B::hypercall(number, arguments)
     }
 
     #[inline(never)]

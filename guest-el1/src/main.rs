@@ -1,9 +1,14 @@
 //! Penumbra's AArch64 guest kernel: a paravirtual kernel at EL1.
 //!
 //! Its page tables hold machine frames and are walked by the MMU as they are, with no second stage behind them. What it
-//! does is in `guest-core`; here are the instructions.
+//! does is in `guest-core`; here are the instructions. The same file, as a flat image, also boots without a hypervisor ([`bare`]),
+//! so that the kernel's own operations can be measured natively.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+mod bare;
+#[cfg(target_os = "none")]
+mod bare_boot;
 #[cfg(any(target_os = "none", test))]
 #[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
 mod entries;
@@ -30,6 +35,9 @@ unsafe extern "C" fn rust_main(info: *const penumbra_abi::start_info::StartInfo)
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    if bare::is_native() {
+        guest_core::panic::<bare::Bare>(info)
+    }
     guest_core::panic::<machine::Arm>(info)
 }
 

@@ -8,6 +8,7 @@ use core::sync::atomic::AtomicU64;
 use guest_core::hypercalls;
 use penumbra_abi::sched::SHUTDOWN_CRASH;
 
+use crate::bare::{self, Bare};
 use crate::machine::Arm;
 
 /// Where a tried access goes on when it faults; 0 when none is being tried.
@@ -68,8 +69,15 @@ unsafe extern "C" {
 
 /// Reports an exception that nobody expected, and crashes the domain.
 extern "C" fn fatal(syndrome: u64, address: u64, link: u64) -> ! {
-    guest_core::say!(Arm, "guest kernel: exception, esr {syndrome:#x}, far {address:#x}, at {link:#x}");
-    hypercalls::shutdown::<Arm>(SHUTDOWN_CRASH)
+    if bare::is_native() {
+        report::<Bare>(syndrome, address, link)
+    }
+    report::<Arm>(syndrome, address, link)
+}
+
+fn report<A: guest_core::Architecture>(syndrome: u64, address: u64, link: u64) -> ! {
+    guest_core::say!(A, "guest kernel: exception, esr {syndrome:#x}, far {address:#x}, at {link:#x}");
+    hypercalls::shutdown::<A>(SHUTDOWN_CRASH)
 }
 
 /// Installs the vectors.

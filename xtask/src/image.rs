@@ -1,7 +1,8 @@
 //! From what the compiler leaves to what boot loaders take.
 //!
 //! - aarch64: the loader of an arm64 `Image` copies the file to memory as it is, so the ELF file's loadable segments
-//!   are laid out flat by physical address ([`flat`]).
+//!   are laid out flat by physical address ([`flat`]). The guest kernel exists in both forms: as an ELF file for the domain builder,
+//!   and flat (`guest-el1.img`) for a machine without a hypervisor.
 //! - x86-64: QEMU's multiboot loader takes only 32-bit ELF files, and GRUB's wants the multiboot header early in the
 //!   file, so the segments are written again under 32-bit headers ([`multiboot`]).
 
@@ -71,6 +72,12 @@ fn make(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profile) -
     let content = content.with_context(|| format!("{} cannot be made from {}", name, elf.display()))?;
     if program == Program::Hypervisor {
         check_size(&name, content.len())?;
+    }
+    if (program, arch) == (Program::Guest, Arch::Aarch64) {
+        // The same kernel for a machine without a hypervisor.
+        let bare = workspace::artefacts()?.join("guest-el1.img");
+        fs::write(&bare, flat(&content).context("guest-el1.img cannot be made")?)
+            .with_context(|| format!("cannot write {}", bare.display()))?;
     }
     let path = workspace::artefacts()?.join(name);
     fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
