@@ -18,6 +18,8 @@ pub enum Hypervisor {
     Penumbra,
     /// The Xen that Debian ships, unchanged.
     DebianXen,
+    /// Nothing: our guest kernel has the machine for itself (aarch64); [`Case::words`] are its own.
+    Nothing,
 }
 
 /// A boot module's content.
@@ -85,6 +87,10 @@ pub struct Case {
     pub memory: u64,
     /// Version of its interrupt controller (aarch64).
     pub gic: u8,
+    /// The processor, where it isn't the usual one.
+    pub cpu: Option<&'static str>,
+    /// Instructions are counted: each takes a nanosecond of the machine's time.
+    pub icount: bool,
     /// What boots.
     pub hypervisor: Hypervisor,
     /// The hypervisor's command line, apart from the console's options.
@@ -116,6 +122,8 @@ impl Case {
             board,
             memory: 512,
             gic: 3,
+            cpu: None,
+            icount: false,
             hypervisor: Hypervisor::Penumbra,
             words: "dom0_mem=64M",
             modules: vec![(File::Guest, control)],

@@ -27,6 +27,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         bad_kernels(board),
         bad_input(board),
         reference(board),
+        bare(board),
     ]
     .concat()
 }
@@ -330,6 +331,17 @@ fn bad_input(board: Board) -> Vec<Case> {
         Case { memory: 40, end: End::Stopped, ..small }
             .says(&["the control domain can't start: it needs 64 MiB"]),
     ]
+}
+
+/// Our kernel with nothing below it: what is measured natively is the same kernel.
+fn bare(board: Board) -> Vec<Case> {
+    if board != Board::Virt {
+        return Vec::new();
+    }
+    let case = Case::new(board, "bare/boots-without-a-hypervisor", "");
+    let words = "some words then=poweroff";
+    let case = Case { hypervisor: Hypervisor::Nothing, words, modules: Vec::new(), memory: 256, ..case };
+    vec![case.says(&["guest kernel (aarch64): control domain, 16384 pages", "words: some words then=poweroff"])]
 }
 
 /// Our PV kernel on the real Xen: the ABI is the real one.

@@ -62,6 +62,8 @@ fn boot(arch: Arch, artefacts: &Artefacts) -> Result<Boot> {
         arch,
         memory: MEMORY,
         gic: 3,
+        cpu: None,
+        bare: false,
         icount: true,
         hypervisor: artefacts.hypervisor.clone(),
         words: "dom0_mem=256M".into(),

@@ -40,6 +40,10 @@ pub struct Machine {
     pub memory: u64,
     /// Version of the interrupt controller; aarch64 only.
     pub gic: u8,
+    /// The processor, where it isn't the usual one (cortex-a72, qemu64).
+    pub cpu: Option<&'static str>,
+    /// There is no EL2: `hypervisor` is a kernel that has the machine for itself (aarch64).
+    pub bare: bool,
     /// Count instructions: one is one nanosecond of guest time.
     pub icount: bool,
     pub hypervisor: PathBuf,
@@ -69,12 +73,9 @@ impl Machine {
     }
 
     fn virt(&self, command: &mut Command) -> Result<()> {
-        command.args([
-            "-M",
-            &format!("virt,virtualization=on,gic-version={}", self.gic),
-            "-cpu",
-            "cortex-a72",
-        ]);
+        let virtualization = if self.bare { "off" } else { "on" };
+        let machine = format!("virt,virtualization={virtualization},gic-version={}", self.gic);
+        command.args(["-M", &machine, "-cpu", self.cpu.unwrap_or("cortex-a72")]);
         for (module, address) in self.modules.iter().zip(self.module_addresses()?) {
             let file = doubled_commas(&name(module)?);
             let words = doubled_commas(&module.words);
@@ -105,7 +106,7 @@ impl Machine {
     }
 
     fn q35(&self, command: &mut Command) -> Result<()> {
-        command.args(["-M", "q35", "-cpu", "qemu64"]);
+        command.args(["-M", "q35", "-cpu", self.cpu.unwrap_or("qemu64")]);
         let mut list = Vec::new();
         for module in &self.modules {
             let file = name(module)?;
@@ -147,6 +148,8 @@ mod tests {
             arch,
             memory,
             gic: 2,
+            cpu: None,
+            bare: false,
             icount: false,
             hypervisor: "hyp".into(),
             words: "dom0_mem=64M".into(),
@@ -165,6 +168,13 @@ mod tests {
         assert!(line.contains("virt,virtualization=on,gic-version=2"));
         assert!(line.contains("guest-loader,addr=0x50000000,kernel=") && line.contains("bootargs=a=1,,2 b"));
         assert!(line.contains("guest-loader,addr=0x50200000,"));
+    }
+
+    #[test]
+    fn a_bare_machine_has_no_second_exception_level_and_a_processor_can_be_chosen() {
+        let machine = Machine { bare: true, cpu: Some("max"), ..machine(Arch::Aarch64, 256) };
+        let line = arguments(&machine);
+        assert!(line.contains("virtualization=off") && line.contains("-cpu\nmax"), "{line}");
     }
 
     #[test]

@@ -87,6 +87,8 @@ fn machine(options: &RunOptions, artefacts: &Artefacts) -> Result<Machine> {
         arch: options.arch,
         memory: options.mem,
         gic: options.gic.unwrap_or(3),
+        cpu: None,
+        bare: false,
         icount: options.icount,
         hypervisor: artefacts.hypervisor.clone(),
         words: hypervisor_words(options),

@@ -205,9 +205,12 @@ fn machine(case: &Case, artefacts: &Artefacts) -> Result<Machine> {
         arch: arch(case.board),
         memory: case.memory,
         gic: case.gic,
-        icount: false,
+        cpu: case.cpu,
+        bare: case.hypervisor == Hypervisor::Nothing,
+        icount: case.icount,
         hypervisor: match case.hypervisor {
             Hypervisor::Penumbra => artefacts.hypervisor.clone(),
+            Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
         },
         words: format!("{console}{}", case.words),
