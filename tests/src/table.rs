@@ -341,7 +341,12 @@ fn bare(board: Board) -> Vec<Case> {
     let case = Case::new(board, "bare/boots-without-a-hypervisor", "");
     let words = "some words then=poweroff";
     let case = Case { hypervisor: Hypervisor::Nothing, words, modules: Vec::new(), memory: 256, ..case };
-    vec![case.says(&["guest kernel (aarch64): control domain, 16384 pages", "words: some words then=poweroff"])]
+    vec![
+        case.says(&[
+            "guest kernel (aarch64): control domain, 16384 pages",
+            "words: some words then=poweroff",
+        ]),
+    ]
 }
 
 /// Our PV kernel on the real Xen: the ABI is the real one.
