@@ -25,7 +25,7 @@ pub enum Command {
     Check,
     /// Install what is missing: emulators, bare-metal toolchain
     Setup,
-    /// Measure sizes and instruction counts (reported, never judged)
+    /// Measure sizes and instruction counts, side by side with Debian's Xen (judged only with --strict)
     Bench(BenchOptions),
 }
 
@@ -160,6 +160,15 @@ pub struct BenchOptions {
     /// Only this machine
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
+    /// Write the figures there as well
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Put the tables into docs/measurements.md
+    #[arg(long)]
+    pub docs: bool,
+    /// Fail when a row misses its target
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[cfg(test)]

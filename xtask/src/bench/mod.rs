@@ -1,0 +1,52 @@
+//! `cargo xtask bench`: sizes, and instructions by count.
+//!
+//! Instructions are counted by the emulator (`-icount shift=0,sleep=off`: one instruction is one nanosecond of guest
+//! time), so the figures repeat to the digit, whatever else this computer does. The benchmark itself is the guest kernel's
+//! word `bench`; on x86-64 the very same kernel also boots on Debian's Xen, in the same run of this command.
+//!
+//! - [`boot`]: the images' sizes, and what it takes to start.
+//! - [`rows`]: the operations, what each may cost at most, and what Xen's were measured to cost by others.
+//! - [`machines`]: running the benchmark, and reading what it says.
+//! - [`report`]: the table as text, Markdown and JSON.
+//!
+//! A row that costs more than it may is marked; only `--strict` makes that a failure, since a figure that moves is news, not
+//! a defect.
+
+mod boot;
+mod machines;
+mod report;
+mod rows;
+
+use anyhow::{Result, ensure};
+
+use crate::cli::{Arch, BenchOptions, Profile};
+use crate::image;
+use crate::setup;
+use report::Table;
+
+/// `cargo xtask bench`.
+pub fn bench(options: &BenchOptions) -> Result<()> {
+    let arches = Arch::chosen(options.arch);
+    setup::emulators(&arches)?;
+    let (mut facts, mut tables) = (vec![boot::bytes_per_frame()], Vec::new());
+    for arch in arches {
+        let artefacts = image::artefacts(arch, Profile::Release)?;
+        facts.extend(boot::facts(arch, &artefacts)?);
+        tables.push(Table::new(arch, &machines::measure(arch, &artefacts)?));
+    }
+    report::print(&facts, &tables);
+    if let Some(file) = &options.json {
+        report::write_json(file, &facts, &tables)?;
+    }
+    if options.docs {
+        report::write_docs(&facts, &tables)?;
+    }
+    let missed: Vec<String> = tables.iter().flat_map(Table::missed).collect();
+    ensure!(
+        !options.strict || missed.is_empty(),
+        "{} rows miss their target: {}",
+        missed.len(),
+        missed.join(", ")
+    );
+    Ok(())
+}
