@@ -126,9 +126,9 @@ fn start(information: &Information<'static>) -> Stop {
     match prepare(information) {
         Err(stop) => stop,
         Ok(()) => {
-            let context = cpu::choose();
+            let context = cpu::next();
             report_boot();
-            // SAFETY: `choose` has switched this CPU to the context's vCPU.
+            // SAFETY: `next` has switched this CPU to the context's vCPU.
             unsafe { entry::enter_guest(context) }
         }
     }

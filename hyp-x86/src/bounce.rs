@@ -5,16 +5,16 @@
 //! an error code if the exception has one, and what the processor would push. The saved code segment says in its lowest
 //! two bits which mode was interrupted (0 kernel, 3 user), and in bits 32 to 39 the event mask as it was.
 
+use core::sync::atomic::Ordering;
+
 use hyp_core::Vcpu;
-use hyp_core::address::GuestVirtual;
-use hyp_core::machine::{FrameMemory, GuestMemory};
 use hyp_x86::layout;
-use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, IretContext};
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
-use zerocopy::{FromZeros, IntoBytes};
 
-use crate::context::{BY_IRET, FLAG_INTERRUPT, GuestContext};
+use crate::access::{self, Saved};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, trap};
 
@@ -26,138 +26,254 @@ const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
 const ERROR_USER: u64 = 1 << 2;
 /// In a trap handler's flags: mask events.
 const MASK_EVENTS: u8 = 1 << 2;
-/// Within `struct vcpu_info`: the event mask, and the faulting address.
-const VCPU_INFO_MASK: usize = 1;
-const VCPU_INFO_CR2: usize = 16;
+/// The page fault's vector.
+const PAGE_FAULT: u64 = 14;
 
-/// Words of the longest frame.
-const LONGEST: usize = 8;
+/// Hands an exception on; ends the domain if it has no handler, or no stack for it. Returns who goes on, as [`trap::go_on`].
+pub fn exception(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    vector: u64,
+    error: Option<u64>,
+) -> *const GuestContext {
+    if context.user_mode.get() {
+        return exception_of_user(vcpu, context, vector, error);
+    }
+    deliver(vcpu, context, vector, error)
+}
 
-/// Hands an exception on; ends the domain if it has no handler, or no stack for it.
-pub fn exception(vcpu: &'static Vcpu<X86>, vector: u64, error: Option<u64>, address: Option<u64>) {
-    let context = vcpu.context();
-    let Some(handler) = context.traps.get(vector as usize).filter(|handler| handler.address.get() != 0)
-    else {
-        return trap::unhandled(vcpu, vector, address);
+#[inline(never)]
+fn exception_of_user(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    vector: u64,
+    error: Option<u64>,
+) -> *const GuestContext {
+    let mode = leave_user_mode(vcpu, context);
+    let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
+    finish(vcpu, context, vector, enter_kernel(context, Target::of(handler), mode, error))
+}
+
+/// To a handler, from the guest's kernel.
+#[inline(always)]
+fn deliver(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    vector: u64,
+    error: Option<u64>,
+) -> *const GuestContext {
+    let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
+    finish(vcpu, context, vector, enter_kernel(context, Target::of(handler), Interrupted::kernel(context), error))
+}
+
+/// Hands a page fault on, as [`exception`] does the others.
+#[inline(always)]
+pub fn page_fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+    if context.user_mode.get() {
+        return page_fault_of_user(vcpu, context, address);
+    }
+    let Some(handler) = handler(context, PAGE_FAULT) else {
+        return trap::unhandled(vcpu, PAGE_FAULT, Some(address));
     };
-    let user = context.user_mode.get();
     // The processor says "user" of everything in ring 3; the guest means its own user mode.
-    let error = match (error, address) {
-        (Some(error), Some(_)) if !user => Some(error & !ERROR_USER),
-        _ => error,
+    let error = context.frame.error.get() & !ERROR_USER;
+    tell_address(context, address);
+    let entered = enter_kernel(context, Target::of(handler), Interrupted::kernel(context), Some(error));
+    finish(vcpu, context, PAGE_FAULT, entered)
+}
+
+#[inline(never)]
+fn page_fault_of_user(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+    let mode = leave_user_mode(vcpu, context);
+    let Some(handler) = handler(context, PAGE_FAULT) else {
+        return trap::unhandled(vcpu, PAGE_FAULT, Some(address));
     };
-    if let Some(address) = address {
-        write_info(vcpu, VCPU_INFO_CR2, address.as_bytes());
+    tell_address(context, address);
+    let error = context.frame.error.get();
+    finish(vcpu, context, PAGE_FAULT, enter_kernel(context, Target::of(handler), mode, Some(error)))
+}
+
+#[inline(always)]
+fn tell_address(context: &GuestContext, address: u64) {
+    if let Some(info) = context.info() {
+        info.cr2.store(address, Ordering::Relaxed);
     }
-    let mask = handler.flags.get() & MASK_EVENTS != 0;
-    if push_frame(vcpu, error, mask).is_none() {
-        return HYPERVISOR
-            .kill(vcpu, format_args!("no stack for exception {vector} at {:#x}", context.frame.rsp.get()));
+}
+
+#[inline(always)]
+fn finish(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    vector: u64,
+    entered: Option<()>,
+) -> *const GuestContext {
+    match entered {
+        Some(()) => trap::go_on(context),
+        None => no_stack(vcpu, vector),
     }
-    context.frame.rip.set(handler.address.get());
+}
+
+#[cold]
+#[inline(never)]
+fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
+    let stack = vcpu.context().frame.rsp.get();
+    HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}"));
+    cpu::next()
 }
 
 /// A system call from user mode, which goes to the kernel's callback.
-pub fn system_call(vcpu: &'static Vcpu<X86>) {
-    let context = vcpu.context();
+#[inline(never)]
+pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
+    let mode = leave_user_mode(vcpu, context);
     let callback = context.callbacks.syscall.get();
-    if callback == 0 || push_frame(vcpu, None, true).is_none() {
-        return HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
+    let target = Target { address: callback, mask: true };
+    if callback == 0 || enter_kernel(context, target, mode, None).is_none() {
+        HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
     }
-    context.frame.rip.set(callback);
+    trap::go_on(context)
 }
 
-/// Writes the frame and makes the context that of the kernel's handler, but for the handler's address.
-fn push_frame(vcpu: &'static Vcpu<X86>, error: Option<u64>, mask: bool) -> Option<()> {
+/// An event is pending, and not masked: the kernel's event callback gets it, with events masked. A guest without a callback
+/// polls, and is left alone.
+pub fn upcall(vcpu: &'static Vcpu<X86>) {
     let context = vcpu.context();
+    let callback = context.callbacks.event.get();
+    if callback == 0 {
+        return;
+    }
+    let mode = match context.user_mode.get() {
+        true => leave_user_mode(vcpu, context),
+        false => Interrupted::kernel(context),
+    };
+    if enter_kernel(context, Target { address: callback, mask: true }, mode, None).is_none() {
+        HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {:#x}", context.frame.rsp.get()));
+    }
+}
+
+#[inline(always)]
+fn handler(context: &GuestContext, vector: u64) -> Option<&TrapHandler> {
+    context.traps.get(vector as usize).filter(|handler| handler.address.get() != 0)
+}
+
+/// Where the kernel goes on.
+struct Target {
+    address: u64,
+    /// Whether events are masked from then on.
+    mask: bool,
+}
+
+impl Target {
+    #[inline(always)]
+    fn of(handler: &TrapHandler) -> Self {
+        Self { address: handler.address.get(), mask: handler.flags.get() & MASK_EVENTS != 0 }
+    }
+}
+
+/// What was interrupted.
+struct Interrupted {
+    /// Where the kernel's stack is.
+    stack: u64,
+    /// The lowest two bits of the code segment, as the handler sees it.
+    ring: u64,
+}
+
+impl Interrupted {
+    #[inline(always)]
+    fn kernel(context: &GuestContext) -> Self {
+        Self { stack: context.frame.rsp.get(), ring: 0 }
+    }
+}
+
+#[inline(always)]
+fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrupted {
+    change_mode(vcpu, context, false);
+    Interrupted { stack: context.kernel_stack.get(), ring: 3 }
+}
+
+/// Writes the frame and makes the context that of the kernel at `target`. `None`: the frame can't be written there.
+///
+/// The way out is by `sysret`, which changes rcx and r11: the frame holds both, and every handler takes them from there.
+#[inline(always)]
+fn enter_kernel(
+    context: &GuestContext,
+    target: Target,
+    interrupted: Interrupted,
+    error: Option<u64>,
+) -> Option<()> {
     let frame = &context.frame;
-    let user = context.user_mode.get();
-    let stack = if user { context.kernel_stack.get() } else { frame.rsp.get() };
-    if user {
-        change_mode(vcpu, false);
+    let info = context.info()?;
+    let masked = info.mask.load(Ordering::Relaxed);
+    let flags = frame.rflags.get();
+    let saved = Saved {
+        cs: frame.cs.get() & 0xfffc | interrupted.ring | u64::from(masked) << 32,
+        // The interrupt flag is on whenever a guest runs; what the guest sees there is its own mask.
+        flags: if masked == 0 { flags } else { flags & !FLAG_INTERRUPT },
+    };
+    let top = interrupted.stack & !15;
+    let bottom = match error {
+        None => {
+            let bottom = top.wrapping_sub(7 * 8);
+            access::push_frame(bottom, frame, saved).ok()?;
+            bottom
+        }
+        Some(error) => {
+            let bottom = top.wrapping_sub(8 * 8);
+            access::push_frame_with_error(bottom, frame, error, saved).ok()?;
+            bottom
+        }
+    };
+    if target.mask {
+        info.mask.store(1, Ordering::Relaxed);
     }
-    let masked = read_mask(vcpu);
-    let cs = frame.cs.get() & !3 | if user { 3 } else { 0 } | u64::from(masked) << 32;
-    let rflags = frame.rflags.get() & !FLAG_INTERRUPT | if masked == 0 { FLAG_INTERRUPT } else { 0 };
-    let mut words = [0; LONGEST];
-    let saved = [frame.rcx.get(), frame.r11.get()].into_iter().chain(error);
-    let pushed = [frame.rip.get(), cs, rflags, frame.rsp.get(), frame.ss.get()];
-    let mut count = 0;
-    for (slot, word) in words.iter_mut().zip(saved.chain(pushed)) {
-        *slot = word;
-        count += 1;
-    }
-    let words = words.get(..count)?;
-    let bottom = (stack & !15).checked_sub(words.len() as u64 * 8)?;
-    HYPERVISOR.machine().write_guest(GuestVirtual::new(bottom), words.as_bytes()).ok()?;
-    if mask {
-        write_info(vcpu, VCPU_INFO_MASK, &[1]);
-    }
+    frame.rip.set(target.address);
     frame.rsp.set(bottom);
     frame.ss.set(FLAT_RING3_SS64.into());
     frame.cs.set(FLAT_RING3_CS64.into());
-    frame.rflags.set(frame.rflags.get() & !CLEARED_IN_HANDLER);
-    frame.vector.set(BY_IRET);
+    frame.rflags.set(flags & !CLEARED_IN_HANDLER);
+    frame.vector.set(BY_SYSCALL);
     Some(())
 }
 
-/// `iret`: takes a context from the kernel's stack. `None`: there is none that could be used.
-pub fn iret(vcpu: &'static Vcpu<X86>) -> Option<()> {
-    let context = vcpu.context();
-    let mut wanted = IretContext::new_zeroed();
-    let from = GuestVirtual::new(context.frame.rsp.get());
-    HYPERVISOR.machine().read_guest(from, wanted.as_mut_bytes()).ok()?;
-    if !layout::is_canonical(wanted.rip) {
-        return None;
-    }
-    let user = wanted.cs & 3 == 3;
-    if user {
-        vcpu.user_root()?;
-        change_mode(vcpu, true);
-    }
-    write_info(vcpu, VCPU_INFO_MASK, &[u8::from(wanted.rflags & FLAG_INTERRUPT == 0)]);
-    restore(context, &wanted);
-    Some(())
-}
-
-fn restore(context: &GuestContext, wanted: &IretContext) {
+/// `iret`: takes a context from the kernel's stack. The domain ends if there is none that could be used.
+#[inline(never)]
+pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let frame = &context.frame;
-    frame.rax.set(wanted.rax);
-    frame.r11.set(wanted.r11);
-    frame.rcx.set(wanted.rcx);
-    frame.rip.set(wanted.rip);
+    let Ok(how) = access::pop_frame(frame.rsp.get(), frame) else { return no_context(vcpu) };
+    let Some(info) = context.info().filter(|_| layout::is_canonical(frame.rip.get())) else {
+        return no_context(vcpu);
+    };
+    let (cs, flags) = (frame.cs.get(), frame.rflags.get());
+    info.mask.store(u8::from(flags & FLAG_INTERRUPT == 0), Ordering::Relaxed);
     // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
-    frame.cs.set(wanted.cs & 0xffff | 3);
-    frame.rflags.set(wanted.rflags & GUEST_FLAGS | FLAG_INTERRUPT);
-    frame.rsp.set(wanted.rsp);
-    frame.ss.set(wanted.ss & 0xffff | 3);
-    frame.vector.set(BY_IRET);
+    frame.cs.set(cs & 0xffff | 3);
+    frame.ss.set(frame.ss.get() & 0xffff | 3);
+    frame.rflags.set(flags & GUEST_FLAGS | FLAG_INTERRUPT);
+    let flat = frame.cs.get() == FLAT_RING3_CS64.into() && frame.ss.get() == FLAT_RING3_SS64.into();
+    let by_sysret = how & VGCF_IN_SYSCALL != 0 && flat;
+    frame.vector.set(if by_sysret { BY_SYSCALL } else { BY_IRET });
+    if cs & 3 == 3 { to_user_mode(vcpu, context) } else { trap::go_on(context) }
+}
+
+#[inline(never)]
+fn to_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
+    if vcpu.user_root().is_none() {
+        return no_context(vcpu);
+    }
+    change_mode(vcpu, context, true);
+    trap::go_on(context)
+}
+
+#[cold]
+#[inline(never)]
+fn no_context(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
+    HYPERVISOR.kill(vcpu, format_args!("iret without a context that could be used"));
+    cpu::next()
 }
 
 /// Between the guest's kernel and its users: another root, another base of `gs`.
-fn change_mode(vcpu: &'static Vcpu<X86>, user: bool) {
-    let context = vcpu.context();
+fn change_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext, user: bool) {
     context.user_mode.set(user);
     let other = context.segments.other_gs_base.replace(GsBase::read().as_u64());
     GsBase::write(VirtAddr::new_truncate(other));
     cpu::load_roots_of(vcpu);
-}
-
-fn read_mask(vcpu: &Vcpu<X86>) -> u8 {
-    let mut mask = [0];
-    if let Some((frame, offset)) = info(vcpu) {
-        HYPERVISOR.machine().read_frame(frame, offset + VCPU_INFO_MASK, &mut mask);
-    }
-    mask[0]
-}
-
-fn write_info(vcpu: &Vcpu<X86>, field: usize, bytes: &[u8]) {
-    if let Some((frame, offset)) = info(vcpu) {
-        HYPERVISOR.machine().write_frame(frame, offset + field, bytes);
-    }
-}
-
-/// Where the vCPU's `vcpu_info` lies.
-fn info(vcpu: &Vcpu<X86>) -> Option<(hyp_core::address::MachineFrame, usize)> {
-    vcpu.info_place()
 }

@@ -10,12 +10,18 @@
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
 use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use hyp_core::address::{GuestVirtual, MachineFrame};
+use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Context, StartOfDay};
+use penumbra_abi::shared_info::X86VcpuInfo;
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
-/// In [`GuestContext::vector`]: the guest came by `syscall`, and may go back by `sysret`.
+use crate::memory;
+
+/// In [`GuestContext::vector`]: `sysret` may restore the registers, which leaves rip in rcx and the flags in r11, and makes the
+/// segments the flat ones. So it is after a `syscall`, and on the way to a handler, whose frame holds rcx and r11 as they were.
 pub const BY_SYSCALL: u64 = 0x100;
 /// The guest came by `syscall` from 32-bit code.
 pub const BY_COMPATIBILITY_SYSCALL: u64 = 0x101;
@@ -173,6 +179,26 @@ pub struct Callbacks {
     pub syscall: Cell<u64>,
 }
 
+/// The first part of a vCPU's `vcpu_info` (`penumbra_abi::shared_info::X86VcpuInfo`). The guest writes there, too, at any time.
+#[repr(C)]
+pub struct VcpuInfo {
+    /// Not zero: an event is pending.
+    pub pending: AtomicU8,
+    /// Not zero: no upcalls.
+    pub mask: AtomicU8,
+    padding: [u8; 6],
+    selector: AtomicU64,
+    /// Where the last page fault was.
+    pub cr2: AtomicU64,
+}
+
+const _: () = {
+    use penumbra_abi::shared_info::X86VcpuInfo;
+    assert!(offset_of!(VcpuInfo, pending) == offset_of!(X86VcpuInfo, evtchn_upcall_pending));
+    assert!(offset_of!(VcpuInfo, mask) == offset_of!(X86VcpuInfo, evtchn_upcall_mask));
+    assert!(offset_of!(VcpuInfo, cr2) == offset_of!(X86VcpuInfo, cr2));
+};
+
 /// A virtual CPU's registers.
 #[repr(C, align(64))]
 pub struct GuestContext {
@@ -186,6 +212,8 @@ pub struct GuestContext {
     pub kernel_stack: Cell<u64>,
     pub segments: Segments,
     pub callbacks: Callbacks,
+    /// The vCPU's part of shared memory; null before it has one.
+    info: Cell<*const VcpuInfo>,
     pub traps: [TrapHandler; 256],
     pub floating_point: FloatingPoint,
 }
@@ -197,14 +225,34 @@ pub const HOST_STACK_OFFSET: usize = offset_of!(GuestContext, host_stack);
 pub const FRAME_BYTES: usize = size_of::<Frame>();
 const _: () = assert!(FRAME_BYTES.is_multiple_of(16) && offset_of!(GuestContext, frame) == 0);
 
-// SAFETY: only the CPU that runs the vCPU, or the one that has it stopped, changes it (`Context`'s contract).
+// SAFETY: only the CPU that runs the vCPU, or the one that has it stopped, changes it (`Context`'s contract). What `info` points
+// to is shared by all CPUs, and is made of atomics.
 unsafe impl Sync for GuestContext {}
+// SAFETY: as above; nothing in it belongs to a CPU.
+unsafe impl Send for GuestContext {}
 
 /// The x87 control word and SSE control word after a reset: all exceptions masked.
 const FLOATING_POINT_CONTROL: u16 = 0x37f;
 const VECTOR_CONTROL: u32 = 0x1f80;
 
 impl GuestContext {
+    /// The vCPU's part of shared memory; `None` before the core has said where it is.
+    #[inline(always)]
+    pub fn info(&self) -> Option<&VcpuInfo> {
+        // SAFETY: `set_vcpu_info` has put in what lies in RAM, aligned, through the direct map, which never goes away; the
+        // core keeps the frame for as long as the vCPU can run. Atomics, since the guest writes there as well.
+        unsafe { self.info.get().as_ref() }
+    }
+
+    /// Whether an event is pending and not masked. The guest itself may have made it pending (Linux does, when it unmasks a channel), so
+    /// this looks at what is shared with it.
+    #[inline(always)]
+    pub fn upcall_due(&self) -> bool {
+        self.info().is_some_and(|info| {
+            info.pending.load(Ordering::Relaxed) != 0 && info.mask.load(Ordering::Relaxed) == 0
+        })
+    }
+
     /// The first byte beyond the frame.
     pub fn frame_end(&self) -> u64 {
         &raw const self.frame as u64 + FRAME_BYTES as u64
@@ -224,7 +272,7 @@ impl GuestContext {
 
 impl Context for GuestContext {
     const EMPTY: Self = {
-        // SAFETY: every field is a cell of an integer or of a `bool`, or an array of them, and may be zero.
+        // SAFETY: every field is a cell of an integer, a `bool` or a pointer, or an array of them, and may be zero.
         unsafe { core::mem::zeroed() }
     };
 
@@ -246,9 +294,6 @@ impl Context for GuestContext {
         self.clear_floating_point();
     }
 
-    /// Nothing to remember: `bounce.rs` asks the core.
-    fn set_vcpu_info(&self, _frame: MachineFrame, _offset: usize) {}
-
     /// The mask stands in `vcpu_info`, where the core clears it.
     fn unmask_events(&self) {}
 
@@ -266,6 +311,12 @@ impl Context for GuestContext {
         self.frame.r8.set(fifth);
         self.frame.r9.set(sixth);
         self.frame.rip.set(self.frame.rip.get().wrapping_sub(SYSCALL_BYTES));
+    }
+
+    fn set_vcpu_info(&self, frame: MachineFrame, offset: usize) {
+        let fits = offset.is_multiple_of(8) && offset <= PAGE_SIZE - size_of::<X86VcpuInfo>();
+        let info = memory::page(frame).filter(|_| fits).map_or(ptr::null(), |page| page.wrapping_add(offset));
+        self.info.set(info.cast());
     }
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -19,21 +19,25 @@ use x86_64::structures::paging::PhysFrame;
 
 use crate::context::{GuestContext, Segments};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{descriptors, stack};
+use crate::{bounce, descriptors, stack};
 
 /// What `entry_syscall` needs before it has a register to spare.
 #[repr(C)]
 pub struct Entry {
     guest_stack: AtomicU64,
     frame_end: AtomicU64,
+    context: AtomicU64,
 }
 
 /// This CPU's.
-pub static ENTRY: Entry = Entry { guest_stack: AtomicU64::new(0), frame_end: AtomicU64::new(0) };
+pub static ENTRY: Entry =
+    Entry { guest_stack: AtomicU64::new(0), frame_end: AtomicU64::new(0), context: AtomicU64::new(0) };
 /// Where `entry.s` keeps the guest's stack pointer for a moment.
 pub const GUEST_STACK_OFFSET: usize = offset_of!(Entry, guest_stack);
 /// Where `entry.s` finds the end of the running context's frame.
 pub const FRAME_END_OFFSET: usize = offset_of!(Entry, frame_end);
+/// Where `entry.s` finds the running context.
+pub const CONTEXT_OFFSET: usize = offset_of!(Entry, context);
 
 /// The vCPU whose registers this CPU holds; null while idle.
 static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
@@ -76,14 +80,35 @@ pub unsafe fn load_root(root: MachineFrame) {
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
 }
 
-/// Chooses who runs next, switches, and returns its context. Waits here while nobody can run.
-pub fn choose() -> *const GuestContext {
+/// The long way out: another vCPU may be due, or an event of the one that goes on. Returns the context of whoever goes on.
+#[cold]
+pub fn next() -> *const GuestContext {
+    loop {
+        if HYPERVISOR.reschedule_wanted() {
+            choose();
+        }
+        let Some(vcpu) = current() else {
+            choose();
+            continue;
+        };
+        if vcpu.context().upcall_due() {
+            bounce::upcall(vcpu);
+        }
+        // The upcall may have been the domain's end.
+        if !HYPERVISOR.reschedule_wanted() {
+            return vcpu.context();
+        }
+    }
+}
+
+/// Chooses who runs next, and switches. Waits here while nobody can run.
+fn choose() {
     loop {
         match HYPERVISOR.schedule() {
             Next::Run(vcpu) => {
                 switch_to(vcpu);
                 HYPERVISOR.switched();
-                return vcpu.context();
+                return;
             }
             Next::Idle => {
                 leave();
@@ -161,6 +186,7 @@ fn save(context: &GuestContext) {
 fn restore(context: &GuestContext) {
     context.host_stack.set(stack::CPU.top());
     ENTRY.frame_end.store(context.frame_end(), Ordering::Relaxed);
+    ENTRY.context.store(ptr::from_ref(context) as u64, Ordering::Relaxed);
     descriptors::set_ring0_stack(context.frame_end());
     forget_floating_point_pointers();
     // SAFETY: the area is aligned and holds what `fxsave` or `reset` wrote. A guest can't write there, so no reserved bit of

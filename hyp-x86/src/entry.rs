@@ -12,6 +12,7 @@ global_asm!(
     cpu = sym cpu::ENTRY,
     cpu_guest_stack = const cpu::GUEST_STACK_OFFSET,
     cpu_frame_end = const cpu::FRAME_END_OFFSET,
+    cpu_context = const cpu::CONTEXT_OFFSET,
     host_stack = const context::HOST_STACK_OFFSET,
     flat_cs = const FLAT_RING3_CS64,
     flat_ss = const FLAT_RING3_SS64,
@@ -34,11 +35,6 @@ unsafe extern "C" {
     pub safe static entry_stubs: u8;
     /// The one instruction of the way out that can fault because of what a guest chose.
     pub safe static exit_iret: u8;
-    /// The two instructions of [`copy_guest`] that can fault.
-    pub safe static copy_quads: u8;
-    pub safe static copy_bytes: u8;
-    /// Where [`copy_guest`] goes on after a fault.
-    pub safe static copy_fault: u8;
 
     /// Leaves the hypervisor for the guest with this context, for good: the stack is empty afterwards.
     ///

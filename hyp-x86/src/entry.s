@@ -74,41 +74,42 @@
 entry_syscall:
     enter_by_syscall {by_syscall}
     callq {syscall}
-    # Falls through: rax = the context to go on with.
+    # Falls through.
 
-# Leaves for the guest whose context rax holds.
-.global exit_to_guest
-exit_to_guest:
+# The way out after a handler. rax = 0: the guest that came goes on, and of the registers that a function must preserve (rbx, rbp,
+# r12 to r15) none was changed in its context, so they are the guest's as they stand. Else rax = the context that goes on.
+leave:
+    testq %rax, %rax
+    jnz exit_to_guest
+    movq {cpu} + {cpu_context}(%rip), %rax
+exit_to_same_guest:
     cmpl ${by_syscall}, FRAME_VECTOR(%rax)
-    jne 1f
-    # A non-canonical address makes sysret fault in ring 0 on Intel's processors, on the guest's stack.
+    jne exit_by_iret
+    # A non-canonical address makes sysret fault in ring 0 on Intel's processors, on the guest's stack. There is one that can
+    # stand here, that after a syscall in the last bytes of the lower half; it is made canonical, and faults in ring 3.
     movq FRAME_RIP(%rax), %rcx
-    movq %rcx, %rdx
-    shlq $16, %rdx
-    sarq $16, %rdx
-    cmpq %rcx, %rdx
-    jne 1f
-    movq %rax, %rsp
-    pop_registers
-    movq FRAME_RIP - FRAME_VECTOR(%rsp), %rcx
-    movq FRAME_RFLAGS - FRAME_VECTOR(%rsp), %r11
-    movq FRAME_RSP - FRAME_VECTOR(%rsp), %rsp
+    shlq $16, %rcx
+    sarq $16, %rcx
+    movq FRAME_RFLAGS(%rax), %r11
+    movq 56(%rax), %r10
+    movq 64(%rax), %r9
+    movq 72(%rax), %r8
+    movq 96(%rax), %rdx
+    movq 104(%rax), %rsi
+    movq 112(%rax), %rdi
+    movq FRAME_RSP(%rax), %rsp
+    movq 80(%rax), %rax
     sysretq
 
-    # By iretq, from the CPU's stack: if it faults (a selector or an address that the guest chose badly), the fault's frame
-    # must not land in the context.
-1:  movq {host_stack}(%rax), %rsp
+    # From the CPU's stack: if it faults (a selector or an address that the guest chose badly), the fault's frame must not land
+    # in the context.
+exit_by_iret:
+    movq {host_stack}(%rax), %rsp
     pushq FRAME_SS(%rax)
     pushq FRAME_RSP(%rax)
     pushq FRAME_RFLAGS(%rax)
     pushq FRAME_CS(%rax)
     pushq FRAME_RIP(%rax)
-    movq 0(%rax), %r15
-    movq 8(%rax), %r14
-    movq 16(%rax), %r13
-    movq 24(%rax), %r12
-    movq 32(%rax), %rbp
-    movq 40(%rax), %rbx
     movq 48(%rax), %r11
     movq 56(%rax), %r10
     movq 64(%rax), %r9
@@ -122,6 +123,16 @@ exit_to_guest:
 exit_iret:
     iretq
 
+# Leaves for the guest whose context rax holds, whoever ran before.
+exit_to_guest:
+    movq 0(%rax), %r15
+    movq 8(%rax), %r14
+    movq 16(%rax), %r13
+    movq 24(%rax), %r12
+    movq 32(%rax), %rbp
+    movq 40(%rax), %rbx
+    jmp exit_to_same_guest
+
 # The first way out: rdi = the context. Doesn't return.
 .global enter_guest
 enter_guest:
@@ -133,7 +144,7 @@ enter_guest:
 entry_compatibility_syscall:
     enter_by_syscall {by_compatibility_syscall}
     callq {trap}
-    jmp exit_to_guest
+    jmp leave
 
 # All exceptions and interrupts, but for those with stacks of their own.
 .balign 16
@@ -145,7 +156,7 @@ entry_common:
     jz 1f
     movq {host_stack}(%rdi), %rsp
     callq {trap}
-    jmp exit_to_guest
+    jmp leave
     # From the hypervisor: a context in rax means that the guest goes on in place of what was interrupted.
 1:  callq {own_trap}
     testq %rax, %rax
@@ -188,20 +199,20 @@ entry_stubs:
 .endr
 
 # Copies rdx bytes from rsi to rdi, one side of which is a guest's. Returns in rax how many are left: a fault on the guest's
-# side ends the copy (`fault.rs` goes on at copy_fault).
+# side ends the copy (see `access.rs`).
 .balign 16
 .global copy_guest
 copy_guest:
     movq %rdx, %rcx
     shrq $3, %rcx
     andl $7, %edx
-copy_quads:
-    rep movsq
+1:  rep movsq
     movl %edx, %ecx
-copy_bytes:
     rep movsb
-copy_fault:
+2:
     # At a fault in the first loop rcx counts quads; any value but 0 says that something is left.
     movq %rcx, %rax
     retq
-.global copy_quads, copy_bytes, copy_fault
+.pushsection .fixups, "a", @progbits
+.quad 1b, 2b, 2b
+.popsection

@@ -11,9 +11,10 @@ use x86_64::registers::control::Cr2;
 use crate::console::LastWords;
 use crate::context::{Frame, GuestContext};
 use crate::machine::{HYPERVISOR, halt};
-use crate::{cpu, entry, interrupts};
+use crate::{access, cpu, entry, interrupts};
 
 const NON_MASKABLE: u64 = 2;
+const STACK_FAULT: u64 = 12;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 
@@ -24,8 +25,10 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
         interrupts::handle(vector);
         return core::ptr::null();
     }
-    if is_guest_copy(vector, rip) {
-        frame.rip.set(entry::address(&entry::copy_fault));
+    if matches!(vector, STACK_FAULT | GENERAL_PROTECTION | PAGE_FAULT)
+        && let Some(target) = access::fixup(rip)
+    {
+        frame.rip.set(target);
         return core::ptr::null();
     }
     if rip == entry::address(&entry::exit_iret)
@@ -36,7 +39,7 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
             vcpu,
             format_args!("can't go on at {:#x} with code segment {:#x}", context.rip.get(), context.cs.get()),
         );
-        return cpu::choose();
+        return cpu::next();
     }
     stop(frame)
 }
@@ -46,12 +49,6 @@ pub extern "C" fn critical(frame: &Frame) {
     if frame.vector.get() != NON_MASKABLE {
         stop(frame);
     }
-}
-
-/// Whether a guest's address made `copy_guest` fault: not present or not writable, or (in the upper half) not canonical.
-fn is_guest_copy(vector: u64, rip: u64) -> bool {
-    let places = [entry::address(&entry::copy_quads), entry::address(&entry::copy_bytes)];
-    matches!(vector, GENERAL_PROTECTION | PAGE_FAULT) && places.contains(&rip)
 }
 
 fn stop(frame: &Frame) -> ! {

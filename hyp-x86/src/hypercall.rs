@@ -3,81 +3,72 @@
 //! Number in rax, arguments in rdi, rsi, rdx, r10, r8, r9, result in rax; `syscall` itself changes rcx and r11.
 
 use hyp_core::Vcpu;
-use hyp_core::address::GuestVirtual;
-use hyp_core::machine::{Context, GuestMemory};
+use hyp_core::hypercall::{Arguments, Call, Outcome, immediate};
 use hyp_x86::layout;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::x86_64::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL, TrapInfo};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{FsBase, GsBase};
-use zerocopy::{FromZeros, IntoBytes};
 
-use crate::bounce;
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
+use crate::{bounce, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
 
-/// Carries out the hypercall that the guest's kernel asks for.
-#[inline]
-pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) {
+/// Carries out the hypercall that the guest's kernel asks for. Returns who goes on, as [`trap::go_on`].
+#[inline(always)]
+pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
+    let frame = &context.frame;
+    let number = frame.rax.get();
+    // The one that returns nothing: every register is the context's that it loads.
+    if number == number::IRET {
+        return bounce::iret(vcpu, context);
+    }
+    if let Some(answer) = immediate(number, frame.rdi.get()) {
+        frame.rax.set(answer);
+        return trap::go_on(context);
+    }
+    carry_out(vcpu, context)
+}
+
+#[inline(never)]
+fn carry_out(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     let frame = &context.frame;
     let arguments =
         [frame.rdi.get(), frame.rsi.get(), frame.rdx.get(), frame.r10.get(), frame.r8.get(), frame.r9.get()];
-    let number = frame.rax.get();
-    // One comparison for everything that is the core's.
-    const OWN: u64 = 1 << number::SET_TRAP_TABLE
-        | 1 << number::STACK_SWITCH
-        | 1 << number::SET_CALLBACKS
-        | 1 << number::FPU_TASKSWITCH
-        | 1 << number::IRET
-        | 1 << number::SET_SEGMENT_BASE
-        | 1 << number::CALLBACK_OP;
-    if number < 64 && OWN >> number & 1 != 0 {
-        own(vcpu, number, arguments);
-    } else {
-        HYPERVISOR.hypercall(vcpu, number, arguments);
-    }
+    HYPERVISOR.hypercall(vcpu, frame.rax.get(), arguments);
+    trap::go_on(context)
 }
 
-#[cold]
-fn own(vcpu: &'static Vcpu<X86>, number: u64, arguments: [u64; 6]) {
-    let context = vcpu.context();
+/// The hypercalls that only x86 has, alone or as part of a multicall.
+pub fn own(call: &Call<'_, X86>, number: u64, arguments: Arguments) -> Outcome {
+    let context = call.vcpu.context();
     let [first, second, ..] = arguments;
-    let outcome = match number {
-        number::IRET => {
-            if bounce::iret(vcpu).is_none() {
-                HYPERVISOR.kill(vcpu, format_args!("iret without a context that could be used"));
-            }
-            // Every register is the context's now.
-            return;
-        }
-        number::SET_TRAP_TABLE => set_trap_table(context, first),
+    match number {
+        number::SET_TRAP_TABLE => set_trap_table(call, context, first),
         number::STACK_SWITCH => stack_switch(context, first, second),
         number::SET_CALLBACKS => set_callbacks(context, arguments),
-        number::CALLBACK_OP => callback_op(context, first, second),
+        number::CALLBACK_OP => callback_op(call, context, first, second),
         // The floating-point unit is switched at once, so there is nothing to be told.
         number::FPU_TASKSWITCH => Ok(()),
-        _ => set_segment_base(context, first, second),
-    };
-    context.set_result(outcome.map_or_else(|errno| errno.to_return(), |()| 0));
+        number::SET_SEGMENT_BASE => set_segment_base(context, first, second),
+        _ => Err(Errno::ENOSYS),
+    }?;
+    Ok(0)
 }
 
 /// Registers handlers; a null table takes all away. Handlers before a bad entry stay registered, as in Xen.
-fn set_trap_table(context: &GuestContext, table: u64) -> Result<(), Errno> {
+fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> Result<(), Errno> {
     if table == 0 {
         context.traps.iter().for_each(|trap| trap.address.set(0));
         return Ok(());
     }
     for index in 0..MOST_TRAPS {
-        let mut entry = TrapInfo::new_zeroed();
         let from = table.checked_add(index * size_of::<TrapInfo>() as u64).ok_or(Errno::EFAULT)?;
-        HYPERVISOR
-            .machine()
-            .read_guest(GuestVirtual::new(from), entry.as_mut_bytes())
-            .map_err(|_| Errno::EFAULT)?;
+        let entry: TrapInfo = call.read(from)?;
         if entry.address == 0 {
             return Ok(());
         }
@@ -108,14 +99,14 @@ fn set_callbacks(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6
 }
 
 /// `callback_op`: register (0) and unregister (1), for the event (0), failsafe (1) and system-call (2) callbacks.
-fn callback_op(context: &GuestContext, command: u64, argument: u64) -> Result<(), Errno> {
+fn callback_op(
+    call: &Call<'_, X86>,
+    context: &GuestContext,
+    command: u64,
+    argument: u64,
+) -> Result<(), Errno> {
     // struct callback_register: type (2 bytes), flags (2 bytes), padding, address.
-    let mut words = [0u64; 2];
-    HYPERVISOR
-        .machine()
-        .read_guest(GuestVirtual::new(argument), words.as_mut_bytes())
-        .map_err(|_| Errno::EFAULT)?;
-    let [kind, address] = words;
+    let [kind, address]: [u64; 2] = call.read(argument)?;
     let address = match command {
         0 => code_address(address)?,
         1 => 0,

@@ -65,6 +65,13 @@ pub const fn is_guest_range(start: u64, length: u64) -> bool {
     last < LOWER_END || (start >= RESERVED_END && last >= start)
 }
 
+/// Whether words of 8 bytes each from `start` on, `length` bytes in all, touch nothing but what a guest may use. A word may go round
+/// the end of the address space to its beginning, since both are the guest's; so one comparison is enough. `length` is short.
+#[inline(always)]
+pub const fn are_guest_words(start: u64, length: u64) -> bool {
+    start.wrapping_sub(RESERVED_END) <= LOWER_END.wrapping_sub(RESERVED_END).wrapping_sub(length)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +100,20 @@ mod tests {
         assert!(is_guest_range(u64::MAX, 1));
         assert!(!is_guest_range(u64::MAX, 2));
         assert!(!is_guest_range(8, u64::MAX));
+    }
+
+    #[test]
+    fn guest_words_are_those_of_a_guest_range_or_go_round_the_end() {
+        for length in [8, 16, 24, 56, 64, 72] {
+            let edges = [0, LOWER_END, RESERVED_START, RESERVED_END, u64::MAX, 1 << 62, u64::MAX - 4096];
+            for edge in edges {
+                for start in (0..200).map(|step: u64| edge.wrapping_add(step).wrapping_sub(100)) {
+                    let goes_round = start.checked_add(length - 1).is_none();
+                    let expected = goes_round || is_guest_range(start, length);
+                    assert_eq!(are_guest_words(start, length), expected, "{start:#x} {length}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! - [`layout`]: who owns which virtual addresses;
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`ram`]: which machine memory there is;
+//! - [`table_write`]: the instructions by which guests write to their tables, and what they do;
 //! - [`selector`]: which segment selectors a guest gets back after another ran.
 //!
 //! The rest of the backend is the program `hyp-x86`, which exists on the bare machine only.
@@ -15,3 +16,4 @@ pub mod format;
 pub mod layout;
 pub mod ram;
 pub mod selector;
+pub mod table_write;

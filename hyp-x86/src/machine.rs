@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::Hypervisor;
 use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
+use hyp_core::hypercall::{Arguments, Call, Outcome};
 use hyp_core::machine::{
     Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, SharedInfoLayout,
 };
@@ -16,7 +17,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::context::GuestContext;
-use crate::{clock, console, cpu, entry, memory};
+use crate::{access, clock, console, cpu, hypercall, memory};
 
 /// An x86-64 machine with ring-3 guests.
 pub struct X86;
@@ -53,6 +54,10 @@ impl Machine for X86 {
         _user: Option<MachineFrame>,
     ) -> Option<MachineFrame> {
         kernel.filter(|_| layout::is_canonical(address.bytes()))
+    }
+
+    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: Arguments) -> Outcome {
+        hypercall::own(call, number, arguments)
     }
 }
 
@@ -151,27 +156,15 @@ impl FrameMemory for X86 {
     }
 }
 
-/// Copies go straight through the guest's tables, which are loaded: write protection holds in ring 0 too (CR0.WP), and every
-/// entry of a guest's is a user's, so the guest's own rights are what counts. A fault ends the copy.
 impl GuestMemory for X86 {
-    #[inline]
+    #[inline(always)]
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
-        if !layout::is_guest_range(from.bytes(), into.len() as u64) {
-            return Err(GuestFault);
-        }
-        // SAFETY: the range is the guest's part of the address space, where nothing of the hypervisor's is.
-        let left = unsafe { entry::copy_guest(into.as_mut_ptr(), from.bytes() as *const u8, into.len()) };
-        if left == 0 { Ok(()) } else { Err(GuestFault) }
+        access::read(from.bytes(), into)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
-        if !layout::is_guest_range(to.bytes(), from.len() as u64) {
-            return Err(GuestFault);
-        }
-        // SAFETY: as in `read_guest`.
-        let left = unsafe { entry::copy_guest(to.bytes() as *mut u8, from.as_ptr(), from.len()) };
-        if left == 0 { Ok(()) } else { Err(GuestFault) }
+        access::write(to.bytes(), from)
     }
 }
 

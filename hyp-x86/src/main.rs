@@ -7,12 +7,15 @@
 //! | `entry.s`, `entry.rs`, `trap.rs` | in from a guest and out again |
 //! | `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
 //! | `hypercall.rs`, `bounce.rs`, `emulate.rs` | what x86 adds to the core: its own hypercalls, exceptions, instructions |
+//! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
 //! | `fault.rs` | exceptions in the hypervisor itself |
 //!
 //! On the host this program is empty: its pure parts are the library `hyp_x86`, which is tested there.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+mod access;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]

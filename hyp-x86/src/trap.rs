@@ -1,6 +1,9 @@
 //! What guests come for: hypercalls, exceptions, and interrupts that happened to come while they ran.
 //!
-//! Each function here gets the running vCPU's context, from `entry.s`, and returns the context of the vCPU that goes on.
+//! Each function here gets the running vCPU's context, from `entry.s`, and returns the context of the vCPU that goes on; null
+//! stands for the same one, with none of the registers changed that a function must preserve: those need no reloading then.
+
+use core::ptr;
 
 use hyp_core::Vcpu;
 use hyp_core::machine::GuestMemory;
@@ -17,47 +20,76 @@ const PAGE_FAULT: u64 = 14;
 
 /// A `syscall` from 64-bit code: a hypercall from the guest's kernel, a system call from its users.
 pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext {
-    let Some(vcpu) = cpu::current() else { return cpu::choose() };
+    let Some(vcpu) = cpu::current() else { return cpu::next() };
     if context.user_mode.get() {
-        bounce::system_call(vcpu);
-    } else {
-        hypercall::dispatch(vcpu, context);
+        return bounce::system_call(vcpu, context);
     }
-    go_on(context)
+    hypercall::dispatch(vcpu, context)
 }
 
-/// An exception in a guest, or an interrupt while a guest ran.
+/// An exception in a guest, or an interrupt while a guest ran. Page faults are the most frequent, and go the shortest way.
 pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
+    let Some(vcpu) = cpu::current() else { return cpu::next() };
     let vector = context.frame.vector.get();
-    if vector >= 32 && vector != BY_COMPATIBILITY_SYSCALL {
-        interrupts::handle(vector);
-    } else if let Some(vcpu) = cpu::current() {
-        exception(vcpu, context, vector);
+    if vector == PAGE_FAULT {
+        return bounce::page_fault(vcpu, context, Cr2::read_raw());
     }
-    go_on(context)
+    other_trap(vcpu, context, vector)
 }
 
-#[inline]
-fn go_on(context: &'static GuestContext) -> *const GuestContext {
-    if HYPERVISOR.reschedule_wanted() { cpu::choose() } else { context }
+/// The way out: the short one (null), unless somebody else is due or an event is pending.
+#[inline(always)]
+pub fn go_on(context: &GuestContext) -> *const GuestContext {
+    if HYPERVISOR.reschedule_wanted() || context.upcall_due() { cpu::next() } else { ptr::null() }
 }
 
-fn exception(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: u64) {
-    let kernel = !context.user_mode.get();
+/// As [`go_on`], with every register to be loaded from the context.
+#[inline(always)]
+fn go_on_with(context: &GuestContext) -> *const GuestContext {
+    let next = go_on(context);
+    if next.is_null() { context } else { next }
+}
+
+#[inline(never)]
+fn other_trap(
+    vcpu: &'static Vcpu<X86>,
+    context: &'static GuestContext,
+    vector: u64,
+) -> *const GuestContext {
     match vector {
         // `syscall` in 32-bit code isn't a way in.
-        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, INVALID_OPCODE, None, None),
-        INVALID_OPCODE if decoded(context, decode::undefined, vcpu) => {}
-        GENERAL_PROTECTION if kernel && decoded(context, decode::privileged, vcpu) => {}
-        PAGE_FAULT => {
-            let address = Cr2::read_raw();
-            bounce::exception(vcpu, vector, Some(context.frame.error.get()), Some(address));
+        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, context, INVALID_OPCODE, None),
+        32.. => interrupt(context, vector),
+        INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector),
+        _ if has_error_code(vector) => {
+            bounce::exception(vcpu, context, vector, Some(context.frame.error.get()))
         }
-        _ => {
-            let error = has_error_code(vector).then(|| context.frame.error.get());
-            bounce::exception(vcpu, vector, error, None);
-        }
+        _ => bounce::exception(vcpu, context, vector, None),
     }
+}
+
+#[inline(never)]
+fn interrupt(context: &GuestContext, vector: u64) -> *const GuestContext {
+    interrupts::handle(vector);
+    go_on(context)
+}
+
+/// Faults of instructions some of which are carried out for the guest.
+#[inline(never)]
+fn perhaps_emulated(
+    vcpu: &'static Vcpu<X86>,
+    context: &'static GuestContext,
+    vector: u64,
+) -> *const GuestContext {
+    let done = match vector {
+        INVALID_OPCODE => decoded(context, decode::undefined, vcpu),
+        _ => !context.user_mode.get() && decoded(context, decode::privileged, vcpu),
+    };
+    if done {
+        return go_on_with(context);
+    }
+    let error = has_error_code(vector).then(|| context.frame.error.get());
+    bounce::exception(vcpu, context, vector, error)
 }
 
 /// Carries out the instruction at which the guest stands, if it is one of those that are.
@@ -93,11 +125,14 @@ fn has_error_code(vector: u64) -> bool {
     vector < 32 && WITH_ERROR_CODE >> vector & 1 != 0
 }
 
-/// The end of a guest that has no handler for an exception.
-pub fn unhandled(vcpu: &Vcpu<X86>, vector: u64, address: Option<u64>) {
+/// The end of a guest that has no handler for an exception. Returns who goes on.
+#[cold]
+#[inline(never)]
+pub fn unhandled(vcpu: &Vcpu<X86>, vector: u64, address: Option<u64>) -> *const GuestContext {
     let name = fault::name(vector);
     match address {
         Some(address) => HYPERVISOR.kill(vcpu, format_args!("{name} at address {address:#x}, no handler")),
         None => HYPERVISOR.kill(vcpu, format_args!("{name}, no handler")),
     }
+    cpu::next()
 }

@@ -7,7 +7,7 @@ use super::{Arguments, Call, Outcome};
 use crate::machine::Machine;
 
 /// The version of Xen's interface that we speak: 4.17.
-const VERSION: u64 = (4 << 16) | 17;
+pub(super) const VERSION: u64 = (4 << 16) | 17;
 /// What makes us another hypervisor than Xen.
 const EXTRA_VERSION: &str = concat!(".penumbra-", env!("CARGO_PKG_VERSION"));
 
