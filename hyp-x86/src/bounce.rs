@@ -63,7 +63,12 @@ fn deliver(
     error: Option<u64>,
 ) -> *const GuestContext {
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    finish(vcpu, context, vector, enter_kernel(context, Target::of(handler), Interrupted::kernel(context), error))
+    finish(
+        vcpu,
+        context,
+        vector,
+        enter_kernel(context, Target::of(handler), Interrupted::kernel(context), error),
+    )
 }
 
 /// Hands a page fault on, as [`exception`] does the others.

@@ -107,7 +107,8 @@ impl Write {
     pub fn effect(&self, memory: u64, source: u64, accumulator: u64) -> Effect {
         let width = Width(self.size);
         let (old, source) = (width.cut(memory), width.cut(source));
-        let writes = |value: u64| Effect { memory: Some(width.cut(value)), register: None, flags: Flags::default() };
+        let writes =
+            |value: u64| Effect { memory: Some(width.cut(value)), register: None, flags: Flags::default() };
         match self.operation {
             Operation::Move => writes(source),
             Operation::Exchange => Effect { register: Some(old), ..writes(source) },
@@ -456,10 +457,7 @@ mod tests {
             (&[0x4d, 0x87, 0x65, 0x10], write(Exchange, 8, Register(12), 4)),
             // lock andb $0xfd,(%rdx); lock andq $-3,0x12345678(%rax,%rbx,8)
             (&[0xf0, 0x80, 0x22, 0xfd], write(And, 1, Constant(!2), 4)),
-            (
-                &[0xf0, 0x48, 0x83, 0xa4, 0xd8, 0x78, 0x56, 0x34, 0x12, 0xfd],
-                write(And, 8, Constant(!2), 10),
-            ),
+            (&[0xf0, 0x48, 0x83, 0xa4, 0xd8, 0x78, 0x56, 0x34, 0x12, 0xfd], write(And, 8, Constant(!2), 10)),
             // mov %rsi,(%rdi); mov %r8,0x8(%rsp); mov %rax,0x10(%rip); mov %eax,(,%rcx,4)
             (&[0x48, 0x89, 0x37], write(Move, 8, Register(6), 3)),
             (&[0x4c, 0x89, 0x44, 0x24, 0x08], write(Move, 8, Register(8), 5)),

@@ -51,11 +51,7 @@ fn go_on_with(context: &GuestContext) -> *const GuestContext {
 }
 
 #[inline(never)]
-fn other_trap(
-    vcpu: &'static Vcpu<X86>,
-    context: &'static GuestContext,
-    vector: u64,
-) -> *const GuestContext {
+fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: u64) -> *const GuestContext {
     match vector {
         // `syscall` in 32-bit code isn't a way in.
         BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, context, INVALID_OPCODE, None),
