@@ -156,6 +156,12 @@ pub trait PageTableFormat {
         (address.bytes().checked_shr(shift).unwrap_or(0) & mask) as usize
     }
 
+    /// How many frames one leaf in a table of `level` maps: 1 at level 1, the entries of a table below at level 2, and so on.
+    fn span(level: Level) -> u64 {
+        let bits = (1..level).map(Self::index_bits).fold(0, u32::saturating_add);
+        1u64.checked_shl(bits).unwrap_or(0)
+    }
+
     /// How many entries a table of `level` has.
     fn entries(level: Level) -> usize {
         1usize.checked_shl(Self::index_bits(level)).unwrap_or(0)

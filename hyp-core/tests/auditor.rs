@@ -94,17 +94,27 @@ fn an_entry_with_a_forbidden_bit() {
 }
 
 #[test]
-fn a_superpage() {
+fn a_superpage_off_its_place() {
     let kinds = seen(|rig| {
         let (two, index) = (rig.entry(rig.domains[1].root, 16) >> 20 & 0x3fff_ffff, 7);
         let two = frame(two);
         let below = frame(rig.entry(two, index) >> 20 & 0x3fff_ffff);
         rig.hv.frames().put(below, rig.hv.machine());
-        rig.hv.machine().write_entry(two, index, leaf(below, false));
-        rig.hv.frames().get(below, ONE).unwrap();
+        let off = frame(below.number() | 1);
+        rig.hv.machine().write_entry(two, index, leaf(off, false));
+        (0..16).for_each(|step| rig.hv.frames().get(frame(off.number() + step), ONE).unwrap());
     });
     // The table's use is left over as well.
     assert_eq!(kinds, Kinds::FORBIDDEN | Kinds::USES);
+}
+
+#[test]
+fn a_root_that_leads_to_itself_and_lets_its_tables_be_written() {
+    let kinds = seen(|rig| {
+        let root = rig.domains[1].root;
+        rig.hv.machine().write_entry(root, 31, table(root));
+    });
+    assert_eq!(kinds, Kinds::FORBIDDEN);
 }
 
 #[test]

@@ -127,8 +127,17 @@ fn forbidden_bits_and_kinds_are_refused() {
     let root = rig.domains[1].root;
     let two = frame((rig.entry(root, 16) >> 20) & 0x3fff_ffff);
     assert_eq!(try_entry(&rig, 1, one, table(own)), Err(Errno::EINVAL), "a table below level 1");
-    assert_eq!(try_entry(&rig, 1, (two, 0), leaf(own, false)), Err(Errno::EINVAL), "a superpage");
-    assert_eq!(try_entry(&rig, 1, (two, 0), leaf(own, true)), Err(Errno::EINVAL), "a superpage");
+    let off = frame(own.number() | 1);
+    assert_eq!(
+        try_entry(&rig, 1, (two, 0), leaf(off, false)),
+        Err(Errno::EINVAL),
+        "a superpage off its place"
+    );
+    assert_eq!(
+        try_entry(&rig, 1, (two, 0), leaf(off, true)),
+        Err(Errno::EINVAL),
+        "a superpage off its place"
+    );
     assert_eq!(try_entry(&rig, 1, (root, 0), leaf(own, false)), Err(Errno::EINVAL), "a leaf at the root");
 }
 

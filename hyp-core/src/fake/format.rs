@@ -5,8 +5,8 @@
 //! ```text
 //! bit 63      present
 //! bits 20..50 frame number
-//! bit 9       table (level 2 and 3); at level 2 without it: a superpage; at level 1 it has to be clear
-//! bit 5       read-only (so that a forgotten bit means too many rights)
+//! bit 9       table (level 2 and 3); at level 2 without it: a superpage of 16 pages; at level 1 it has to be clear
+//! bit 5       read-only (so that a forgotten bit means too many rights); in a table entry: so is all that is below
 //! bit 4       hardware may lift the read-only bit: counts as writable
 //! bit 1       accessed, set by hardware
 //! bit 0       dirty, set by hardware
@@ -90,7 +90,13 @@ impl PageTableFormat for FakeFormat {
         if (level == 1 && raw & TABLE != 0) || (level == Self::LEVELS && raw & TABLE == 0) {
             return Err(EntryFault::WrongLevel);
         }
-        Ok((raw | FORCED, Self::decode(level, raw)))
+        let entry = Self::decode(level, raw);
+        if let Entry::Leaf(leaf) = entry
+            && !leaf.frame.number().is_multiple_of(Self::span(level))
+        {
+            return Err(EntryFault::ForbiddenBits((Self::span(level) - 1) << FRAME_SHIFT));
+        }
+        Ok((raw | FORCED, entry))
     }
 
     fn encode(_: Level, entry: Entry) -> u64 {
@@ -99,6 +105,10 @@ impl PageTableFormat for FakeFormat {
             Entry::Table(frame) => table(frame),
             Entry::Leaf(mapping) => leaf(mapping.frame, mapping.writable),
         }
+    }
+
+    fn is_read_only_table(raw: u64) -> bool {
+        raw & READ_ONLY != 0 && raw & LIFT == 0
     }
 
     fn hardware_bits(_: Level) -> u64 {

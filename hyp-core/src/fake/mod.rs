@@ -16,7 +16,7 @@ use penumbra_abi::vm_assist;
 pub use context::FakeContext;
 pub use format::FakeFormat;
 
-use crate::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
+use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT, PAGE_SIZE};
 use crate::frame::{BootMemory, FrameRecord, Memory};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{
@@ -82,6 +82,7 @@ impl Fake {
 
     /// Where the MMU would find the byte at `address`: the frame, if the guest may access it in that way.
     pub fn translate(&self, address: GuestVirtual, write: bool) -> Option<MachineFrame> {
+        let mut read_only = false;
         if address.bytes() >> format::ADDRESS_BITS != 0 {
             return None;
         }
@@ -89,8 +90,14 @@ impl Fake {
         for level in (1..=FakeFormat::LEVELS).rev() {
             let raw = self.read_entry(table, FakeFormat::index(address, level));
             match FakeFormat::decode(level, raw) {
-                Entry::Table(next) => table = next,
-                Entry::Leaf(leaf) if leaf.writable || !write => return Some(leaf.frame),
+                Entry::Table(next) => {
+                    table = next;
+                    read_only |= FakeFormat::is_read_only_table(raw);
+                }
+                Entry::Leaf(leaf) if !write || (leaf.writable && !read_only) => {
+                    let page = (address.bytes() >> PAGE_SHIFT) % FakeFormat::span(level);
+                    return leaf.frame.checked_add(page);
+                }
                 Entry::Leaf(_) | Entry::Absent => return None,
             }
         }

@@ -10,7 +10,7 @@ use spin::Once;
 
 use super::allocator::FreeMap;
 use super::m2p::MachineToPhysical;
-use super::record::{FrameRecord, FrameType, Hold, Taken, TypeError, Use};
+use super::record::{EntryPlace, FrameRecord, FrameType, Hold, Taken, TypeError, Use};
 use super::{BootMemory, FrameError};
 use crate::address::{DomainId, MachineFrame, PAGE_BYTES};
 use crate::machine::{FlushScope, Level, Machine};
@@ -364,6 +364,25 @@ impl FrameTable {
         if let Ok(record) = self.record(frame) {
             record.set_progress(progress);
         }
+    }
+
+    /// Remembers that the entry `index` of the table `parent` leads to the complete table `frame`: a hint, which
+    /// [`Self::parent_hint`] gives back.
+    pub fn set_hint(&self, frame: MachineFrame, parent: MachineFrame, index: usize) {
+        let place = self.tables.get().and_then(|tables| {
+            let record = u32::try_from(parent.number().checked_sub(tables.first)?).ok()?;
+            Some(EntryPlace { record, index: u16::try_from(index).ok()? })
+        });
+        if let (Ok(record), Some(place)) = (self.record(frame), place) {
+            record.set_hint(place);
+        }
+    }
+
+    /// Where an entry was last made to lead to a complete table: the table that held it, and its index. It may have changed since.
+    pub fn parent_hint(&self, frame: MachineFrame) -> Option<(MachineFrame, usize)> {
+        let hint = self.usage(frame)?.hint()?;
+        let parent = MachineFrame::new(self.extent().0.checked_add(u64::from(hint.record))?)?;
+        Some((parent, usize::from(hint.index)))
     }
 
     /// Marks one use as a pin, or takes the mark away; returns whether there was one.

@@ -39,8 +39,10 @@ pub enum Refusal {
     Unaligned,
     /// The root's slot belongs to the hypervisor.
     ReservedSlot,
-    /// A superpage, which this domain can't have.
+    /// A superpage that is larger than those of level 2, or doesn't begin at a multiple of its size.
     Superpage,
+    /// A table that leads to itself, but not at the root, or not read-only.
+    Linear,
     /// The frame isn't a validated table of the domain.
     NotATable(MachineFrame),
     /// There is no table of that level.
@@ -76,6 +78,7 @@ impl Refusal {
             | Self::Entry(_)
             | Self::Unaligned
             | Self::Superpage
+            | Self::Linear
             | Self::NotATable(_)
             | Self::NoSuchLevel
             | Self::Pin(_)

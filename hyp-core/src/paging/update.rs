@@ -59,7 +59,7 @@ impl<M: Machine> TableSpace<'_, M> {
         raw: u64,
         bits: HardwareBits,
     ) -> Result<(), Stop> {
-        let (admitted, new) = self.judge(level, index, raw)?;
+        let (admitted, new) = self.judge(table, level, index, raw)?;
         let resumed = self.settle(child(level, new))?;
         // Settling may have dropped the very table that was asked for, or one on the way to it: whoever found the
         // place did so before. Without this check the entry would be written into a page that is no table any more.
@@ -75,19 +75,28 @@ impl<M: Machine> TableSpace<'_, M> {
             self.give_back(level, new);
             return Err(stop);
         }
+        if let (2, Entry::Table(child)) = (level, new) {
+            self.frames.set_hint(child, table, index);
+        }
         self.give_back(level, old);
         Ok(())
     }
 
     /// The entry as it would stand in memory, if no matter which frame it leads to it may stand there.
-    fn judge(&self, level: Level, index: usize, raw: u64) -> Result<(u64, Entry), Refusal> {
+    fn judge(
+        &self,
+        table: MachineFrame,
+        level: Level,
+        index: usize,
+        raw: u64,
+    ) -> Result<(u64, Entry), Refusal> {
         if index >= M::Format::entries(level) {
             return Err(Refusal::Unaligned);
         }
         if self.is_reserved(level, index) {
             return Err(Refusal::ReservedSlot);
         }
-        Ok(M::Format::admit(level, raw)?)
+        self.judge_entry(table, level, raw)
     }
 
     /// Takes what the new entry needs; a table is held, preemptibly.

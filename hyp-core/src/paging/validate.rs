@@ -4,6 +4,10 @@
 //! that the domain may reach in that way, and takes a reference (and a use, if it is a table or writable) there. The last
 //! use to go gives all of them back. Levels go down strictly, so recursion ends after at most `LEVELS` steps.
 //!
+//! A superpage takes from each of its frames what a leaf of its own would take: so none of them can be a table while it is
+//! writable there. A root may lead to itself, read-only (a *linear* table): such an entry holds nothing, since a root
+//! that held itself could never be let go.
+//!
 //! A table is locked into its type, and old translations of it are flushed, before its first entry is read: nobody can
 //! write to it behind the validation's back (XSA-401).
 
@@ -86,15 +90,51 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     fn acquire_leaf(&self, leaf: Leaf) -> Result<(), Refusal> {
-        if leaf.level != 1 {
-            return Err(Refusal::Superpage);
-        }
-        if leaf.writable {
-            self.frames.get_writable(leaf.frame, self.target, self.machine)?;
+        if leaf.level == 1 {
+            self.acquire_page(leaf.frame, leaf.writable)
         } else {
-            self.frames.get(leaf.frame, self.target)?;
+            self.acquire_superpage(leaf)
+        }
+    }
+
+    fn acquire_page(&self, frame: MachineFrame, writable: bool) -> Result<(), Refusal> {
+        match writable {
+            true => self.frames.get_writable(frame, self.target, self.machine)?,
+            false => self.frames.get(frame, self.target)?,
         }
         Ok(())
+    }
+
+    /// Every frame of a superpage, or none.
+    #[cold]
+    fn acquire_superpage(&self, leaf: Leaf) -> Result<(), Refusal> {
+        let span = M::Format::span(leaf.level);
+        // The format refuses such entries, too; but what is counted here must be what the walker maps (XSA-167).
+        if leaf.level != 2 || !leaf.frame.number().is_multiple_of(span) {
+            return Err(Refusal::Superpage);
+        }
+        self.budget.charge(span as u32);
+        for taken in 0..span {
+            let frame = leaf.frame.checked_add(taken).ok_or(Refusal::Superpage)?;
+            if let Err(refusal) = self.acquire_page(frame, leaf.writable) {
+                self.release_pages(leaf, taken);
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what the first `count` frames of a leaf hold.
+    fn release_pages(&self, leaf: Leaf, count: u64) {
+        for frame in (0..count).filter_map(|index| leaf.frame.checked_add(index)) {
+            let freed = match leaf.writable {
+                true => self.frames.put_writable(frame, self.machine),
+                false => self.frames.put(frame, self.machine),
+            };
+            if freed {
+                self.budget.charge(Budget::FRAME);
+            }
+        }
     }
 
     pub(super) fn acquire_table(&self, table: MachineFrame, level: Level) -> Result<(), NotHeld> {
@@ -144,11 +184,15 @@ impl<M: Machine> TableSpace<'_, M> {
 
     fn validate_entry(&self, table: MachineFrame, level: Level, index: usize) -> Result<(), NotHeld> {
         let proposed = self.machine.read_entry(table, index);
-        let (admitted, entry) = M::Format::admit(level, proposed).map_err(Refusal::from)?;
+        let (admitted, entry) = self.judge_entry(table, level, proposed)?;
         if admitted != proposed {
             self.machine.write_entry(table, index, admitted);
         }
-        self.acquire_entry(level, entry)
+        self.acquire_entry(level, entry)?;
+        if let (2, Entry::Table(child)) = (level, entry) {
+            self.frames.set_hint(child, table, index);
+        }
+        Ok(())
     }
 
     /// Gives back one use and reference of a table; the last use's entries first.
@@ -192,14 +236,11 @@ impl<M: Machine> TableSpace<'_, M> {
     pub(super) fn release_entry(&self, level: Level, entry: Entry) -> Result<(), Stop> {
         match entry {
             Entry::Absent => {}
+            Entry::Leaf(leaf) if leaf.level == 1 => self.release_pages(leaf, 1),
             Entry::Leaf(leaf) => {
-                let freed = match leaf.writable {
-                    true => self.frames.put_writable(leaf.frame, self.machine),
-                    false => self.frames.put(leaf.frame, self.machine),
-                };
-                if freed {
-                    self.budget.charge(Budget::FRAME);
-                }
+                let span = M::Format::span(leaf.level);
+                self.budget.charge(span as u32);
+                self.release_pages(leaf, span);
             }
             Entry::Table(table) => self.release_table(table, level.saturating_sub(1))?,
         }
@@ -221,9 +262,28 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
-    /// Reads an entry that was admitted before.
+    /// The bits that shall stand in memory for an entry that a guest proposes, and what it holds.
+    pub(super) fn judge_entry(
+        &self,
+        table: MachineFrame,
+        level: Level,
+        proposed: u64,
+    ) -> Result<(u64, Entry), Refusal> {
+        let (admitted, entry) = M::Format::admit(level, proposed)?;
+        if entry != Entry::Table(table) {
+            return Ok((admitted, entry));
+        }
+        // A table that leads to itself: at the root, if nobody can write through it; elsewhere its type excludes it anyway.
+        let linear = level == M::Format::LEVELS && M::Format::is_read_only_table(admitted);
+        if linear { Ok((admitted, Entry::Absent)) } else { Err(Refusal::Linear) }
+    }
+
+    /// What an entry holds that was admitted before. A root's entry that leads to the root itself holds nothing.
     pub(super) fn entry(&self, table: MachineFrame, level: Level, index: usize) -> Entry {
-        M::Format::decode(level, self.machine.read_entry(table, index))
+        match M::Format::decode(level, self.machine.read_entry(table, index)) {
+            Entry::Table(itself) if itself == table => Entry::Absent,
+            entry => entry,
+        }
     }
 
     /// Whether guests are kept from this entry of a table.

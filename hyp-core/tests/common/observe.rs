@@ -77,9 +77,22 @@ impl Seen {
                 continue;
             }
             let is_table = raw & (1 << 9) != 0;
+            if level == 3 && target(raw) == table {
+                // The root leads to itself: what it shows are its own tables, and nobody may write to them there.
+                if writable(raw) {
+                    self.problems
+                        .push(format!("root {table:#x}: entry {index} lets its own tables be written"));
+                }
+                continue;
+            }
             match (level, is_table) {
                 (1, false) => {
                     *self.mapped.entry((domain, target(raw))).or_default() |= writable(raw);
+                }
+                (2, false) => {
+                    for frame in target(raw)..target(raw) + 16 {
+                        *self.mapped.entry((domain, frame)).or_default() |= writable(raw);
+                    }
                 }
                 (2 | 3, true) => self.walk(hv, domain, target(raw), level - 1),
                 _ => self.problems.push(format!("table {table:#x} level {level}: entry {index} is {raw:#x}")),

@@ -4,7 +4,7 @@ use super::{Finding, Holders, Report, Table, each_table};
 use crate::address::MachineFrame;
 use crate::frame::record::{Hold, Use};
 use crate::frame::{FrameTable, FrameType};
-use crate::machine::{Entry, Level, Machine, PageTableFormat};
+use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 use crate::paging::Unfinished;
 
 /// Frames counted in one pass over all tables.
@@ -136,10 +136,18 @@ impl Slice<'_> {
         for index in (0..table.in_force(M::Format::entries(level))).filter(is_guests) {
             match M::Format::decode(level, machine.read_entry(frame, index)) {
                 Entry::Absent => {}
+                // A root that leads to itself holds nothing by that.
+                Entry::Table(below) if below == frame => {}
                 Entry::Table(below) => self.add(below, |count| count.table(level.saturating_sub(1))),
-                Entry::Leaf(leaf) if leaf.writable => self.add(leaf.frame, Count::writable),
-                Entry::Leaf(leaf) => self.add(leaf.frame, Count::reference),
+                Entry::Leaf(leaf) => self.count_leaf::<M>(leaf),
             }
+        }
+    }
+
+    /// What a leaf holds of each frame that it maps.
+    fn count_leaf<M: Machine>(&mut self, leaf: Leaf) {
+        for frame in (0..M::Format::span(leaf.level)).filter_map(|index| leaf.frame.checked_add(index)) {
+            self.add(frame, if leaf.writable { Count::writable } else { Count::reference });
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{Finding, Holders, Report, Table, each_table};
 use crate::address::{DomainId, MachineFrame};
 use crate::frame::{FrameTable, FrameType};
-use crate::machine::{Entry, Machine, PageTableFormat};
+use crate::machine::{Entry, Leaf, Machine, PageTableFormat};
 
 /// Looks at all of them.
 pub(super) fn judge<M: Machine>(
@@ -55,17 +55,33 @@ impl<M: Machine> Judge<'_, M> {
             Ok((admitted, entry)) if (admitted ^ raw) & !M::Format::hardware_bits(table.level) == 0 => {
                 match entry {
                     Entry::Absent => return,
+                    Entry::Table(below) if below == table.frame => self.linear(table, index, raw),
                     Entry::Table(below) => self.leads_to_table(table, index, below),
-                    Entry::Leaf(leaf) if leaf.level == 1 => {
-                        let owner = table.owner;
-                        self.belongs(place, leaf.frame, |holders, of| holders.may_map(owner, of));
-                    }
-                    Entry::Leaf(_) => self.report.add(Finding::Forbidden { table: table.frame, index }),
+                    Entry::Leaf(leaf) => self.maps(table.owner, place, leaf),
                 }
             }
             _ => self.report.add(Finding::Forbidden { table: table.frame, index }),
         }
         self.report.entries = self.report.entries.saturating_add(1);
+    }
+
+    /// A table leads to itself: only a root may, and only if nobody can write through it.
+    fn linear(&mut self, table: Table, index: usize, raw: u64) {
+        if table.level != M::Format::LEVELS || !M::Format::is_read_only_table(raw) {
+            self.report.add(Finding::Forbidden { table: table.frame, index });
+        }
+    }
+
+    /// Every frame that a leaf maps is one that the domain may map.
+    fn maps(&mut self, owner: DomainId, place: (MachineFrame, usize), leaf: Leaf) {
+        let span = M::Format::span(leaf.level);
+        if leaf.level > 2 || !leaf.frame.number().is_multiple_of(span) {
+            let (table, index) = place;
+            return self.report.add(Finding::Forbidden { table, index });
+        }
+        for frame in (0..span).filter_map(|index| leaf.frame.checked_add(index)) {
+            self.belongs(place, frame, |holders, of| holders.may_map(owner, of));
+        }
     }
 
     fn leads_to_table(&mut self, table: Table, index: usize, below: MachineFrame) {
