@@ -5,6 +5,7 @@
 //! implementations in `guest-el1` and `guest-x86` are a few instructions each.
 
 use crate::bench::ArchitectureRow;
+use crate::soak::Random;
 
 /// Which level a page table is at: 1 maps pages, [`ROOT_LEVEL`] is the root.
 pub type Level = u8;
@@ -17,6 +18,9 @@ pub const TABLE_ENTRIES: usize = 512;
 pub const PAGE_SIZE: u64 = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
+
+/// 8-byte words of a sequence of made-up instructions.
+pub const CODE_WORDS: usize = 8;
 
 /// What a present page-table entry says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +100,17 @@ pub trait Architecture: Sized + 'static {
 
     /// Instructions by which a kernel waits, if it may execute such: each must let other domains run, and come back.
     const WAITS: &'static [(&'static str, fn())] = &[];
+
+    /// The part of the kernel's image that nobody writes to, as addresses.
+    fn read_only_image() -> core::ops::Range<u64>;
+    /// As [`Self::leaf`], read-only, for code.
+    fn executable(frame: u64) -> u64;
+    /// Instructions as a hostile kernel would make them up: privileged ones above all, then such as fault. For
+    /// [`Self::execute`].
+    fn made_up_code(random: &mut Random) -> [u64; CODE_WORDS];
+    /// Executes the made-up instructions at `code` with `data`, the address of a page of no value, in most registers; comes
+    /// back at the first fault. Only after [`Self::install_traps`] returned true.
+    fn execute(code: u64, data: u64);
 
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();

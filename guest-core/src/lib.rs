@@ -11,6 +11,7 @@
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
+//! - `soak=control|witness|hostile`: a part in the soak; see [`soak`].
 //! - `device=0xMFN`: machine frame of a device, for the tour's attempts.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod hypercalls;
 pub mod pages;
 mod ramdisk;
 pub mod shell;
+pub mod soak;
 pub mod tests;
 pub mod tour;
 pub mod words;
@@ -76,6 +78,7 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
     if words.has("bench") {
         bench::run(guest);
     }
+    soak::take_part(guest);
     death::die_if_asked(guest);
     match words.value("then") {
         Some("poweroff") => hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF),
@@ -91,6 +94,7 @@ fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     if guest.words().has("spin") {
         tour::spin(guest);
     }
+    soak::take_part(guest);
     death::die_if_asked(guest);
     loop {
         hypercalls::block::<A>();

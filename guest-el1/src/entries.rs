@@ -36,6 +36,11 @@ pub const fn executable_leaf(frame: u64) -> u64 {
     leaf(frame, true) & !KERNEL_NO_EXECUTE
 }
 
+/// Maps machine frame `frame` for the kernel's code, read-only.
+pub const fn executable(frame: u64) -> u64 {
+    leaf(frame, false) & !KERNEL_NO_EXECUTE
+}
+
 /// Leads to the table in machine frame `frame`.
 pub const fn table(frame: u64) -> u64 {
     frame << 12 | VALID | TABLE_OR_PAGE

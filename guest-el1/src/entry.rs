@@ -33,6 +33,7 @@ global_asm!(
     .align 12
     boot_stack:
     .skip 65536
+    .globl boot_stack_end
     boot_stack_end:
 
     .section .text.boot, "ax"

@@ -1,10 +1,11 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{entries, forbidden, traps};
+use crate::{entries, forbidden, made_up, traps};
 use core::arch::asm;
 use core::marker::PhantomData;
 use guest_core::Architecture;
-use guest_core::architecture::{Forbidden, Level, Mapping};
+use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
+use guest_core::soak::Random;
 use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
 
 /// Virtual address of pseudo-physical frame 0.
@@ -16,6 +17,12 @@ pub trait Below: 'static {
     const NATIVE: bool;
     /// As [`Architecture::hypercall`].
     fn hypercall(number: u64, arguments: [u64; 6]) -> u64;
+}
+
+unsafe extern "C" {
+    /// Where the image begins, and where what may be written begins: places that the linker script names.
+    static __image_start: u8;
+    static image_read_only_end: u8;
 }
 
 /// Penumbra.
@@ -142,6 +149,22 @@ impl<B: Below> Architecture for Kernel<B> {
 
     fn with_frame(entry: u64, frame: u64) -> u64 {
         entries::with_frame(entry, frame)
+    }
+
+    fn read_only_image() -> core::ops::Range<u64> {
+        (&raw const __image_start) as u64..(&raw const image_read_only_end) as u64
+    }
+
+    fn executable(frame: u64) -> u64 {
+        entries::executable(frame)
+    }
+
+    fn made_up_code(random: &mut Random) -> [u64; CODE_WORDS] {
+        made_up::code(random)
+    }
+
+    fn execute(code: u64, data: u64) {
+        made_up::execute(code, data);
     }
 
     fn forbidden_instruction() {

@@ -14,6 +14,11 @@ use crate::machine::Arm;
 /// Where a tried access goes on when it faults; 0 when none is being tried.
 pub(crate) static FIXUP: AtomicU64 = AtomicU64::new(0);
 
+/// Whether an exception that nobody expected has been reported, or at least begun to be.
+static FATAL_BEFORE: AtomicU64 = AtomicU64::new(0);
+/// What `shutdown` is told then.
+static CRASH: u32 = SHUTDOWN_CRASH;
+
 global_asm!(
     r#"
     .section .text.traps, "ax"
@@ -42,25 +47,50 @@ global_asm!(
         .endr
 
     trap_synchronous:
-        stp x0, x1, [sp, #-16]!
+        // Not on the stack: a hostile kernel may have none just now.
+        msr tpidr_el1, x0
+        msr tpidr_el0, x1
         adrp x0, {fixup}
         add x0, x0, :lo12:{fixup}
         ldr x1, [x0]
         cbz x1, 1f
         str xzr, [x0]
         msr elr_el1, x1
-        ldp x0, x1, [sp], #16
+        mrs x0, tpidr_el1
+        mrs x1, tpidr_el0
         eret
-    1:  ldp x0, x1, [sp], #16
+    1:  mrs x0, tpidr_el1
+        mrs x1, tpidr_el0
     trap_fatal:
+        // The first time the stack is taken from its start again; the second time even that has failed.
+        adrp x3, {fatal_before}
+        add x3, x3, :lo12:{fatal_before}
+        ldr x4, [x3]
+        cbnz x4, 2f
+        mov x4, #1
+        str x4, [x3]
+        adrp x3, boot_stack_end
+        add x3, x3, :lo12:boot_stack_end
+        mov sp, x3
         mrs x0, esr_el1
         mrs x1, far_el1
         mrs x2, elr_el1
         bl {fatal}
         brk #0
+    2:  mov x16, #{sched_op}
+        mov x0, #{shutdown}
+        adrp x1, {crash}
+        add x1, x1, :lo12:{crash}
+        hvc #{tag}
+        b 2b
     "#,
     fixup = sym FIXUP,
     fatal = sym fatal,
+    fatal_before = sym FATAL_BEFORE,
+    crash = sym CRASH,
+    sched_op = const penumbra_abi::hypercall::SCHED_OP,
+    shutdown = const penumbra_abi::sched::SCHEDOP_SHUTDOWN,
+    tag = const penumbra_abi::aarch64::HVC_IMMEDIATE,
 );
 
 unsafe extern "C" {

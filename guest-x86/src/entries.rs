@@ -24,6 +24,11 @@ pub const fn leaf(frame: u64, writable: bool) -> u64 {
     frame << 12 | PRESENT | rights | ACCESSED | DIRTY
 }
 
+/// Maps machine frame `frame` for code, read-only.
+pub const fn executable(frame: u64) -> u64 {
+    leaf(frame, false)
+}
+
 /// Leads to the table in machine frame `frame`.
 pub const fn table(frame: u64) -> u64 {
     frame << 12 | PRESENT | WRITABLE | USER | ACCESSED

@@ -1,14 +1,21 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{bench, entries, forbidden, traps};
+use crate::{bench, entries, forbidden, made_up, traps};
 use core::arch::asm;
 use guest_core::Architecture;
-use guest_core::architecture::{Forbidden, Level, Mapping};
+use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
 use guest_core::bench::ArchitectureRow;
+use guest_core::soak::Random;
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
 /// Virtual address of pseudo-physical frame 0.
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+
+unsafe extern "C" {
+    /// Where the image begins, and where what may be written begins: places that the linker script names.
+    static image_start: u8;
+    static image_read_only_end: u8;
+}
 
 /// The architecture of this kernel.
 pub struct X86;
@@ -117,6 +124,22 @@ impl Architecture for X86 {
 
     fn with_frame(entry: u64, frame: u64) -> u64 {
         entries::with_frame(entry, frame)
+    }
+
+    fn read_only_image() -> core::ops::Range<u64> {
+        (&raw const image_start) as u64..(&raw const image_read_only_end) as u64
+    }
+
+    fn executable(frame: u64) -> u64 {
+        entries::executable(frame)
+    }
+
+    fn made_up_code(random: &mut Random) -> [u64; CODE_WORDS] {
+        made_up::code(random)
+    }
+
+    fn execute(code: u64, data: u64) {
+        made_up::execute(code, data);
     }
 
     fn forbidden_instruction() {

@@ -18,6 +18,8 @@ mod forbidden;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
+mod made_up;
+#[cfg(target_os = "none")]
 mod traps;
 
 /// Called on the kernel's own stack.

@@ -5,5 +5,6 @@
 //! judging itself is tested on the host.
 
 pub mod case;
+pub mod soak;
 pub mod table;
 pub mod verdict;

@@ -19,6 +19,8 @@ pub enum Command {
     Run(RunOptions),
     /// Run every test there is: style, host tests, whole machines
     Test(TestOptions),
+    /// Let hostile domains try everything, beside one that looks after its memory
+    Soak(SoakOptions),
     /// Leave the hypervisor and the guest kernels in target/penumbra
     Image(ImageOptions),
     /// Format, lints and house rules
@@ -143,6 +145,30 @@ pub struct TestOptions {
     /// Cargo's profile for everything that is built
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,
+}
+
+#[derive(Args)]
+pub struct SoakOptions {
+    /// Begin runs for so many minutes; each ends by itself
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    pub minutes: u64,
+    /// Only this machine; both by turns if nothing is said
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// The first run's seed, decimal or with 0x in front (chosen by the clock if nothing is said)
+    #[arg(long, value_name = "S", value_parser = clap_number)]
+    pub seed: Option<u64>,
+    /// One run only, the one of --seed
+    #[arg(long, requires = "seed")]
+    pub once: bool,
+    /// Operations of each hostile domain
+    #[arg(long, value_name = "N", default_value_t = machine_tests::soak::OPERATIONS)]
+    pub operations: u64,
+}
+
+/// Reads a number, decimal or with `0x` in front.
+fn clap_number(text: &str) -> Result<u64, std::num::ParseIntError> {
+    text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16))
 }
 
 #[derive(Args)]

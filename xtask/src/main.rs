@@ -18,6 +18,7 @@ mod qemu;
 mod report;
 mod run;
 mod setup;
+mod soak;
 mod terminal;
 mod test;
 mod toolchain;
@@ -44,6 +45,7 @@ fn dispatch(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Test(options) => test::test(&options),
         cli::Command::Image(options) => image::command(&options),
+        cli::Command::Soak(options) => soak::soak(&options),
         cli::Command::Check => check::check(),
         cli::Command::Setup => setup::everything(),
         cli::Command::Bench(options) => bench::bench(&options),

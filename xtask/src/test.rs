@@ -52,7 +52,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     report.close()
 }
 
-fn board(arch: Arch) -> Board {
+/// The board of an architecture.
+pub fn board(arch: Arch) -> Board {
     match arch {
         Arch::Aarch64 => Board::Virt,
         Arch::X86_64 => Board::Q35,
@@ -122,9 +123,9 @@ fn relevant(stdout: &str, stderr: &str) -> String {
 }
 
 /// What the machines are made of.
-struct Parts {
-    arch: Arch,
-    artefacts: Artefacts,
+pub struct Parts {
+    pub arch: Arch,
+    pub artefacts: Artefacts,
 }
 
 fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<()> {
@@ -164,7 +165,7 @@ fn patience(profile: Profile) -> u32 {
 }
 
 /// Boots one machine and judges it.
-fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
+pub fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
     if let Some(why) = obstacle(case) {
         return Ok(Fate::Skipped(why));
     }
