@@ -8,7 +8,12 @@
 //! - *Global* is taken away: a change of root must drop every translation of a guest.
 //! - Memory types (PWT, PCD, PAT) other than write-back are refused: one page must never be mapped with two types
 //!   (XSA-154). Device memory, which a later step gives to the control domain, will need its own rule.
-//! - Superpages are decoded but not admitted.
+//! - Superpages of 2 MiB (level 2) are admitted, those of 1 GiB (level 3) are not. The walker takes the frame's number without its
+//!   lowest nine bits, or faults when they aren't zero; so a number that isn't aligned is refused, and what the core counts is
+//!   what the walker maps (XSA-167, XSA-176). Bit 12 is part of the memory type there, and refused like the rest of it.
+//! - A root's entry that isn't writable makes everything below read-only, in ring 0 as well (CR0.WP); so a root may lead to itself by
+//!   one. Seen through such an entry, a table of level 2 passes for one of level 1, and its superpages' bit 7 for the memory type's highest
+//!   bit: type 4, which is write-back, like type 0 (the page-attribute table is as after a reset).
 //! - Absent entries are the guest's own, all bits of them, as in Xen's ABI. On a processor with the L1 terminal fault (XSA-273)
 //!   their address bits can be used to read memory by speculation: see `docs/decisions/l1tf.md` for what is done about that
 //!   (nothing) and what would have to be.
@@ -56,8 +61,8 @@ bitflags! {
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits that software may use as it likes.
 const SOFTWARE: u64 = 0b111 << 9 | 0x7f << 52;
-/// In a superpage of level 2 or 3, the lowest address bit selects a memory type.
-const LARGE_MEMORY_TYPE: u64 = 1 << 12;
+/// Bits of a superpage's entry at level 2 that a page's has for its address: the lowest selects a memory type, the others are reserved.
+const BELOW_LARGE: u64 = 0x1f_f000;
 
 /// Four levels of x86-64 tables.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +86,7 @@ impl PageTableFormat for X86Format {
             return Entry::Absent;
         }
         let large = level > 1 && bits.contains(Bits::LARGE);
-        let address = if large { raw & ADDRESS & !LARGE_MEMORY_TYPE } else { raw & ADDRESS };
+        let address = if large { raw & ADDRESS & !BELOW_LARGE } else { raw & ADDRESS };
         let Some(frame) = MachineAddress::new(address).map(MachineFrame::containing) else {
             return Entry::Absent;
         };
@@ -97,10 +102,13 @@ impl PageTableFormat for X86Format {
         if !bits.contains(Bits::PRESENT) {
             return Ok((raw, Entry::Absent));
         }
-        if bits.contains(Bits::LARGE) && matches!(level, 2 | 3) {
-            return Err(EntryFault::WrongLevel);
-        }
-        let forbidden = raw & !permitted();
+        let permitted = match (level, bits.contains(Bits::LARGE)) {
+            (2, true) => PERMITTED & !BELOW_LARGE | Bits::LARGE.bits(),
+            (3, true) => return Err(EntryFault::WrongLevel),
+            // In the root the bit is reserved, at level 1 it selects a memory type: it isn't among these.
+            _ => PERMITTED,
+        };
+        let forbidden = raw & !permitted;
         if forbidden != 0 {
             return Err(EntryFault::ForbiddenBits(forbidden));
         }
@@ -118,23 +126,26 @@ impl PageTableFormat for X86Format {
         address.bytes() & ADDRESS | bits.bits()
     }
 
+    fn is_read_only_table(raw: u64) -> bool {
+        !Bits::from_bits_retain(raw).contains(Bits::WRITABLE)
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         (Bits::ACCESSED | Bits::DIRTY).bits()
     }
 }
 
-/// What a present entry of a guest may hold. [`Bits::LARGE`] isn't among it: in the root it is reserved, at level 1 it
-/// selects a memory type, and between them it has been refused as a superpage.
-const fn permitted() -> u64 {
-    let chosen = Bits::PRESENT
-        .union(Bits::WRITABLE)
-        .union(Bits::USER)
-        .union(Bits::ACCESSED)
-        .union(Bits::DIRTY)
-        .union(Bits::GLOBAL)
-        .union(Bits::NO_EXECUTE);
-    chosen.bits() | ADDRESS | SOFTWARE
-}
+/// What a present entry of a guest may hold.
+const PERMITTED: u64 = Bits::PRESENT
+    .union(Bits::WRITABLE)
+    .union(Bits::USER)
+    .union(Bits::ACCESSED)
+    .union(Bits::DIRTY)
+    .union(Bits::GLOBAL)
+    .union(Bits::NO_EXECUTE)
+    .bits()
+    | ADDRESS
+    | SOFTWARE;
 
 fn leaf_bits(level: Level, leaf: Leaf) -> Bits {
     let mut bits = Bits::empty();
@@ -178,12 +189,36 @@ mod tests {
         assert_eq!(X86Format::admit(4, 0), Ok((0, Entry::Absent)));
     }
 
-    /// XSA-148 and XSA-176: a superpage, or a reserved bit above level 1, must not pass as something else.
+    /// XSA-148: what maps 2 MiB is seen as what it is, with its right to write; at no other level does the bit mean that.
     #[test]
-    fn superpages_and_reserved_bits_are_refused() {
-        assert_eq!(X86Format::admit(2, 0x20_00e7), Err(EntryFault::WrongLevel));
+    fn superpages_of_level_2_are_admitted_as_what_they_are() {
+        let large = |writable| Entry::Leaf(Leaf { frame: frame(0x12200), level: 2, writable });
+        assert_eq!(X86Format::admit(2, 0x1220_00e3), Ok((0x1220_00e7, large(true))));
+        assert_eq!(X86Format::admit(2, 0x1220_0081), Ok((0x1220_0085, large(false))));
+        assert_eq!(X86Format::admit(2, 1 << 63 | 0x1220_01e7), Ok((1 << 63 | 0x1220_00e7, large(true))));
         assert_eq!(X86Format::admit(3, 0x4000_00e7), Err(EntryFault::WrongLevel));
         assert_eq!(X86Format::admit(4, 0xe7), Err(EntryFault::ForbiddenBits(0x80)));
+    }
+
+    /// XSA-167 and XSA-176: the bits of a superpage's frame number that the walker takes as zero, or as reserved, must be zero.
+    #[test]
+    fn superpages_that_are_not_aligned_are_refused() {
+        for bit in 12..21 {
+            let raw = 0x1220_00e7 | 1 << bit;
+            assert_eq!(X86Format::admit(2, raw), Err(EntryFault::ForbiddenBits(1 << bit)), "{bit}");
+        }
+        // The next bit is part of the number.
+        assert!(X86Format::admit(2, 0x1240_00e7).is_ok());
+        for bit in 59..63 {
+            assert_eq!(X86Format::admit(2, 0x1220_00e7 | 1 << bit), Err(EntryFault::ForbiddenBits(1 << bit)));
+        }
+    }
+
+    #[test]
+    fn only_entries_without_the_right_to_write_make_linear_tables() {
+        assert!(X86Format::is_read_only_table(0x1234_5065));
+        assert!(!X86Format::is_read_only_table(0x1234_5067));
+        assert!(!X86Format::is_read_only_table(X86Format::encode(4, Entry::Table(frame(5)))));
     }
 
     /// XSA-154: no second memory type for a page of RAM.
@@ -198,6 +233,9 @@ mod tests {
             }
         }
         assert_eq!(X86Format::admit(1, 0x67 | 1 << 7), Err(EntryFault::ForbiddenBits(1 << 7)));
+        for bit in [3, 4, 12] {
+            assert_eq!(X86Format::admit(2, 0xe7 | 1 << bit), Err(EntryFault::ForbiddenBits(1 << bit)));
+        }
     }
 
     #[test]
@@ -222,7 +260,13 @@ mod tests {
                 prop_assert_eq!(X86Format::admit(level, admitted), Ok((admitted, entry)));
                 if entry != Entry::Absent {
                     prop_assert_eq!(admitted & 0x5, 0x5);
-                    prop_assert_eq!(admitted & 0x198, 0);
+                    let large = matches!(entry, Entry::Leaf(Leaf { level: 2, .. }));
+                    prop_assert_eq!(admitted & 0x198, if large { 0x80 } else { 0 });
+                    if let Entry::Leaf(leaf) = entry {
+                        // What the walker maps begins there, and nowhere below.
+                        prop_assert_eq!(leaf.frame.start().bytes(), admitted & ADDRESS);
+                        prop_assert!(leaf.level < 3 && leaf.frame.number() % X86Format::span(leaf.level) == 0);
+                    }
                     prop_assert_eq!(raw & ADDRESS, admitted & ADDRESS);
                 }
             }
@@ -233,9 +277,11 @@ mod tests {
             let table = Entry::Table(frame(number));
             let raw = X86Format::encode(level, table);
             prop_assert_eq!(X86Format::admit(level, raw), Ok((raw, table)));
-            let leaf = Entry::Leaf(Leaf { frame: frame(number), level: 1, writable });
-            let raw = X86Format::encode(1, leaf);
-            prop_assert_eq!(X86Format::admit(1, raw), Ok((raw, leaf)));
+            for (level, number) in [(1, number), (2, number & !511)] {
+                let leaf = Entry::Leaf(Leaf { frame: frame(number), level, writable });
+                let raw = X86Format::encode(level, leaf);
+                prop_assert_eq!(X86Format::admit(level, raw), Ok((raw, leaf)));
+            }
         }
     }
 }
