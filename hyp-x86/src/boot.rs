@@ -19,6 +19,7 @@ use platform::q35::list::List;
 use platform::q35::multiboot::{self, Information, MAXIMUM_MODULES, PhysicalMemory};
 use platform::q35::options;
 use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::model_specific::Msr;
 
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
@@ -28,6 +29,9 @@ use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, stack};
 const FIRST_4_GIB: u64 = 4 << 30;
 /// The first MiB holds what firmware left; it is never given away.
 const FIRST_MIB: u64 = 1 << 20;
+/// The page-attribute table, as it is after a reset: types 0 and 4 are write-back, which `format.rs` counts on.
+const PAGE_ATTRIBUTES: u64 = 0x0007_0406_0007_0406;
+const MSR_PAGE_ATTRIBUTES: u32 = 0x277;
 /// Frames are counted from a multiple of this.
 const FRAME_GROUP: u64 = 512;
 
@@ -236,6 +240,9 @@ fn build(
 /// Switches protections on that the processor may have: ring 0 must not execute a guest's pages, and ring 3 must not learn
 /// where the hypervisor has its descriptor tables.
 fn set_features() {
+    // SAFETY: every processor with long mode has the page-attribute table; no mapping that exists uses another type than these have
+    // in common.
+    unsafe { Msr::new(MSR_PAGE_ATTRIBUTES).write(PAGE_ATTRIBUTES) };
     if core::arch::x86_64::__cpuid(0).eax < 7 {
         return;
     }
