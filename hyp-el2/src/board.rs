@@ -119,6 +119,7 @@ impl Board for El2 {
     }
 
     fn power_off(&self) -> ! {
+        crate::oracle::summarise();
         // Both calls return only when there is no such firmware.
         let _ = match FIRMWARE.load(Ordering::Relaxed) {
             1 => psci::system_off::<smccc::Smc>(),
@@ -129,6 +130,7 @@ impl Board for El2 {
     }
 
     fn reboot(&self) -> ! {
+        crate::oracle::summarise();
         let _ = match FIRMWARE.load(Ordering::Relaxed) {
             1 => psci::system_reset::<smccc::Smc>(),
             2 => psci::system_reset::<smccc::Hvc>(),

@@ -99,6 +99,12 @@ impl GuestContext {
         }
     }
 
+    /// A hypercall's arguments: x0 to x5.
+    pub fn arguments(&self) -> [u64; 6] {
+        let [x0, x1, x2, x3, x4, x5, ..] = &self.general;
+        [x0, x1, x2, x3, x4, x5].map(|register| register.load(Ordering::Relaxed))
+    }
+
     /// The next instruction.
     pub fn pc(&self) -> u64 {
         self.pc.load(Ordering::Relaxed)

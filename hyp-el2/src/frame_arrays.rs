@@ -10,6 +10,7 @@ use hyp_el2::mapper::{self, Attributes, TableStore};
 
 use crate::machine::El2;
 use crate::memory::{direct, zero};
+use crate::oracle;
 use crate::own_tables::Pool;
 
 /// The first reserved entry of every guest root: the table that leads to the M2P. The other reserved entries are absent.
@@ -33,6 +34,7 @@ pub fn allocate(boot: &mut BootMemory, load: u64) -> Result<Memory, NoRoom> {
     let free_map = array::<AtomicU64>(boot, count.div_ceil(64))?;
     let m2p = array::<AtomicU64>(boot, count)?;
     expose_m2p(&m2p, first, load)?;
+    oracle::set_m2p(m2p.start, m2p.size);
     let first = MachineFrame::new(first).ok_or(NoRoom)?;
     Ok(Memory { first, records: records.content, free_map: free_map.content, m2p: m2p.content })
 }

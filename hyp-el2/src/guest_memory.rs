@@ -17,12 +17,20 @@ use crate::HYPERVISOR;
 use crate::cpu::Cpu;
 use crate::machine::El2;
 use crate::memory::write_data;
+use crate::oracle;
 
 /// Addresses in machine memory that a translation gave, 48 bits.
 const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 
 /// Translates for reading or for writing. The guest's own `PAR_EL1` is kept.
 pub fn translate(address: u64, write: bool) -> Option<MachineAddress> {
+    let result = oracle::translated(|| ask_the_mmu(address, write));
+    let translated = result & 1 == 0;
+    MachineAddress::new(result & ADDRESS | address & 0xfff).filter(|_| translated)
+}
+
+/// What `PAR_EL1` says of an address: bit 0 set, that it can't be used so; otherwise, the machine address of its page.
+fn ask_the_mmu(address: u64, write: bool) -> u64 {
     let result: u64;
     // SAFETY: an address translation has no effect but on PAR_EL1, which is put back.
     unsafe {
@@ -36,8 +44,7 @@ pub fn translate(address: u64, write: bool) -> Option<MachineAddress> {
         asm!("mrs {}, par_el1", out(reg) result, options(nostack));
         asm!("msr par_el1, {}", in(reg) kept, options(nomem, nostack));
     }
-    let translated = result & 1 == 0;
-    MachineAddress::new(result & ADDRESS | address & 0xfff).filter(|_| translated)
+    result
 }
 
 fn current_domain() -> Result<DomainId, GuestFault> {

@@ -5,7 +5,7 @@
 //! reaches the machine through [`machine`], [`memory`], [`guest_memory`] and [`board`]. [`control`] is the list of everything
 //! that confines a guest in direct mode, where there is no second stage. [`start`] is the boot sequence, beginning in
 //! `boot.s`; [`own_tables`] makes the hypervisor's own address space; [`frame_arrays`] what the core keeps about frames.
-//! [`fault`] is the end of it all.
+//! [`fault`] is the end of it all. [`oracle`] is there for tests only, in builds with the feature of that name.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
@@ -29,6 +29,11 @@ mod guest_memory;
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(all(target_os = "none", feature = "oracle"))]
+mod oracle;
+#[cfg(all(target_os = "none", not(feature = "oracle")))]
+#[path = "no_oracle.rs"]
+mod oracle;
 #[cfg(target_os = "none")]
 mod own_tables;
 #[cfg(target_os = "none")]

@@ -86,6 +86,13 @@ pub fn image_size() -> u64 {
     address_of!(__image_end) - IMAGE
 }
 
+/// Whether the frame at this machine address is one of the table pages, in an image loaded at `load`.
+#[cfg(feature = "oracle")]
+pub fn is_own_table(address: u64, load: u64) -> bool {
+    let start = (ptr::from_ref(&POOL).addr() as u64).wrapping_sub(IMAGE.wrapping_sub(load));
+    address.wrapping_sub(start) < size_of_val(&POOL) as u64
+}
+
 /// Top of the boot CPU's stack.
 pub fn stack_top() -> u64 {
     address_of!(__stack_top)

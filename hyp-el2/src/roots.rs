@@ -13,6 +13,7 @@ use hyp_core::machine::FlushScope;
 use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
 use crate::machine::El2;
 use crate::memory::forget_instructions;
+use crate::oracle;
 
 fn vmid(domain: DomainId) -> u64 {
     (u64::from(domain.number()) + 1) & 0xff
@@ -48,17 +49,19 @@ pub fn load(kernel: MachineFrame, user: Option<MachineFrame>) {
 
 /// Loads the roots of `next`, which takes this CPU over.
 pub fn switch_to(next: &Vcpu<El2>) {
-    let tag = vmid(next.domain_id()) << 48;
+    let tag = vmid(next.domain_id()) << 48 | oracle::root();
     let previous: u64;
     // SAFETY: reads the VMID in use.
     unsafe { asm!("mrs {}, vttbr_el2", out(reg) previous, options(nomem, nostack)) };
     write_roots(None, None);
-    // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters.
+    // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters (under the oracle, its root).
     unsafe { asm!("msr vttbr_el2, {}", in(reg) tag, options(nostack)) };
     write_roots(next.kernel_root(), next.user_root());
     if previous == tag {
         // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart.
         flush(FlushScope::Local);
+    } else {
+        oracle::forget();
     }
 }
 
@@ -91,6 +94,7 @@ pub fn flush(scope: FlushScope) {
 
 /// Makes all that any guest's TLB entries and walk caches hold disappear, on every CPU.
 pub fn forget_translations() {
+    oracle::forget();
     // SAFETY: as in `flush`.
     unsafe { asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)) };
 }

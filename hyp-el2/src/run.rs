@@ -8,14 +8,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL2, Readable, SPSR_EL1, VBAR_EL1};
 use hyp_core::{Next, Vcpu};
 use hyp_el2::injection;
-use hyp_el2::syndrome::{Syndrome, XEN_HYPERCALL};
+use hyp_el2::syndrome::Syndrome;
 
 use crate::board::{self, CONSOLE, INTERRUPTS};
 use crate::context::GuestContext;
 use crate::cpu::Cpu;
 use crate::machine::El2;
 use crate::traps::{self, Afterwards};
-use crate::{HYPERVISOR, roots};
+use crate::{HYPERVISOR, oracle, roots};
 
 /// INTIDs of the tick and of the UART (0: polled only).
 static TICK: AtomicU32 = AtomicU32::new(0);
@@ -32,15 +32,25 @@ pub fn set_interrupts(tick: u32, uart: Option<u32>) {
     UART.store(uart.unwrap_or(0), Ordering::Relaxed);
 }
 
-/// A hypercall, or something that traps.
+/// A hypercall. Returns the context to load, or `None` if the same vCPU just goes on: what has changed of its registers is
+/// among those that `vectors.s` loads in any case (x0 to x19, x30, the program counter).
+#[unsafe(no_mangle)]
+extern "C" fn guest_hypercall(
+    context: &'static GuestContext,
+    cpu: &'static Cpu,
+) -> Option<&'static GuestContext> {
+    let Some(vcpu) = cpu.current() else { return Some(next(cpu)) };
+    HYPERVISOR.hypercall(vcpu, context.register(16), context.arguments());
+    oracle::check(vcpu);
+    HYPERVISOR.reschedule_wanted().then(|| next(cpu))
+}
+
+/// Something that traps, and is no hypercall.
 #[unsafe(no_mangle)]
 extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
     let Some(vcpu) = cpu.current() else { return next(cpu) };
     let syndrome = ESR_EL2.get();
-    if syndrome == XEN_HYPERCALL {
-        let argument = |number| context.register(number);
-        let arguments = [argument(0), argument(1), argument(2), argument(3), argument(4), argument(5)];
-        HYPERVISOR.hypercall(vcpu, argument(16), arguments);
+    if oracle::judge(vcpu, Syndrome(syndrome)) {
         return resume(cpu, context);
     }
     if injection::is_aarch32(context.pstate()) {

@@ -17,7 +17,7 @@ use crate::cpu::{self, Cpu};
 use crate::frame_arrays::{self, NoRoom};
 use crate::machine::El2;
 use crate::own_tables::{self, Builder};
-use crate::{HYPERVISOR, control, memory, run};
+use crate::{HYPERVISOR, control, memory, oracle, run};
 
 unsafe extern "C" {
     /// `vectors.s`: runs the guest whose context this is.
@@ -112,6 +112,7 @@ fn prepare(device_tree: u64, load: u64) -> Result<(), Stop> {
     describe(&board, &uart, &ram);
     tables.report();
     control::confine_guests();
+    oracle::initialise(load);
     let mut boot = boot_memory(&board, &ram, [own, blob])?;
     let arrays = frame_arrays::allocate(&mut boot, load)?;
     HYPERVISOR.initialise(arrays, &boot);

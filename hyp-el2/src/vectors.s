@@ -5,11 +5,11 @@
 // once, and nothing is copied.
 
 .equ CONTEXT_LR, 240
+.equ CONTEXT_PC, 248
 .equ CONTEXT_PSTATE, 256
 .equ FAULT_DYING, 256                   // within fault.rs's FaultRecord
 
-.macro from_guest handler
-    .balign 0x80
+.macro save_registers
     stp     x0, x1, [sp]
     stp     x2, x3, [sp, #16]
     stp     x4, x5, [sp, #32]
@@ -29,12 +29,38 @@
     mrs     x2, spsr_el2
     stp     x30, x1, [sp, #CONTEXT_LR]
     str     x2, [sp, #CONTEXT_PSTATE]
+.endm
+
+.macro from_guest handler
+    .balign 0x80
+    save_registers
     mrs     x1, tpidr_el2
     mov     x0, sp
     ldr     x2, [x1]
     mov     sp, x2
     adr     x30, enter_guest
     b       \handler
+.endm
+
+// The same for synchronous exceptions, most of which are hypercalls: those have a short way back. `guest_hypercall` returns null if
+// the same vCPU goes on; then x20 to x29 still hold what the guest had there, as the procedure call standard (AAPCS64) has
+// it, and PSTATE is as it was. Exactly the 32 instructions that fit.
+.macro from_guest_synchronous
+    .balign 0x80
+    save_registers
+    mrs     x3, esr_el2
+    mrs     x1, tpidr_el2
+    mov     w4, #0x0ea1                 // hyp_el2::syndrome::XEN_HYPERCALL
+    movk    w4, #0x5a00, lsl #16
+    ldr     x2, [x1]
+    mov     x0, sp
+    mov     x19, sp
+    mov     sp, x2
+    cmp     x3, x4
+    b.ne    other_synchronous
+    bl      guest_hypercall
+    cbz     x0, return_from_hypercall
+    b       enter_guest
 .endm
 
 // A fault of the hypervisor itself. Nothing of the guest matters any more, so two of its registers hold x0 and x1 while a
@@ -59,7 +85,7 @@ vectors:
     from_hypervisor 5
     from_hypervisor 6
     from_hypervisor 7
-    from_guest guest_synchronous        // EL1 and EL0 in AArch64
+    from_guest_synchronous              // EL1 and EL0 in AArch64
     from_guest guest_interrupt
     from_guest guest_interrupt
     from_guest guest_system_error
@@ -67,6 +93,30 @@ vectors:
     from_guest guest_aarch32
     from_guest guest_aarch32
     from_guest guest_aarch32
+
+other_synchronous:
+    adr     x30, enter_guest
+    b       guest_synchronous
+
+// The context is at x19. The address to go on at may have changed: a preempted hypercall is issued again.
+return_from_hypercall:
+    mov     sp, x19
+    ldr     x1, [sp, #CONTEXT_PC]
+    msr     elr_el2, x1
+    ldr     x30, [sp, #CONTEXT_LR]
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x0, x1, [sp]
+    eret
+    dsb     nsh                         // no speculation beyond the return
+    isb
 
 // enter_guest(context: x0): runs the guest. The handlers above return here with the context of the vCPU to run.
 .global enter_guest

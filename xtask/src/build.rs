@@ -14,13 +14,15 @@ use crate::workspace;
 pub enum Program {
     Hypervisor,
     Guest,
+    /// The hypervisor with the oracle, for tests (aarch64).
+    Oracle,
 }
 
 /// A program's package, which is also its binary's name.
 pub fn package(program: Program, arch: Arch) -> &'static str {
     match (program, arch) {
-        (Program::Hypervisor, Arch::Aarch64) => "hyp-el2",
-        (Program::Hypervisor, Arch::X86_64) => "hyp-x86",
+        (Program::Hypervisor | Program::Oracle, Arch::Aarch64) => "hyp-el2",
+        (Program::Hypervisor | Program::Oracle, Arch::X86_64) => "hyp-x86",
         (Program::Guest, Arch::Aarch64) => "guest-el1",
         (Program::Guest, Arch::X86_64) => "guest-x86",
     }
@@ -36,6 +38,9 @@ pub fn build(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profi
         // The checks of arithmetic are what this profile is for; without any optimisation a recount of 8 GiB in an
         // emulated machine would take minutes.
         Profile::Dev => drop(command.args(["--config", "profile.dev.opt-level=2"])),
+    }
+    if program == Program::Oracle {
+        command.args(["--features", "oracle"]);
     }
     if program == Program::Guest {
         // The whole file is loaded into the machine as a module: leave out what only a debugger reads.

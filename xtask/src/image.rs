@@ -56,6 +56,11 @@ pub fn artefacts(arch: Arch, profile: Profile) -> Result<Artefacts> {
     })
 }
 
+/// Makes the hypervisor with the oracle, for tests.
+pub fn oracle(profile: Profile) -> Result<PathBuf> {
+    make(&Toolchain::ready(Arch::Aarch64)?, Program::Oracle, Arch::Aarch64, profile)
+}
+
 /// A file's length in bytes.
 pub fn size(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.len())
@@ -66,6 +71,8 @@ fn make(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profile) -
     let content = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let (name, content) = match (program, arch) {
         (Program::Hypervisor, Arch::Aarch64) => ("hyp-el2.img".into(), flat(&content)),
+        (Program::Oracle, Arch::Aarch64) => ("hyp-el2-oracle.img".into(), flat(&content)),
+        (Program::Oracle, Arch::X86_64) => bail!("there is no oracle for {arch}"),
         (Program::Hypervisor, Arch::X86_64) => ("hyp-x86.elf".into(), multiboot(&content)),
         (Program::Guest, _) => (format!("{}.elf", build::package(program, arch)), Ok(content)),
     };

@@ -17,9 +17,9 @@ use crate::test::{self, Parts};
 pub fn soak(options: &SoakOptions) -> Result<()> {
     let arches = Arch::chosen(options.arch);
     setup::emulators(&arches)?;
-    let parts = arches
-        .iter()
-        .map(|arch| Ok(Parts { arch: *arch, artefacts: image::artefacts(*arch, Profile::Release)? }));
+    let parts = arches.iter().map(|arch| {
+        Ok(Parts { arch: *arch, artefacts: image::artefacts(*arch, Profile::Release)?, oracle: None })
+    });
     let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
     let end = Instant::now() + Duration::from_secs(60 * options.minutes);
     let first = options.seed.map_or_else(clock, Ok)?;

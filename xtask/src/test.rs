@@ -126,14 +126,20 @@ fn relevant(stdout: &str, stderr: &str) -> String {
 pub struct Parts {
     pub arch: Arch,
     pub artefacts: Artefacts,
+    /// The hypervisor with the oracle, if a case wants it.
+    pub oracle: Option<PathBuf>,
 }
 
 fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<()> {
     let arches: Vec<Arch> =
         Arch::ALL.into_iter().filter(|one| cases.iter().any(|case| arch(case.board) == *one)).collect();
     setup::emulators(&arches)?;
-    let parts =
-        arches.iter().map(|arch| Ok(Parts { arch: *arch, artefacts: image::artefacts(*arch, profile)? }));
+    let wants_oracle = cases.iter().any(|case| case.hypervisor == Hypervisor::PenumbraWithOracle);
+    let parts = arches.iter().map(|arch| {
+        let artefacts = image::artefacts(*arch, profile)?;
+        let oracle = (wants_oracle && *arch == Arch::Aarch64).then(|| image::oracle(profile)).transpose()?;
+        Ok(Parts { arch: *arch, artefacts, oracle })
+    });
     let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
     let factor = patience(profile);
     let bar = report::bar(cases.len(), "machines");
@@ -171,7 +177,7 @@ pub fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
     }
     let parts =
         parts.iter().find(|parts| parts.arch == arch(case.board)).context("its images were not built")?;
-    let outcome = qemu::run(&mut machine(case, &parts.artefacts)?.command()?, session(case, patience)?)?;
+    let outcome = qemu::run(&mut machine(case, parts)?.command()?, session(case, patience)?)?;
     let verdict = case.judge(&outcome.text, ended(&outcome));
     Ok(Fate::from(verdict.map_err(|why| explained(&why, &outcome))))
 }
@@ -193,7 +199,8 @@ fn available_memory() -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
-fn machine(case: &Case, artefacts: &Artefacts) -> Result<Machine> {
+fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
+    let artefacts = &parts.artefacts;
     let console = match case.board {
         Board::Virt => "",
         Board::Q35 => "console=com1 com1=115200 ",
@@ -211,6 +218,7 @@ fn machine(case: &Case, artefacts: &Artefacts) -> Result<Machine> {
         icount: case.icount,
         hypervisor: match case.hypervisor {
             Hypervisor::Penumbra => artefacts.hypervisor.clone(),
+            Hypervisor::PenumbraWithOracle => parts.oracle.clone().context("the oracle was not built")?,
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
         },
