@@ -5,19 +5,21 @@
 
 use core::fmt;
 
+use penumbra_abi::event_channel::VIRQ_DOM_EXC;
 use spin::Mutex;
 
 use crate::address::{DomainId, MachineFrame};
 use crate::console::Console;
 use crate::domain::builder::{BuildError, P2mDirectory, Plan};
 use crate::domain::vcpu::{RunState, Vcpu};
-use crate::domain::{Domain, Life, MAX_DOMAINS};
+use crate::domain::{Domain, Life, MAX_DOMAINS, MAX_VCPUS};
 use crate::frame::{BootMemory, FrameTable, Memory};
 use crate::machine::{Context, Machine};
-use crate::options::{Options, parse_size};
+use crate::options::{Options, parse_size, parse_vcpus};
 use crate::paging::TableState;
 use crate::paging::audit::{Holders, Ledger, Report, audit};
 use crate::sched::Scheduler;
+use crate::time::Earliest;
 
 /// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
 const DEFAULT_MEMORY: u64 = 16384;
@@ -82,6 +84,7 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) domains: [Domain<M>; MAX_DOMAINS],
     pub(crate) console: Console,
     pub(crate) scheduler: Scheduler,
+    pub(crate) earliest: Earliest,
     pub(crate) p2m_directory: Mutex<P2mDirectory>,
     ledger: Mutex<Ledger>,
 }
@@ -95,6 +98,7 @@ impl<M: Machine> Hypervisor<M> {
             domains: [const { Domain::new() }; MAX_DOMAINS],
             console: Console::new(),
             scheduler: Scheduler::new(),
+            earliest: Earliest::new(),
             p2m_directory: Mutex::new(P2mDirectory::new()),
             ledger: Mutex::new(Ledger::new()),
         }
@@ -146,6 +150,7 @@ impl<M: Machine> Hypervisor<M> {
         let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
         let plan = Plan { kernel: first.content, ramdisk, arguments: first.arguments, pages, control: true };
         let domain = self.build_domain(&plan).map_err(BootError::ControlDomain)?;
+        domain.set_vcpu_count(options.control_vcpus.unwrap_or(1));
         log::info!("{domain}; its own page tables are validated and loaded");
         while let Some(module) = modules.next() {
             let ramdisk = next_ramdisk(&mut modules);
@@ -176,7 +181,10 @@ impl<M: Machine> Hypervisor<M> {
         let plan =
             Plan { kernel: module.content, ramdisk, arguments: module.arguments, pages, control: false };
         match self.build_domain(&plan) {
-            Ok(domain) => log::info!("{domain}: {name}"),
+            Ok(domain) => {
+                domain.set_vcpu_count(vcpus(module.arguments));
+                log::info!("{domain}: {name}");
+            }
             Err(error) => log::error!("domain {name} can't start: {error}"),
         }
     }
@@ -198,6 +206,10 @@ impl<M: Machine> Hypervisor<M> {
         if domain.change_life(Life::Alive, Life::Dying) {
             for vcpu in &domain.vcpus {
                 vcpu.set_state(RunState::Offline);
+                vcpu.timers.stop();
+            }
+            if !domain.is_control() {
+                self.raise_control_virq(VIRQ_DOM_EXC);
             }
             domain.output.lock().flush(&mut |line| self.console.write_for(&self.machine, domain.id(), line));
             self.scheduler.want();
@@ -218,6 +230,15 @@ impl<M: Machine> Hypervisor<M> {
 /// A module that belongs to the kernel before it.
 fn next_ramdisk<'a>(modules: &mut core::iter::Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
     modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
+}
+
+/// How many vCPUs the word `vcpus=` asks for; one if it makes no sense.
+fn vcpus(line: &str) -> u8 {
+    let Some(text) = word(line, "vcpus") else { return 1 };
+    parse_vcpus(text).unwrap_or_else(|| {
+        log::warn!("vcpus={text} is no number from 1 to {MAX_VCPUS}; it gets 1");
+        1
+    })
 }
 
 /// The value of `name=value` among the words of a line.
@@ -258,6 +279,9 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
     fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame)) {
         for frame in self.hypervisor.domains.iter().filter_map(Domain::shared_info) {
             visit(frame);
+        }
+        for vcpu in self.hypervisor.domains.iter().flat_map(|domain| &domain.vcpus) {
+            vcpu.registered_info().into_iter().for_each(&mut *visit);
         }
     }
 

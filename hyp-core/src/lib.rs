@@ -38,6 +38,7 @@ pub mod machine;
 pub mod options;
 pub mod paging;
 pub mod sched;
+pub(crate) mod time;
 
 pub use domain::vcpu::Vcpu;
 pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};

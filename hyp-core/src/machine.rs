@@ -9,6 +9,7 @@ use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 
 use penumbra_abi::errno::Errno;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::hypercall::{Arguments, Call, Outcome};
@@ -256,6 +257,9 @@ pub trait Board {
     fn console_write(&self, bytes: &[u8]);
     /// Nanoseconds since boot, never going back.
     fn now(&self) -> u64;
+    /// Asks for a tick no later than `deadline` (as [`Self::now`] counts), if that can be had: by default there is the next
+    /// ordinary tick. Each tick comes to [`crate::Hypervisor::tick`].
+    fn interrupt_by(&self, _deadline: u64) {}
     /// Executed instructions or cycles: the finest counter there is, in its own unit, for benchmarks.
     fn ticks(&self) -> u64;
     /// Switches the machine off.
@@ -275,6 +279,18 @@ pub struct StartOfDay {
     pub start_info: GuestVirtual,
 }
 
+/// The roots with which a vCPU starts, as a guest names them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Roots {
+    /// For the guest's kernel.
+    pub kernel: MachineFrame,
+    /// For its user mode.
+    pub user: Option<MachineFrame>,
+}
+
+/// What a guest of machine `M` gives a vCPU to start with.
+pub type GuestStart<M> = <<M as Machine>::Context as Context>::GuestStart;
+
 /// A virtual CPU's registers, as the backend keeps them while the vCPU doesn't run.
 ///
 /// Shared by reference; the backend sees to it that only the CPU that runs the vCPU, or the one that has it stopped,
@@ -291,6 +307,19 @@ pub trait Context: Send + Sync + 'static {
     /// Lets events reach the guest, where it is a flag of its processor that keeps them away (the guest has asked to wait for
     /// them). Only for the vCPU that runs, or one that is stopped.
     fn unmask_events(&self);
+    /// Whether a flag of the guest's processor keeps events away. (Where the mask stands in `vcpu_info`, no.)
+    fn are_events_masked(&self) -> bool;
+
+    /// What a guest gives a vCPU to start with (`struct vcpu_guest_context`).
+    type GuestStart: FromBytes + IntoBytes;
+    /// Judges it, apart from the roots that it names: these are returned, as claims.
+    ///
+    /// # Errors
+    /// EINVAL: the vCPU would start in a state that guests must not have.
+    fn judge_start(start: &Self::GuestStart) -> Result<Roots, Errno>;
+    /// Makes a vCPU that has never run ready for its first instruction, as a guest has said, which [`Self::judge_start`] has judged.
+    fn start(&self, start: &Self::GuestStart);
+
     /// Sets what the hypercall in progress returns to the guest.
     fn set_result(&self, value: u64);
     /// Arranges for the guest to issue the hypercall in progress again, with these arguments, when it runs next.

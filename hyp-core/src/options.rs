@@ -3,9 +3,10 @@
 //! An unknown word, or a value that makes no sense, is noted in the log and passed over: a machine has to boot.
 
 use crate::address::PAGE_SHIFT;
+use crate::domain::MAX_VCPUS;
 
 /// Options that only the backends or later steps look at, accepted without a word.
-const ACCEPTED: [&str; 12] = [
+const ACCEPTED: [&str; 11] = [
     "console",
     "com1",
     "dtuart",
@@ -14,7 +15,6 @@ const ACCEPTED: [&str; 12] = [
     "guest_loglvl",
     "sync_console",
     "console_to_ring",
-    "dom0_max_vcpus",
     "spec-ctrl",
     "no-real-mode",
     "edd",
@@ -25,6 +25,8 @@ const ACCEPTED: [&str; 12] = [
 pub struct Options {
     /// `dom0_mem=`: memory of the control domain, in frames.
     pub control_memory: Option<u64>,
+    /// `dom0_max_vcpus=`: vCPUs of the control domain.
+    pub control_vcpus: Option<u8>,
 }
 
 impl Options {
@@ -42,12 +44,23 @@ impl Options {
                         "dom0_mem={value}: not a size, such as 100000 (KiB), 512M or 1G"
                     )),
                 },
+                "dom0_max_vcpus" => match parse_vcpus(value) {
+                    Some(count) => options.control_vcpus = Some(count),
+                    None => {
+                        complain(format_args!("dom0_max_vcpus={value}: not a number from 1 to {MAX_VCPUS}"))
+                    }
+                },
                 _ if ACCEPTED.contains(&name) => {}
                 _ => complain(format_args!("unknown option {word:?} is ignored")),
             }
         }
         options
     }
+}
+
+/// Reads a number of vCPUs that a domain can have.
+pub fn parse_vcpus(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|count| (1..=MAX_VCPUS).contains(&usize::from(*count)))
 }
 
 /// Reads a size in bytes: decimal digits (or `0x`), then perhaps B, K, M, G or T; without a letter, units of `1 <<
@@ -95,6 +108,11 @@ mod tests {
     fn nonsense_is_named_and_passed_over() {
         let (options, said) = complaints("dom0_mem=lots frobnicate dom0_mem=0");
         assert_eq!(options.control_memory, None);
+        assert_eq!(
+            complaints("dom0_max_vcpus=4"),
+            (Options { control_vcpus: Some(4), ..Options::default() }, vec![])
+        );
+        assert_eq!(complaints("dom0_max_vcpus=0 dom0_max_vcpus=9 dom0_max_vcpus=x").1.len(), 3);
         assert_eq!(said.len(), 3);
         assert!(said[0].contains("dom0_mem=lots") && said[1].contains("frobnicate"), "{said:?}");
         assert_eq!(parse_size("99999999999999999999G", 10), None);

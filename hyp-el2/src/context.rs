@@ -11,14 +11,21 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable};
-use hyp_core::address::MachineFrame;
-use hyp_core::machine::{Context, FlushScope, Mmu, StartOfDay};
+use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::machine::{Context, FlushScope, Mmu, Roots, StartOfDay};
+use penumbra_abi::errno::Errno;
+use penumbra_abi::vcpu::ArmGuestContext;
 
+use crate::control;
 use crate::cpu::Cpu;
 use crate::machine::El2;
 
 /// EL1 with its own stack pointer; D, A, I and F masked.
 const START_PSTATE: u64 = 0x3c5;
+/// EL1 with its own stack pointer.
+const EL1H: u64 = 0b0101;
+/// What a vCPU that a guest starts may have set besides: the condition flags, and D, A, I and F.
+const START_FLAGS: u64 = 0xf << 28 | 0xf << 6;
 /// PSTATE.I: no interrupts.
 const IRQ_MASKED: u64 = 1 << 7;
 /// Bytes of the instruction that makes a hypercall.
@@ -81,7 +88,10 @@ system_registers! {
     13 "cntkctl_el1", 14 "csselr_el1", 15 "afsr0_el1", 16 "afsr1_el1", 17 "cntv_cval_el0", 18 "cntv_ctl_el0",
 }
 
+const SP_EL0: usize = 0;
 const SP_EL1: usize = 1;
+const ELR_EL1_PLACE: usize = 2;
+const SPSR_EL1: usize = 3;
 const CPACR_EL1: usize = 12;
 /// FPEN: no traps of floating point (EL1's own matter).
 const FLOATING_POINT_ON: u64 = 0b11 << 20;
@@ -141,6 +151,23 @@ impl GuestContext {
     }
 }
 
+impl GuestContext {
+    /// All registers zero, of a vCPU that doesn't run.
+    fn clear(&self) {
+        for register in self.general.iter().chain(&self.system) {
+            register.store(0, Ordering::Relaxed);
+        }
+        // SAFETY: the core resets and starts only a vCPU that doesn't run, so nobody else touches `vectors`.
+        unsafe { *self.vectors.get() = Vectors([0; 66]) };
+    }
+}
+
+/// The frame of a root that a guest names by its machine address, without an ASID.
+fn root(address: u64) -> Result<MachineFrame, Errno> {
+    let address = MachineAddress::new(address).filter(|address| address.offset_in_frame() == 0);
+    address.map(MachineFrame::containing).ok_or(Errno::EINVAL)
+}
+
 impl Context for GuestContext {
     #[allow(clippy::declare_interior_mutable_const)]
     const EMPTY: Self = Self {
@@ -153,11 +180,7 @@ impl Context for GuestContext {
     };
 
     fn reset(&self, start: &StartOfDay) {
-        for register in self.general.iter().chain(&self.system) {
-            register.store(0, Ordering::Relaxed);
-        }
-        // SAFETY: the core resets only a vCPU that doesn't run, so nobody else touches `vectors`.
-        unsafe { *self.vectors.get() = Vectors([0; 66]) };
+        self.clear();
         self.set_register(0, start.start_info.bytes());
         self.system[SP_EL1].store(start.stack.bytes(), Ordering::Relaxed);
         self.system[CPACR_EL1].store(FLOATING_POINT_ON, Ordering::Relaxed);
@@ -172,6 +195,43 @@ impl Context for GuestContext {
 
     fn unmask_events(&self) {
         self.pstate.fetch_and(!IRQ_MASKED, Ordering::Relaxed);
+    }
+
+    fn are_events_masked(&self) -> bool {
+        self.pstate() & IRQ_MASKED != 0
+    }
+
+    type GuestStart = ArmGuestContext;
+
+    /// The kernel starts at EL1 in AArch64, with the translation registers that all guests have: the MMU on.
+    fn judge_start(start: &ArmGuestContext) -> Result<Roots, Errno> {
+        let walks = start.ttbcr & !(control::NO_USER_WALKS | control::NO_KERNEL_WALKS);
+        let fixed = start.sctlr == control::SCTLR && walks == control::tcr();
+        let registers = &start.user_regs;
+        if !fixed || registers.cpsr & !START_FLAGS != EL1H || registers.pc % INSTRUCTION != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let user = if start.ttbr0 == 0 { None } else { Some(root(start.ttbr0)?) };
+        Ok(Roots { kernel: root(start.ttbr1)?, user })
+    }
+
+    fn start(&self, start: &ArmGuestContext) {
+        let registers = &start.user_regs;
+        self.clear();
+        for (number, value) in (0..).zip(registers.x) {
+            self.set_register(number, value);
+        }
+        let system = [
+            (SP_EL0, registers.sp_el0),
+            (SP_EL1, registers.sp_el1),
+            (ELR_EL1_PLACE, registers.elr_el1),
+            (SPSR_EL1, registers.spsr_el1),
+            (CPACR_EL1, FLOATING_POINT_ON),
+        ];
+        for (place, value) in system {
+            self.system[place].store(value, Ordering::Relaxed);
+        }
+        self.resume_at(registers.pc, registers.cpsr);
     }
 
     fn set_result(&self, value: u64) {

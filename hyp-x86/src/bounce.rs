@@ -14,12 +14,10 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Saved};
-use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GuestContext, TrapHandler};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, trap};
 
-/// Flags that a guest may have: arithmetic, trap, direction, resume, alignment check, identification; and the always-one bit.
-const GUEST_FLAGS: u64 = 0x0025_0dd7;
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
 const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
 /// In a page fault's error code: the access was a user's.

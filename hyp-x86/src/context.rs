@@ -13,9 +13,12 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
-use hyp_core::machine::{Context, StartOfDay};
+use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
+use hyp_core::machine::{Context, Roots, StartOfDay};
+use hyp_x86::layout;
+use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::X86VcpuInfo;
+use penumbra_abi::vcpu::{VGCF_IN_KERNEL, X86GuestContext, X86UserRegs};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 use crate::memory;
@@ -30,6 +33,8 @@ pub const BY_IRET: u64 = 0x102;
 
 /// Interrupts enabled: on whenever a guest runs.
 pub const FLAG_INTERRUPT: u64 = 1 << 9;
+/// Flags that a guest may have: arithmetic, trap, direction, resume, alignment check, identification; and the always-one bit.
+pub const GUEST_FLAGS: u64 = 0x0025_0dd7;
 /// The bit of the flags register that always reads as one.
 const FLAG_ONE: u64 = 1 << 1;
 /// Bytes of `syscall`, which a hypercall that is issued again goes back by.
@@ -277,25 +282,73 @@ impl Context for GuestContext {
     };
 
     fn reset(&self, start: &StartOfDay) {
-        for register in 0..16 {
-            self.frame.general(register).set(0);
-        }
-        self.frame.vector.set(BY_IRET);
+        self.clear();
         self.frame.rip.set(start.entry.bytes());
         self.frame.rsp.set(start.stack.bytes());
         self.frame.rsi.set(start.start_info.bytes());
         self.frame.cs.set(FLAT_RING3_CS64.into());
         self.frame.ss.set(FLAT_RING3_SS64.into());
         self.frame.rflags.set(FLAG_INTERRUPT | FLAG_ONE);
-        self.user_mode.set(false);
         self.kernel_stack.set(start.stack.bytes());
-        self.clear_segments();
-        self.clear_handlers();
-        self.clear_floating_point();
     }
 
     /// The mask stands in `vcpu_info`, where the core clears it.
     fn unmask_events(&self) {}
+
+    fn are_events_masked(&self) -> bool {
+        false
+    }
+
+    type GuestStart = X86GuestContext;
+
+    /// Any ring-3 state is a guest's to have; what the processor would refuse on the way there is refused here. Descriptor tables
+    /// can't be had this way.
+    fn judge_start(start: &X86GuestContext) -> Result<Roots, Errno> {
+        let registers = &start.user_regs;
+        let handlers = start.trap_ctxt.iter().map(|trap| trap.address);
+        let addresses = [
+            registers.rip,
+            start.kernel_sp,
+            start.event_callback_eip,
+            start.failsafe_callback_eip,
+            start.syscall_callback_eip,
+            start.fs_base,
+            start.gs_base_kernel,
+            start.gs_base_user,
+        ];
+        let canonical = addresses.into_iter().chain(handlers).all(layout::is_canonical);
+        let kernel = start.flags & VGCF_IN_KERNEL != 0;
+        if !canonical || !kernel || start.gdt_ents != 0 || start.ldt_ents != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let [_, user, _, kernel, ..] = start.ctrlreg;
+        Ok(Roots { kernel: root(kernel)?, user: if user == 0 { None } else { Some(root(user)?) } })
+    }
+
+    fn start(&self, start: &X86GuestContext) {
+        let registers = &start.user_regs;
+        self.clear();
+        self.set_general(registers);
+        let frame = &self.frame;
+        frame.rip.set(registers.rip);
+        // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
+        frame.cs.set(registers.cs & 0xffff | 3);
+        frame.ss.set(registers.ss & 0xffff | 3);
+        frame.rflags.set(registers.rflags & GUEST_FLAGS | FLAG_INTERRUPT | FLAG_ONE);
+        self.kernel_stack.set(start.kernel_sp);
+        self.segments.fs_base.set(start.fs_base);
+        self.segments.gs_base.set(start.gs_base_kernel);
+        self.segments.other_gs_base.set(start.gs_base_user);
+        for trap in &start.trap_ctxt {
+            if let Some(handler) = self.traps.get(usize::from(trap.vector)).filter(|_| trap.address != 0) {
+                handler.address.set(trap.address);
+                handler.flags.set(trap.flags);
+            }
+        }
+        self.callbacks.event.set(start.event_callback_eip);
+        self.callbacks.failsafe.set(start.failsafe_callback_eip);
+        self.callbacks.syscall.set(start.syscall_callback_eip);
+    }
 
     #[inline]
     fn set_result(&self, value: u64) {
@@ -325,7 +378,36 @@ impl Context for GuestContext {
     }
 }
 
+/// The frame of a root that a guest names by its machine address.
+fn root(address: u64) -> Result<MachineFrame, Errno> {
+    let address = MachineAddress::new(address).filter(|address| address.offset_in_frame() == 0);
+    address.map(MachineFrame::containing).ok_or(Errno::EINVAL)
+}
+
 impl GuestContext {
+    /// Every register zero, but for `vcpu_info`'s place: the guest's kernel, to be entered by `iretq`.
+    fn clear(&self) {
+        for register in 0..16 {
+            self.frame.general(register).set(0);
+        }
+        self.frame.vector.set(BY_IRET);
+        self.user_mode.set(false);
+        self.clear_segments();
+        self.clear_handlers();
+        self.clear_floating_point();
+    }
+
+    fn set_general(&self, registers: &X86UserRegs) {
+        let r = registers;
+        let values = [
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+            r.r14, r.r15,
+        ];
+        for (number, value) in (0..).zip(values) {
+            self.frame.general(number).set(value);
+        }
+    }
+
     fn clear_segments(&self) {
         let segments = &self.segments;
         for selector in [&segments.ds, &segments.es, &segments.fs, &segments.gs] {

@@ -14,6 +14,8 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use spin::Mutex;
 
+use penumbra_abi::event_channel::VIRQ_CONSOLE;
+
 use crate::address::DomainId;
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
@@ -150,6 +152,8 @@ impl<M: Machine> Hypervisor<M> {
             self.key(byte);
         } else {
             self.console.input.lock().push(&[byte]);
+            self.raise_control_virq(VIRQ_CONSOLE);
+            // A guest that hasn't bound the interrupt may wait for bytes all the same.
             self.wake(DomainId::CONTROL);
         }
     }

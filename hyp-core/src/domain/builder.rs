@@ -396,7 +396,8 @@ impl<M: Machine> Builder<'_, M> {
             stack: self.layout.address(self.layout.stack.saturating_add(1)),
             start_info: self.layout.address(self.layout.start_info),
         });
-        vcpu.set_state(RunState::Runnable);
+        vcpu.set_initialised();
+        self.hypervisor.change_state(vcpu, RunState::Offline, RunState::Runnable);
     }
 }
 

@@ -5,7 +5,8 @@
 //! found except through this table and the frame table.
 //!
 //! Lock order, from the first to be taken to the last: the builder's P2M directory; a domain's tear-down; a domain's tables (only
-//! the auditor holds several, in the order of the domains' numbers); the auditor's ledger; a domain's output; the console's
+//! the auditor holds several, in the order of the domains' numbers); the auditor's ledger; domains' event locks (two at most, in
+//! the order of the domains' numbers); a vCPU's account of time; a domain's output; the console's
 //! serial line, log and input, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
 //! no backend takes that lock to do so.
 
@@ -22,6 +23,7 @@ use spin::Mutex;
 
 use crate::address::{DomainId, MachineFrame};
 use crate::console::line::LineBuffer;
+use crate::event::Events;
 use crate::frame::FrameTable;
 use crate::machine::Machine;
 use crate::paging::TableState;
@@ -69,6 +71,9 @@ pub struct Domain<M: Machine> {
     /// Kinds of assistance that it has switched on, one bit each.
     assists: AtomicU64,
     shared_info: FrameSlot,
+    /// How many of its vCPUs it may use: the first ones.
+    vcpu_count: AtomicU8,
+    pub(crate) events: Events,
     /// The table lock: whoever changes the domain's tables holds it.
     pub tables: Mutex<TableState>,
     /// Its virtual CPUs.
@@ -88,6 +93,8 @@ impl<M: Machine> Domain<M> {
             cpu_time: AtomicU64::new(0),
             assists: AtomicU64::new(0),
             shared_info: FrameSlot::new(),
+            vcpu_count: AtomicU8::new(0),
+            events: Events::new(),
             tables: Mutex::new(TableState::new()),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
             output: Mutex::new(LineBuffer::new()),
@@ -129,8 +136,10 @@ impl<M: Machine> Domain<M> {
         self.max_pages.store(max_pages, Ordering::Relaxed);
         self.cpu_time.store(0, Ordering::Relaxed);
         self.assists.store(0, Ordering::Relaxed);
+        self.set_vcpu_count(1);
+        self.events.begin();
         for (index, vcpu) in self.vcpus.iter().enumerate() {
-            vcpu.name(id, index as u16);
+            vcpu.begin(id, index as u16);
         }
         true
     }
@@ -180,7 +189,22 @@ impl<M: Machine> Domain<M> {
         frames.allocate(self.id(), limit, machine)
     }
 
-    /// The vCPUs that were ever started.
+    /// Lets the domain use its first `count` vCPUs: at least one, at most [`MAX_VCPUS`]. Before it runs.
+    pub(crate) fn set_vcpu_count(&self, count: u8) {
+        self.vcpu_count.store(count.clamp(1, MAX_VCPUS as u8), Ordering::Relaxed);
+    }
+
+    /// The vCPUs that it may use.
+    pub fn usable_vcpus(&self) -> impl Iterator<Item = &Vcpu<M>> {
+        self.vcpus.iter().take(usize::from(self.vcpu_count.load(Ordering::Relaxed)))
+    }
+
+    /// The vCPU that a guest names, if the domain has one of that number.
+    pub fn vcpu(&self, number: u64) -> Option<&Vcpu<M>> {
+        self.usable_vcpus().nth(usize::try_from(number).ok()?)
+    }
+
+    /// The vCPUs that run, or wait.
     pub fn online_vcpus(&self) -> impl Iterator<Item = &Vcpu<M>> {
         self.vcpus.iter().filter(|vcpu| vcpu.state() != RunState::Offline)
     }

@@ -89,8 +89,9 @@ impl<M: Machine> Domain<M> {
             return Some(Phase::Holders);
         }
         for vcpu in &self.vcpus {
-            vcpu.set_info_place(None);
-            vcpu.set_upcall_wanted(false);
+            if let Some(info) = vcpu.forget_info() {
+                frames.put_writable(info, machine);
+            }
         }
         if let Some(shared_info) = self.shared_info.replace(None) {
             frames.put_writable(shared_info, machine);

@@ -1,10 +1,14 @@
 //! A virtual CPU: registers that the backend keeps, the roots it uses, and whether it can run.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use spin::Mutex;
 
 use crate::address::{DomainId, MachineFrame};
 use crate::event::upcall::InfoSlot;
 use crate::machine::{Context, Machine};
+use crate::sched::account::Account;
+use crate::time::Timers;
 
 /// Whether a vCPU can run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +66,16 @@ pub struct Vcpu<M: Machine> {
     info: InfoSlot,
     /// See [`crate::event::upcall`].
     upcall_wanted: AtomicBool,
+    /// Whether it has been given its first registers.
+    initialised: AtomicBool,
+    /// The frame that the domain has registered for its `vcpu_info`, held as *writable*.
+    registered_info: FrameSlot,
+    /// Which port a poll waits for; see [`crate::sched::wait`].
+    pub(crate) poll: AtomicU32,
+    pub(crate) timers: Timers,
+    pub(crate) account: Mutex<Account>,
+    /// Guest address at which the account is kept up to date; 0 is none.
+    runstate_area: AtomicU64,
     context: M::Context,
 }
 
@@ -76,13 +90,25 @@ impl<M: Machine> Vcpu<M> {
             user_root: FrameSlot::new(),
             info: InfoSlot::new(),
             upcall_wanted: AtomicBool::new(false),
+            initialised: AtomicBool::new(false),
+            registered_info: FrameSlot::new(),
+            poll: AtomicU32::new(0),
+            timers: Timers::new(),
+            account: Mutex::new(Account::new()),
+            runstate_area: AtomicU64::new(0),
             context: <M::Context as Context>::EMPTY,
         }
     }
 
-    pub(super) fn name(&self, domain: DomainId, index: u16) {
+    /// A new life begins.
+    pub(super) fn begin(&self, domain: DomainId, index: u16) {
         self.domain.store(domain.number(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
+        self.initialised.store(false, Ordering::Relaxed);
+        self.runstate_area.store(0, Ordering::Relaxed);
+        self.poll.store(0, Ordering::Relaxed);
+        self.timers.stop();
+        *self.account.lock() = Account::new();
     }
 
     /// The domain it belongs to.
@@ -127,6 +153,44 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
+    /// Whether it has been given its first registers.
+    pub fn is_initialised(&self) -> bool {
+        self.initialised.load(Ordering::Acquire)
+    }
+
+    /// Says that it has.
+    pub(crate) fn set_initialised(&self) {
+        self.initialised.store(true, Ordering::Release);
+    }
+
+    /// The frame that the domain has registered for its `vcpu_info`, if it has.
+    pub fn registered_info(&self) -> Option<MachineFrame> {
+        self.registered_info.get()
+    }
+
+    /// Takes a frame, held as *writable*, for its `vcpu_info`, which lies `offset` bytes into it.
+    pub(crate) fn register_info(&self, frame: MachineFrame, offset: usize) {
+        self.registered_info.replace(Some(frame));
+        self.set_info_place(Some((frame, offset)));
+    }
+
+    /// Gives the registered frame back, with its hold.
+    pub(super) fn forget_info(&self) -> Option<MachineFrame> {
+        self.set_info_place(None);
+        self.set_upcall_wanted(false);
+        self.registered_info.replace(None)
+    }
+
+    /// Where in the guest's memory its account of time is kept up to date, if anywhere.
+    pub(crate) fn runstate_area(&self) -> Option<u64> {
+        Some(self.runstate_area.load(Ordering::Relaxed)).filter(|area| *area != 0)
+    }
+
+    /// Says where; 0 is nowhere.
+    pub(crate) fn set_runstate_area(&self, area: u64) {
+        self.runstate_area.store(area, Ordering::Relaxed);
+    }
+
     /// The root that the guest's kernel uses.
     pub fn kernel_root(&self) -> Option<MachineFrame> {
         self.kernel_root.get()
@@ -156,7 +220,7 @@ impl<M: Machine> Vcpu<M> {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    /// Changes the state if it is still `from`.
+    /// Changes the state if it is still `from`. [`crate::Hypervisor`]'s `change_state` keeps the account of time, too.
     pub(crate) fn change_state(&self, from: RunState, to: RunState) -> bool {
         self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }

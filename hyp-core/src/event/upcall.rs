@@ -20,7 +20,6 @@ use crate::machine::Machine;
 /// In the first word of `vcpu_info`: `evtchn_upcall_pending`, a byte.
 pub const PENDING: u64 = 0xff;
 /// What the hypervisor sets in [`PENDING`].
-#[allow(dead_code, reason = "as the function that uses it")]
 const PENDING_ONE: u64 = 1;
 /// In the first word of `vcpu_info`: `evtchn_upcall_mask`, a byte, where the architecture has it.
 pub const MASK: u64 = 0xff00;
@@ -69,7 +68,6 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Sets `evtchn_upcall_pending`, and wakes the vCPU if it waits for events.
-    #[allow(dead_code, reason = "the channels that come next use it")]
     pub(crate) fn make_upcall_pending(&self, vcpu: &Vcpu<M>) {
         if let Some(word) = self.info_word(vcpu, 0) {
             word.fetch_or(PENDING_ONE, Ordering::SeqCst);

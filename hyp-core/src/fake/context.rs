@@ -3,8 +3,11 @@
 use core::fmt;
 use std::sync::Mutex;
 
+use penumbra_abi::errno::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::address::MachineFrame;
-use crate::machine::{Context, StartOfDay};
+use crate::machine::{Context, Roots, StartOfDay};
 
 /// What happened to a vCPU's registers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,8 +20,22 @@ pub struct Registers {
     pub again: Option<[u64; 6]>,
     /// Where the `vcpu_info` lies.
     pub vcpu_info: Option<(MachineFrame, usize)>,
+    /// The entry that a guest has given.
+    pub entry: u64,
     /// How often events were unmasked.
     pub unmasked: u32,
+}
+
+/// What a guest gives a vCPU to start with.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct FakeStart {
+    /// First instruction; 0 is the state that guests must not have.
+    pub entry: u64,
+    /// Frame of the kernel's root.
+    pub kernel_root: u64,
+    /// Frame of the user mode's, or 0.
+    pub user_root: u64,
 }
 
 /// A vCPU's registers on the fake machine.
@@ -40,8 +57,14 @@ impl FakeContext {
 }
 
 impl Context for FakeContext {
-    const EMPTY: Self =
-        Self(Mutex::new(Registers { start: None, result: None, again: None, vcpu_info: None, unmasked: 0 }));
+    const EMPTY: Self = Self(Mutex::new(Registers {
+        start: None,
+        result: None,
+        again: None,
+        vcpu_info: None,
+        entry: 0,
+        unmasked: 0,
+    }));
 
     fn reset(&self, start: &StartOfDay) {
         self.change(|registers| {
@@ -56,6 +79,28 @@ impl Context for FakeContext {
 
     fn unmask_events(&self) {
         self.change(|registers| registers.unmasked += 1);
+    }
+
+    fn are_events_masked(&self) -> bool {
+        false
+    }
+
+    type GuestStart = FakeStart;
+
+    fn judge_start(start: &FakeStart) -> Result<Roots, Errno> {
+        let frame = |number| MachineFrame::new(number).ok_or(Errno::EINVAL);
+        if start.entry == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let user = if start.user_root == 0 { None } else { Some(frame(start.user_root)?) };
+        Ok(Roots { kernel: frame(start.kernel_root)?, user })
+    }
+
+    fn start(&self, start: &FakeStart) {
+        self.change(|registers| {
+            let vcpu_info = registers.vcpu_info;
+            *registers = Registers { entry: start.entry, vcpu_info, ..Registers::default() };
+        });
     }
 
     fn set_result(&self, value: u64) {

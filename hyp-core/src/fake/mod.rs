@@ -13,7 +13,7 @@ use std::sync::Mutex;
 
 use penumbra_abi::vm_assist;
 
-pub use context::FakeContext;
+pub use context::{FakeContext, FakeStart};
 pub use format::FakeFormat;
 
 use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT, PAGE_SIZE};

@@ -8,6 +8,7 @@
 mod batch;
 mod console;
 mod domctl;
+mod event_channel;
 mod memory;
 mod mmu_update;
 mod mmuext;
@@ -15,7 +16,9 @@ mod multicall;
 mod penumbra;
 mod sched;
 mod sysctl;
+mod timer;
 mod va_mapping;
+mod vcpu;
 mod version;
 mod vm_assist;
 
@@ -107,6 +110,9 @@ impl<'a, M: Machine> Call<'a, M> {
             number::MEMORY_OP => self.memory_op(arguments),
             number::CONSOLE_IO => self.console_io(arguments),
             number::SCHED_OP => self.sched_op(arguments),
+            number::EVENT_CHANNEL_OP => self.event_channel_op(arguments),
+            number::SET_TIMER_OP => self.set_timer_op(arguments),
+            number::VCPU_OP => self.vcpu_op(arguments),
             number::VM_ASSIST => self.vm_assist(arguments),
             number::XEN_VERSION => self.xen_version(arguments),
             number::DOMCTL => self.domctl(arguments),

@@ -1,12 +1,14 @@
 //! `sched_op`: give the CPU away, wait, end (`sched.h`).
 
 use penumbra_abi::errno::Errno;
-use penumbra_abi::sched::{self, SchedShutdown};
+use penumbra_abi::sched::{self, SchedPoll, SchedShutdown};
 
 use super::{Arguments, Call, Outcome};
-use crate::address::DomainId;
-use crate::domain::vcpu::RunState;
+use crate::event::channel::{PORTS, Port};
 use crate::machine::Machine;
+
+/// Ports that a vCPU can wait for at once.
+const MOST_POLLED: u32 = 128;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
@@ -14,7 +16,8 @@ impl<M: Machine> Call<'_, M> {
         let [operation, place, ..] = arguments;
         match operation {
             sched::SCHEDOP_YIELD => self.hypervisor.scheduler.want(),
-            sched::SCHEDOP_BLOCK => self.block(),
+            sched::SCHEDOP_BLOCK => self.hypervisor.block(self.domain, self.vcpu),
+            sched::SCHEDOP_POLL => self.poll(place)?,
             sched::SCHEDOP_SHUTDOWN => {
                 let shutdown: SchedShutdown = self.read(place)?;
                 self.shutdown(shutdown.reason)?;
@@ -24,17 +27,32 @@ impl<M: Machine> Call<'_, M> {
         Ok(0)
     }
 
-    /// Waits for an event. What has already come ends the wait at once.
-    fn block(&self) {
-        if self.vcpu.change_state(RunState::Running, RunState::Blocked) {
-            self.hypervisor.scheduler.want();
-            if self.domain.id() == DomainId::CONTROL && self.hypervisor.console.has_input() {
-                self.hypervisor.wake(DomainId::CONTROL);
-            }
+    /// Waits until one of some ports has an event, or a time has come. Masked ports count, too.
+    fn poll(&self, place: u64) -> Result<(), Errno> {
+        let poll: SchedPoll = self.read(place)?;
+        if poll.nr_ports > MOST_POLLED {
+            return Err(Errno::EINVAL);
         }
+        let mut only = None;
+        let mut pending = false;
+        // Said before the ports are looked at: an event that comes after that ends the wait.
+        self.vcpu.poll_any();
+        for index in 0..u64::from(poll.nr_ports) {
+            let number: u32 = self.read(poll.ports.wrapping_add(index.saturating_mul(4)))?;
+            if number as usize >= PORTS {
+                return Err(Errno::EINVAL);
+            }
+            only = Port::new(number);
+            pending |= only.is_some_and(|port| self.hypervisor.is_pending(self.domain, port));
+        }
+        if !pending {
+            let only = only.filter(|_| poll.nr_ports == 1);
+            self.hypervisor.wait_for_ports(self.domain, self.vcpu, only, poll.timeout);
+        }
+        Ok(())
     }
 
-    fn shutdown(&self, reason: u32) -> Result<(), Errno> {
+    pub(super) fn shutdown(&self, reason: u32) -> Result<(), Errno> {
         let word = match reason {
             sched::SHUTDOWN_POWEROFF => "power-off",
             sched::SHUTDOWN_REBOOT => "reboot",

@@ -4,7 +4,12 @@
 //! [`Hypervisor::reschedule_wanted`] on its way back to the guest, then [`Hypervisor::schedule`], switches, and reports with
 //! [`Hypervisor::switched`] that nothing of the previous vCPU is loaded any more.
 
+pub(crate) mod account;
+pub(crate) mod wait;
+
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use penumbra_abi::event_channel::VIRQ_DOM_EXC;
 
 use crate::address::DomainId;
 use crate::domain::vcpu::{RunState, Vcpu};
@@ -64,12 +69,12 @@ impl<M: Machine> Hypervisor<M> {
         let start = self.scheduler.next.load(Ordering::Relaxed);
         if let Some(last) = start.checked_sub(1).and_then(|last| self.vcpu_at(last)) {
             self.charge(last);
-            last.change_state(RunState::Running, RunState::Runnable);
+            self.change_state(last, RunState::Running, RunState::Runnable);
         }
         for step in 0..PLACES {
             let place = start.saturating_add(step).checked_rem(PLACES).unwrap_or(0);
             let Some(vcpu) = self.vcpu_at(place) else { continue };
-            if self.may_run(vcpu) && vcpu.change_state(RunState::Runnable, RunState::Running) {
+            if self.may_run(vcpu) && self.change_state(vcpu, RunState::Runnable, RunState::Running) {
                 self.scheduler.next.store(place.saturating_add(1), Ordering::Relaxed);
                 vcpu.set_on_cpu(true);
                 return Next::Run(vcpu);
@@ -99,14 +104,19 @@ impl<M: Machine> Hypervisor<M> {
     /// The backend has left whatever ran before: no root but the running vCPU's is loaded on this CPU.
     pub fn switched(&self) {
         for vcpu in self.domains.iter().flat_map(|domain| &domain.vcpus) {
-            if vcpu.is_on_cpu() && vcpu.state() != RunState::Running {
-                vcpu.set_on_cpu(false);
+            if !vcpu.is_on_cpu() {
+                continue;
+            }
+            match vcpu.state() {
+                RunState::Running => self.publish_runstate(vcpu),
+                _ => vcpu.set_on_cpu(false),
             }
         }
     }
 
-    /// The tick: ends the turn of whoever runs, and gives dying domains a little time.
+    /// The tick: fires the timers that are due, ends the turn of whoever runs, and gives dying domains a little time.
     pub fn tick(&self) {
+        self.run_timers();
         self.scheduler.want();
         self.background();
     }
@@ -116,8 +126,13 @@ impl<M: Machine> Hypervisor<M> {
         let Some(domain) = self.domains.iter().find(|domain| domain.can_be_torn_down(&self.frames)) else {
             return false;
         };
+        if !domain.events.are_finished() {
+            self.close_some(domain);
+            return true;
+        }
         if domain.teardown_step(&self.machine, &self.frames) {
             log::info!("{:?} is gone; {} frames are free", domain.id(), self.frames.free_frames());
+            self.raise_control_virq(VIRQ_DOM_EXC);
         }
         true
     }
@@ -126,13 +141,6 @@ impl<M: Machine> Hypervisor<M> {
     pub fn wake(&self, domain: DomainId) {
         for vcpu in self.domain(domain).into_iter().flat_map(|domain| &domain.vcpus) {
             self.wake_vcpu(vcpu);
-        }
-    }
-
-    /// Makes a vCPU runnable if it is blocked.
-    pub(crate) fn wake_vcpu(&self, vcpu: &Vcpu<M>) {
-        if vcpu.change_state(RunState::Blocked, RunState::Runnable) {
-            self.scheduler.want();
         }
     }
 }
