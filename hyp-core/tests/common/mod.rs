@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(missing_docs, reason = "tests")]
 
+pub mod events;
 pub mod observe;
 
 use hyp_core::Hypervisor;
