@@ -8,6 +8,7 @@
 //! - `tour`: the documented experiment; in both domains.
 //! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
 //! - `bench` (control domain): what each operation costs; see [`bench`].
+//! - `profile=NAME` (control domain): one row of the benchmark, once, when a key is pressed.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
@@ -79,6 +80,9 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
         bench::run(guest);
     }
     soak::take_part(guest);
+    if let Some(name) = words.value("profile") {
+        bench::profile(guest, name);
+    }
     death::die_if_asked(guest);
     match words.value("then") {
         Some("poweroff") => hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF),

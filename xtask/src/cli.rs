@@ -29,6 +29,8 @@ pub enum Command {
     Setup,
     /// Measure sizes and instruction counts, side by side with Debian's Xen (judged only with --strict)
     Bench(BenchOptions),
+    /// Say in which functions of the hypervisor one row of the benchmark spends its instructions
+    Profile(ProfileOptions),
 }
 
 /// An architecture that Penumbra runs on.
@@ -195,6 +197,18 @@ pub struct BenchOptions {
     /// Fail when a row misses its target
     #[arg(long)]
     pub strict: bool,
+}
+
+#[derive(Args)]
+pub struct ProfileOptions {
+    /// The machine
+    #[arg(long, value_enum, default_value = "x86_64")]
+    pub arch: Arch,
+    /// The row, by its name in the guest's output, such as `batch-map`
+    pub row: String,
+    /// How many functions and lines are shown
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    pub top: usize,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Everything a person types: `cargo xtask run`, `test`, `image`, `check`, `bench`, `setup`.
+//! Everything a person types: `cargo xtask run`, `test`, `image`, `check`, `bench`, `profile`, `setup`.
 //!
 //! The way of a `run`: [`setup`] sees to the emulator and the bare-metal toolchain, [`build`] compiles the hypervisor
 //! and the guest kernels, [`image`] brings them into the forms that the boot loaders want, [`boot`] writes the
@@ -13,6 +13,7 @@ mod cli;
 mod house;
 mod image;
 mod process;
+mod profile;
 mod progress;
 mod qemu;
 mod report;
@@ -49,5 +50,6 @@ fn dispatch(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::Check => check::check(),
         cli::Command::Setup => setup::everything(),
         cli::Command::Bench(options) => bench::bench(&options),
+        cli::Command::Profile(options) => profile::profile(&options),
     }
 }

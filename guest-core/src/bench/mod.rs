@@ -19,7 +19,7 @@ mod window;
 
 use crate::architecture::Architecture;
 use crate::guest::Guest;
-use crate::say;
+use crate::{hypercalls, say};
 use penumbra_abi::Errno;
 
 /// Measures one row: instructions for one operation.
@@ -73,6 +73,23 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
         );
     }
     say!(A, "BENCH end");
+}
+
+/// Measures the row `name` once, when somebody has got ready for that and presses a key (`cargo xtask profile`).
+pub fn profile<A: Architecture>(guest: &Guest<A>, name: &str) {
+    meter::measure_once();
+    say!(A, "PROFILE ready");
+    let mut key = [0];
+    while !matches!(hypercalls::console_read::<A>(&mut key), Ok(1)) {
+        hypercalls::yield_cpu::<A>();
+    }
+    if let Some((name, row)) = rows::<A>().into_iter().find(|row| row.0 == name) {
+        print::<A>(name, row(guest));
+    }
+    if let Some((name, row)) = A::BENCHES.iter().find(|row| row.0 == name) {
+        print::<A>(name, row(guest, 16).map(|t| meter::each(t * A::COUNTER_UNIT, 16)));
+    }
+    say!(A, "PROFILE end");
 }
 
 fn print<A: Architecture>(name: &str, result: Result<u64, Errno>) {

@@ -19,6 +19,8 @@ use crate::xen;
 pub const MEMORY: u64 = 1024;
 /// In seconds. Counting instructions is slower than running them, and Xen's boot is long.
 const TIME_LIMIT: u64 = 600;
+/// What the guest is told.
+const WORDS: &str = "bench then=reboot";
 /// The guest's last line.
 const END: &str = "BENCH end";
 
@@ -45,10 +47,10 @@ pub struct Measured {
 
 /// Runs every machine of one architecture.
 pub fn measure(arch: Arch, artefacts: &Artefacts) -> Result<Measured> {
-    let ours = machine(arch, artefacts.hypervisor.clone(), artefacts, "");
+    let ours = machine(arch, artefacts.hypervisor.clone(), artefacts, WORDS, "");
     let penumbra = Step::around(format!("counting {arch}'s operations"), |_| run(&ours, "penumbra"))?;
     let xen = if arch == Arch::X86_64 && xen::can_be_had() {
-        let reference = machine(arch, xen::hypervisor()?, artefacts, " spec-ctrl=no");
+        let reference = machine(arch, xen::hypervisor()?, artefacts, WORDS, " spec-ctrl=no");
         Some(Step::around("counting the same on Debian's Xen 4.17", |_| run(&reference, "xen"))?)
     } else {
         None
@@ -56,8 +58,8 @@ pub fn measure(arch: Arch, artefacts: &Artefacts) -> Result<Measured> {
     Ok(Measured { penumbra, xen })
 }
 
-/// A machine that runs the benchmark and ends; by a reset, since Xen only halts when it is asked to switch off.
-fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, words: &str) -> Machine {
+/// A machine whose guest does what it is told and ends; by a reset, since Xen only halts when it is asked to switch off.
+pub fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, guest: &str, words: &str) -> Machine {
     let console = match arch {
         Arch::Aarch64 => "",
         Arch::X86_64 => "console=com1 com1=115200 ",
@@ -71,7 +73,7 @@ fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, words: &str) 
         icount: true,
         hypervisor,
         words: format!("{console}dom0_mem=256M{words}"),
-        modules: vec![Module::kernel(&artefacts.guest, "bench then=reboot")],
+        modules: vec![Module::kernel(&artefacts.guest, guest)],
     }
 }
 

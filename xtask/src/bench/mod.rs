@@ -22,7 +22,9 @@ use anyhow::{Result, ensure};
 use crate::cli::{Arch, BenchOptions, Profile};
 use crate::image;
 use crate::setup;
+pub use machines::machine;
 use report::Table;
+pub use rows::operations_of;
 
 /// `cargo xtask bench`.
 pub fn bench(options: &BenchOptions) -> Result<()> {

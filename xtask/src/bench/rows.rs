@@ -35,6 +35,13 @@ pub const fn of(arch: Arch) -> &'static [Row] {
     }
 }
 
+/// Operations that one hypercall of row `name` does.
+pub fn operations_of(arch: Arch, name: &str) -> u64 {
+    let known = of(arch).iter().any(|row| row.name == name);
+    let batches = [("batch-", 128), ("multicall-", 32), ("pin-l1", 512), ("unpin-l1", 512)];
+    batches.iter().find(|(start, _)| known && name.starts_with(start)).map_or(1, |(_, count)| *count)
+}
+
 const X86_64: &[Row] = &[
     row("null-hypercall", "null hypercall", 110, 274),
     row("unknown-hypercall", "unknown hypercall", 0, 0),
