@@ -145,6 +145,13 @@ pub trait PageTableFormat {
         false
     }
 
+    /// A present leaf of level 1, as it stands but for the right to write.
+    fn with_write(raw: u64, writable: bool) -> u64;
+
+    /// What stands in place of an entry that leads to a table while that table is unhooked: [`Self::decode`] says absent, whoever
+    /// goes there in a guest takes a fault; as little else as possible is changed.
+    fn hidden(raw: u64) -> u64;
+
     /// The bits of an entry that hardware may change by itself (accessed, dirty), which an update that
     /// "preserves A/D" carries over.
     fn hardware_bits(level: Level) -> u64;

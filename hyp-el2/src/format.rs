@@ -132,6 +132,15 @@ impl PageTableFormat for VmsaStage1 {
         }
     }
 
+    fn with_write(raw: u64, writable: bool) -> u64 {
+        let rest = raw & !(READ_ONLY | DIRTY_BIT_MODIFIER);
+        if writable { rest } else { rest | READ_ONLY }
+    }
+
+    fn hidden(raw: u64) -> u64 {
+        raw & !VALID
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         // TCR_EL1.HA and HD are off: hardware changes nothing.
         0

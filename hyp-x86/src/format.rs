@@ -82,7 +82,8 @@ impl PageTableFormat for X86Format {
     #[inline]
     fn decode(level: Level, raw: u64) -> Entry {
         let bits = Bits::from_bits_retain(raw);
-        if !bits.contains(Bits::PRESENT) {
+        // An entry without *user* is none to a guest: it stands above an unhooked table (`hidden`).
+        if !bits.contains(Bits::PRESENT | Bits::USER) {
             return Entry::Absent;
         }
         let large = level > 1 && bits.contains(Bits::LARGE);
@@ -130,6 +131,17 @@ impl PageTableFormat for X86Format {
         !Bits::from_bits_retain(raw).contains(Bits::WRITABLE)
     }
 
+    fn with_write(raw: u64, writable: bool) -> u64 {
+        let mut bits = Bits::from_bits_retain(raw);
+        bits.set(Bits::WRITABLE, writable);
+        bits.bits()
+    }
+
+    /// Without *user*, ring 3 can't go through it; a guest that reads its table sees an entry that is present, and as good as before.
+    fn hidden(raw: u64) -> u64 {
+        Bits::from_bits_retain(raw).difference(Bits::USER).bits()
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         (Bits::ACCESSED | Bits::DIRTY).bits()
     }
@@ -168,7 +180,7 @@ mod tests {
         // 0x67: present, writable, user, accessed, dirty: the usual table entry.
         assert_eq!(X86Format::decode(4, 0x1234_5067), Entry::Table(frame(0x12345)));
         let leaf = |writable, level| Entry::Leaf(Leaf { frame: frame(0x12345), level, writable });
-        assert_eq!(X86Format::decode(1, 0x8000_0000_1234_5063), leaf(true, 1));
+        assert_eq!(X86Format::decode(1, 0x8000_0000_1234_5067), leaf(true, 1));
         assert_eq!(X86Format::decode(1, 0x1234_5025), leaf(false, 1));
         assert_eq!(X86Format::decode(1, 0x1234_5066), Entry::Absent);
         let large = Leaf { frame: frame(0x12200), level: 2, writable: true };

@@ -18,7 +18,7 @@ use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFram
 use crate::event::upcall;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
-use crate::paging::{Budget, Stop, TableSpace};
+use crate::paging::{Budget, Stop};
 
 /// P2M frames that a new domain can have: 8 GiB of memory.
 pub const MAX_P2M_FRAMES: usize = 4096;
@@ -373,14 +373,7 @@ impl<M: Machine> Builder<'_, M> {
     fn validate(&self) -> Result<(), BuildError> {
         let root = self.table(M::Format::LEVELS, 0)?;
         let budget = Budget::unbounded();
-        let mut space = TableSpace {
-            machine: &self.hypervisor.machine,
-            frames: &self.hypervisor.frames,
-            owner: self.domain.id(),
-            target: self.domain.id(),
-            budget: &budget,
-            state: self.domain.tables.lock(),
-        };
+        let mut space = self.domain.table_space(&self.hypervisor.machine, &self.hypervisor.frames, &budget);
         space.pin(root, M::Format::LEVELS).map_err(BuildError::Tables)?;
         space.hold(root, M::Format::LEVELS).map_err(BuildError::Tables)?;
         if let Some(vcpu) = self.domain.vcpus.first() {

@@ -17,7 +17,7 @@ pub mod teardown;
 pub mod vcpu;
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -26,7 +26,7 @@ use crate::console::line::LineBuffer;
 use crate::event::Events;
 use crate::frame::FrameTable;
 use crate::machine::Machine;
-use crate::paging::TableState;
+use crate::paging::{Budget, TableSpace, TableState};
 use vcpu::{FrameSlot, RunState, Vcpu};
 
 /// Domains there can be.
@@ -76,6 +76,8 @@ pub struct Domain<M: Machine> {
     pub(crate) events: Events,
     /// The table lock: whoever changes the domain's tables holds it.
     pub tables: Mutex<TableState>,
+    /// How many of its tables are unhooked.
+    unhooked: AtomicU32,
     /// Its virtual CPUs.
     pub vcpus: [Vcpu<M>; MAX_VCPUS],
     /// What it has written of a line that isn't whole yet.
@@ -96,6 +98,7 @@ impl<M: Machine> Domain<M> {
             vcpu_count: AtomicU8::new(0),
             events: Events::new(),
             tables: Mutex::new(TableState::new()),
+            unhooked: AtomicU32::new(0),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
             output: Mutex::new(LineBuffer::new()),
             teardown: Mutex::new(teardown::Teardown::new()),
@@ -142,6 +145,30 @@ impl<M: Machine> Domain<M> {
             vcpu.begin(id, index as u16);
         }
         true
+    }
+
+    /// Locks its tables, to map its own frames there.
+    pub fn table_space<'a>(
+        &'a self,
+        machine: &'a M,
+        frames: &'a FrameTable,
+        budget: &'a Budget,
+    ) -> TableSpace<'a, M> {
+        TableSpace {
+            machine,
+            frames,
+            owner: self.id(),
+            target: self.id(),
+            budget,
+            unhooked: &self.unhooked,
+            state: self.tables.lock(),
+        }
+    }
+
+    /// Whether any of its tables is unhooked.
+    pub fn has_unhooked(&self) -> bool {
+        // Relaxed: a vCPU sees what it has unhooked itself; who needs more takes the lock.
+        self.unhooked.load(Ordering::Relaxed) != 0
     }
 
     /// The page that it shares with the hypervisor.

@@ -69,7 +69,10 @@ impl<M: Machine> Domain<M> {
     }
 
     fn space<'a>(&'a self, machine: &'a M, frames: &'a FrameTable, budget: &'a Budget) -> TableSpace<'a, M> {
-        TableSpace { machine, frames, owner: self.id(), target: self.id(), budget, state: self.tables.lock() }
+        let mut space = self.table_space(machine, frames, budget);
+        // One that can't be hooked in any more holds nothing any more either.
+        let _ = space.hook_all();
+        space
     }
 
     fn drop_holders(&self, machine: &M, frames: &FrameTable) -> Option<Phase> {

@@ -107,6 +107,15 @@ impl PageTableFormat for FakeFormat {
         }
     }
 
+    fn with_write(raw: u64, writable: bool) -> u64 {
+        let rest = raw & !(READ_ONLY | LIFT);
+        if writable { rest } else { rest | READ_ONLY }
+    }
+
+    fn hidden(raw: u64) -> u64 {
+        raw & !PRESENT
+    }
+
     fn is_read_only_table(raw: u64) -> bool {
         raw & READ_ONLY != 0 && raw & LIFT == 0
     }

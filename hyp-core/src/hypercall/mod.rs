@@ -88,6 +88,10 @@ impl<M: Machine> Hypervisor<M> {
     pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments, budget: &Budget) {
         let Some(domain) = self.domain(vcpu.domain_id()) else { return };
         let call = Call { hypervisor: self, vcpu, domain, budget };
+        // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
+        if domain.has_unhooked() && number != number::PENUMBRA {
+            let _ = domain.table_space(&self.machine, &self.frames, budget).hook_all();
+        }
         match call.dispatch(number, arguments) {
             Ok(value) => vcpu.context().set_result(value),
             Err(Failure::Errno(errno)) => vcpu.context().set_result(errno.to_return()),
@@ -175,14 +179,13 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Locks the tables of `owner`, to map frames of `target`.
     fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
-        TableSpace {
-            machine: &self.hypervisor.machine,
-            frames: &self.hypervisor.frames,
-            owner: owner.id(),
-            target,
-            budget: self.budget,
-            state: owner.tables.lock(),
+        let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
+        space.target = target;
+        // Another domain's, or unhooked by another vCPU since the hypercall began.
+        if owner.has_unhooked() {
+            let _ = space.hook_all();
         }
+        space
     }
 }
 

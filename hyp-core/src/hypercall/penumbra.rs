@@ -3,8 +3,10 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, finish};
+use crate::address::{GuestVirtual, MachineFrame};
 use crate::machine::Machine;
+use crate::paging::TableSpace;
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: the operation. Audit (control domain only): recounts every reference of the machine, logs the report, returns how
@@ -18,7 +20,40 @@ impl<M: Machine> Call<'_, M> {
                 log::info!("{report}");
                 Ok(report.findings)
             }
+            number::PENUMBRA_UNHOOK => self.unhook(arguments),
+            number::PENUMBRA_HOOK => self.hook(arguments),
             _ => Err(Errno::ENOSYS.into()),
         }
+    }
+
+    /// Argument: the address at which a level-1 table is mapped read-only.
+    fn unhook(&self, arguments: Arguments) -> Outcome {
+        let [_, address, ..] = arguments;
+        let address = GuestVirtual::new(address);
+        let mut space = self.own_tables();
+        let root = self.root_of(address)?;
+        finish(space.unhook(root, address), arguments)
+    }
+
+    /// Argument: an address that an unhooked table translates, or all of them.
+    fn hook(&self, arguments: Arguments) -> Outcome {
+        let [_, address, ..] = arguments;
+        let mut space = self.own_tables();
+        let outcome = if address == number::PENUMBRA_HOOK_ALL {
+            space.hook_all()
+        } else {
+            let address = GuestVirtual::new(address);
+            space.hook_at(self.root_of(address)?, address).ok_or(Errno::ENOENT)?
+        };
+        outcome.map(|()| 0).map_err(|refusal| refusal.errno().into())
+    }
+
+    /// The domain's tables as they are, the unhooked ones out of their trees.
+    fn own_tables(&self) -> TableSpace<'_, M> {
+        self.domain.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget)
+    }
+
+    fn root_of(&self, address: GuestVirtual) -> Result<MachineFrame, Errno> {
+        M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root()).ok_or(Errno::EINVAL)
     }
 }

@@ -14,11 +14,14 @@
 
 pub mod audit;
 pub mod pin;
+pub mod table_write;
 pub mod update;
 pub mod validate;
 pub mod walk;
+pub mod writable;
 
 use core::cell::Cell;
+use core::sync::atomic::AtomicU32;
 
 use spin::MutexGuard;
 
@@ -51,6 +54,8 @@ pub enum Refusal {
     Pin(MachineFrame),
     /// No table maps that address.
     NotMapped,
+    /// As many tables as a domain may have unhooked are out of their trees.
+    TooManyUnhooked,
     /// The entry changed while it was being updated; ask again.
     Changed,
 }
@@ -73,7 +78,7 @@ impl Refusal {
         use penumbra_abi::errno::Errno;
         match self {
             Self::Frame(FrameError::NotMemory(_)) | Self::ReservedSlot => Errno::EPERM,
-            Self::Frame(_) | Self::Changed => Errno::EBUSY,
+            Self::Frame(_) | Self::Changed | Self::TooManyUnhooked => Errno::EBUSY,
             Self::Table(_)
             | Self::Entry(_)
             | Self::Unaligned
@@ -156,12 +161,20 @@ pub enum Unfinished {
 pub struct TableState {
     /// The one interrupted operation, if there is one.
     pub unfinished: Option<Unfinished>,
+    /// Tables that the guest may write to for now.
+    pub slots: [writable::Slot; writable::MAX_UNHOOKED],
+    /// Emulated writes in a row.
+    run: table_write::Run,
 }
 
 impl TableState {
     /// Nothing unfinished.
     pub const fn new() -> Self {
-        Self { unfinished: None }
+        Self {
+            unfinished: None,
+            slots: [const { writable::Slot::new() }; writable::MAX_UNHOOKED],
+            run: table_write::Run::new(),
+        }
     }
 }
 
@@ -177,6 +190,8 @@ pub struct TableSpace<'a, M: Machine> {
     pub target: DomainId,
     /// Until when this operation may go on.
     pub budget: &'a Budget,
+    /// How many slots are in use, for those who don't have the lock.
+    pub unhooked: &'a AtomicU32,
     /// The lock.
     pub state: MutexGuard<'a, TableState>,
 }

@@ -16,6 +16,8 @@ pub enum HardwareBits {
     Replace,
     /// The old entry's are carried over, none lost (`MMU_PT_UPDATE_PRESERVE_AD`).
     Preserve,
+    /// The new entry's stand, if the old entry is still exactly this one.
+    Exactly(u64),
 }
 
 /// Attempts to exchange an entry whose hardware bits keep changing, before the guest is asked to try again.
@@ -123,9 +125,16 @@ impl<M: Machine> TableSpace<'_, M> {
         new: u64,
         bits: HardwareBits,
     ) -> Result<(), Stop> {
-        if bits == HardwareBits::Replace {
-            self.machine.write_entry(table, index, new);
-            return Ok(());
+        match bits {
+            HardwareBits::Replace => {
+                self.machine.write_entry(table, index, new);
+                return Ok(());
+            }
+            HardwareBits::Exactly(old) => {
+                let exchanged = self.machine.exchange_entry(table, index, old, new);
+                return exchanged.map_err(|_| Refusal::Changed.into());
+            }
+            HardwareBits::Preserve => {}
         }
         let kept = M::Format::hardware_bits(level);
         let mut current = self.machine.read_entry(table, index);

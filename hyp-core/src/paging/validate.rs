@@ -89,6 +89,15 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
+    /// Takes what an entry of a level-1 table needs: a leaf or nothing.
+    pub(super) fn acquire_leaf_entry(&self, entry: Entry) -> Result<(), Refusal> {
+        match entry {
+            Entry::Absent => Ok(()),
+            Entry::Leaf(leaf) => self.acquire_leaf(leaf),
+            Entry::Table(_) => Err(Refusal::NoSuchLevel),
+        }
+    }
+
     fn acquire_leaf(&self, leaf: Leaf) -> Result<(), Refusal> {
         if leaf.level == 1 {
             self.acquire_page(leaf.frame, leaf.writable)

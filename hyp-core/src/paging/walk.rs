@@ -18,6 +18,16 @@ pub struct Place {
 /// The entry of a level-1 table that translates `address` under `root`, present or not; `None` if a table on the way is missing,
 /// or the address is in the hypervisor's part.
 pub fn level_one_place<M: Machine>(machine: &M, root: MachineFrame, address: GuestVirtual) -> Option<Place> {
+    place_at_level(machine, root, address, 1)
+}
+
+/// As [`level_one_place`], of a table of `wanted` level.
+pub fn place_at_level<M: Machine>(
+    machine: &M,
+    root: MachineFrame,
+    address: GuestVirtual,
+    wanted: Level,
+) -> Option<Place> {
     let mut table = root;
     let mut level = M::Format::LEVELS;
     loop {
@@ -25,7 +35,7 @@ pub fn level_one_place<M: Machine>(machine: &M, root: MachineFrame, address: Gue
         if level == M::Format::LEVELS && M::Format::reserved_root_slots().contains(&index) {
             return None;
         }
-        if level == 1 {
+        if level <= wanted {
             return Some(Place { table, level, index });
         }
         match M::Format::decode(level, machine.read_entry(table, index)) {
@@ -40,5 +50,10 @@ impl<M: Machine> TableSpace<'_, M> {
     /// As [`level_one_place`], in tables that the lock keeps from changing.
     pub fn find(&self, root: MachineFrame, address: GuestVirtual) -> Option<Place> {
         level_one_place(self.machine, root, address)
+    }
+
+    /// As [`Self::find`], of a table of `level`.
+    pub fn find_at(&self, root: MachineFrame, address: GuestVirtual, level: Level) -> Option<Place> {
+        place_at_level(self.machine, root, address, level)
     }
 }

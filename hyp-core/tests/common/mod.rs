@@ -239,15 +239,7 @@ impl Rig {
 
     /// A domain's tables, to be worked on directly, within a budget.
     pub fn space<'a>(&self, who: usize, budget: &'a Budget) -> TableSpace<'a, Fake> {
-        let domain = self.domains[who].domain;
-        TableSpace {
-            machine: self.hv.machine(),
-            frames: self.hv.frames(),
-            owner: domain.id(),
-            target: domain.id(),
-            budget,
-            state: domain.tables.lock(),
-        }
+        self.domains[who].domain.table_space(self.hv.machine(), self.hv.frames(), budget)
     }
 
     /// What an entry holds.

@@ -6,6 +6,7 @@ use crate::frame::record::{Hold, Use};
 use crate::frame::{FrameTable, FrameType};
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 use crate::paging::Unfinished;
+use crate::paging::writable::Slot;
 
 /// Frames counted in one pass over all tables.
 pub const SLICE: usize = 16384;
@@ -69,7 +70,7 @@ pub(super) fn count<M: Machine>(
         let length = usize::try_from(end.saturating_sub(start)).map_or(SLICE, |left| left.min(SLICE));
         ledger.counts.iter_mut().take(length).for_each(|count| *count = Count::default());
         let mut slice = Slice { start, ledger, report };
-        slice.count_holders(holders);
+        slice.count_holders::<M>(holders);
         slice.count_claims(frames, end);
         each_table(frames, &mut |table| slice.count_entries::<M>(machine, table));
         slice.compare(frames, end);
@@ -102,7 +103,7 @@ impl Slice<'_> {
         (self.start..stop).filter_map(MachineFrame::new)
     }
 
-    fn count_holders(&mut self, holders: &dyn Holders) {
+    fn count_holders<M: Machine>(&mut self, holders: &dyn Holders) {
         // Level 0 stands for "a root": that it is a table of the highest level is checked elsewhere.
         holders.for_each_root(&mut |root| self.add(root, |count| count.table(0)));
         holders.for_each_unfinished(&mut |state| {
@@ -110,6 +111,11 @@ impl Slice<'_> {
                 state.unfinished
             {
                 self.add(table, |count| count.table(level));
+            }
+            for entry in state.slots.iter().flat_map(Slot::held::<M>) {
+                if let Entry::Leaf(leaf) = entry {
+                    self.count_leaf::<M>(leaf);
+                }
             }
         });
         holders.for_each_shared(&mut |frame| self.add(frame, Count::writable));

@@ -50,6 +50,10 @@ impl<M: Machine> Judge<'_, M> {
 
     fn entry(&mut self, table: Table, index: usize, raw: u64) {
         let place = (table.frame, index);
+        // What the walker passes over can hold anything, the entry above an unhooked table for one.
+        if M::Format::decode(table.level, raw) == Entry::Absent {
+            return;
+        }
         match M::Format::admit(table.level, raw) {
             // Hardware may have set its own bits since.
             Ok((admitted, entry)) if (admitted ^ raw) & !M::Format::hardware_bits(table.level) == 0 => {

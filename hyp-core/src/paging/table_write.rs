@@ -1,0 +1,173 @@
+//! A guest's direct write to a page table, which faults because the table is mapped read-only: carried out on its behalf, or made
+//! possible.
+//!
+//! One write is *emulated*: the entry that it makes is judged like any other update's. A guest that goes on writing to the same
+//! level-1 table gets it *unhooked* ([`super::writable`]), so that it can write at full speed. The rule is that of a skier who
+//! doesn't know for how many days he will ski: rent until the rent paid is the price of the skis. Emulated writes in a row to one
+//! table are counted; at [`WRITES_BEFORE_UNHOOKING`] they have cost as much as taking the table out and hooking it in again. So the
+//! guest never pays more than twice what the better choice would have cost, whatever it does. Measured: see `docs/measurements.md`.
+
+use super::update::HardwareBits;
+use super::{Budget, Refusal, Stop, TableSpace};
+use crate::address::{GuestVirtual, MachineFrame};
+use crate::domain::vcpu::Vcpu;
+use crate::hypervisor::Hypervisor;
+use crate::machine::{Entry, Level, Machine, PageTableFormat};
+
+/// Emulated writes in a row to one table, after which the next one unhooks it.
+pub const WRITES_BEFORE_UNHOOKING: u32 = 8;
+
+/// Attempts at an entry that changes while it is being written.
+const ATTEMPTS: u32 = 16;
+
+/// What became of a guest's write to a page table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableWrite {
+    /// It is done: the guest goes on after the instruction.
+    Done,
+    /// The page is no table of the domain: the fault is the guest's own.
+    NotATable,
+    /// The entry may not stand there: the fault is the guest's own.
+    Refused,
+    /// The guest has to execute the instruction again: the write is possible now, or the hypervisor needs another turn.
+    Again,
+}
+
+/// Which table was written last, and how often in a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Run {
+    /// The table's frame number plus one; 0 for none.
+    table: u64,
+    writes: u32,
+}
+
+impl Run {
+    /// No writes yet.
+    pub const fn new() -> Self {
+        Self { table: 0, writes: 0 }
+    }
+
+    /// Counts one more write; returns how many came before it in the same row.
+    fn count(&mut self, table: MachineFrame) -> u32 {
+        let name = table.number().saturating_add(1);
+        self.writes = if self.table == name { self.writes.saturating_add(1) } else { 0 };
+        self.table = name;
+        self.writes
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Carries out a write of the guest's kernel at `address`, which faulted because the page is mapped read-only. `change`
+    /// gets the 8-byte entry in which the write falls, and gives the entry as it shall be; `None` if nothing is to be written. It may
+    /// be called again, with another entry, if hardware changes it meanwhile.
+    pub fn write_table(
+        &self,
+        vcpu: &Vcpu<M>,
+        address: GuestVirtual,
+        change: impl FnMut(u64) -> Option<u64>,
+    ) -> TableWrite {
+        let root = M::root_of(address, vcpu.kernel_root(), vcpu.user_root());
+        let (Some(domain), Some(root)) = (self.domain(vcpu.domain_id()), root) else {
+            return TableWrite::NotATable;
+        };
+        let budget = Budget::new(Budget::HYPERCALL);
+        let mut space = domain.table_space(&self.machine, &self.frames, &budget);
+        space.write_mapped(root, address, change)
+    }
+
+    /// A fault at `address`: if it came because the table that translates it is unhooked, the table is hooked in again, and the guest
+    /// has to execute the instruction again: `true`.
+    pub fn hook_for_fault(&self, vcpu: &Vcpu<M>, address: GuestVirtual) -> bool {
+        let Some(domain) = self.domain(vcpu.domain_id()).filter(|domain| domain.has_unhooked()) else {
+            return false;
+        };
+        let budget = Budget::new(Budget::HYPERCALL);
+        let mut space = domain.table_space(&self.machine, &self.frames, &budget);
+        let roots = [vcpu.kernel_root(), vcpu.user_root()];
+        // Refused, the table is out for good, and the next fault there is the guest's.
+        roots.into_iter().flatten().any(|root| space.hook_at(root, address).is_some())
+    }
+
+    /// Hooks in whatever the vCPU's domain has unhooked: for a backend that is about to use the guest's addresses by itself.
+    pub fn hook_everything(&self, vcpu: &Vcpu<M>) {
+        if let Some(domain) = self.domain(vcpu.domain_id()).filter(|domain| domain.has_unhooked()) {
+            let budget = Budget::new(Budget::HYPERCALL);
+            // A table that can't be hooked in stays out, and its addresses fault.
+            let _ = domain.table_space(&self.machine, &self.frames, &budget).hook_all();
+        }
+    }
+}
+
+impl<M: Machine> TableSpace<'_, M> {
+    fn write_mapped(
+        &mut self,
+        root: MachineFrame,
+        address: GuestVirtual,
+        change: impl FnMut(u64) -> Option<u64>,
+    ) -> TableWrite {
+        if self.settle(None).is_err() {
+            return TableWrite::Again;
+        }
+        let Some(table) = self.mapped_frame(root, address) else { return TableWrite::NotATable };
+        let Some(level) = self.table_level(table) else {
+            if !self.is_unhooked(table) {
+                return TableWrite::NotATable;
+            }
+            // Through another mapping than the one that is writable now.
+            let _ = self.hook_those(|unhooked| unhooked.table == table);
+            return TableWrite::Again;
+        };
+        if self.state.run.count(table) >= WRITES_BEFORE_UNHOOKING && self.try_unhook(root, address, table) {
+            return TableWrite::Again;
+        }
+        // What is unhooked relies on these entries.
+        let _ = self.hook_those(|unhooked| level > 1 || unhooked.mapping.table == table);
+        let index = (address.bytes() % crate::address::PAGE_BYTES / 8) as usize;
+        self.emulate(table, level, index, change)
+    }
+
+    fn try_unhook(&mut self, root: MachineFrame, address: GuestVirtual, table: MachineFrame) -> bool {
+        self.find(root, address).is_some_and(|mapping| self.unhook_mapped(table, mapping, address).is_ok())
+    }
+
+    fn emulate(
+        &mut self,
+        table: MachineFrame,
+        level: Level,
+        index: usize,
+        mut change: impl FnMut(u64) -> Option<u64>,
+    ) -> TableWrite {
+        for _ in 0..ATTEMPTS {
+            let old = self.machine.read_entry(table, index);
+            let Some(new) = change(old) else { return TableWrite::Done };
+            match self.update(table, level, index, new, HardwareBits::Exactly(old)) {
+                Ok(()) => return TableWrite::Done,
+                Err(Stop::Refused(Refusal::Changed)) => {}
+                Err(Stop::Refused(_)) => return TableWrite::Refused,
+                Err(Stop::Preempted) => return TableWrite::Again,
+            }
+        }
+        TableWrite::Again
+    }
+
+    /// The frame that `address` maps under `root`, page or superpage.
+    fn mapped_frame(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
+        let mut level = M::Format::LEVELS;
+        let mut table = root;
+        loop {
+            let raw = self.machine.read_entry(table, M::Format::index(address, level));
+            if level == M::Format::LEVELS && self.is_reserved(level, M::Format::index(address, level)) {
+                return None;
+            }
+            match M::Format::decode(level, raw) {
+                Entry::Table(next) => table = next,
+                Entry::Leaf(leaf) => {
+                    let page = address.bytes() >> crate::address::PAGE_SHIFT;
+                    return leaf.frame.checked_add(page & M::Format::span(level).wrapping_sub(1));
+                }
+                Entry::Absent => return None,
+            }
+            level = level.checked_sub(1).filter(|level| *level > 0)?;
+        }
+    }
+}
