@@ -286,13 +286,20 @@ impl Model {
         }
         let known = 1 << 63 | ((1 << 30) - 1) << 20 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4 | 3;
         let is_table = raw & 1 << 9 != 0;
-        if raw & !known != 0 || is_table != (level > 1) {
+        // A superpage stands at level 2 only, at a multiple of its 16 frames.
+        let superpage = level == 2 && !is_table && target(raw) % 16 == 0;
+        if raw & !known != 0 || (is_table != (level > 1) && !superpage) {
             return world.wrong.push(Errno::EINVAL);
         }
         if is_table {
             return self.add_table(world, target(raw), level - 1, new);
         }
-        let frame = target(raw);
+        for frame in target(raw)..target(raw) + if superpage { 16 } else { 1 } {
+            self.add_page(world, frame, writable(raw), new);
+        }
+    }
+
+    fn add_page(&self, world: &mut World, frame: u64, writable: bool, new: Option<(u16, u16)>) {
         if let Some((_, whose)) = new {
             let is_memory =
                 MachineFrame::new(frame).is_some_and(|frame| self.rig.hv.frames().hold(frame).is_some());
@@ -302,7 +309,7 @@ impl Model {
                 _ => {}
             }
         }
-        if writable(raw) {
+        if writable {
             match world.uses.get_mut(&frame) {
                 Some((Role::Writable, uses)) => *uses += 1,
                 Some(_) => world.wrong.push(Errno::EBUSY),
