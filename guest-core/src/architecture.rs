@@ -5,7 +5,9 @@
 //! implementations in `guest-el1` and `guest-x86` are a few instructions each.
 
 use crate::bench::ArchitectureRow;
+use crate::events::SharedLayout;
 use crate::soak::Random;
+use penumbra_abi::Errno;
 
 /// Which level a page table is at: 1 maps pages, [`ROOT_LEVEL`] is the root.
 pub type Level = u8;
@@ -81,6 +83,27 @@ pub trait Architecture: Sized + 'static {
     fn install_traps() -> bool;
     /// Takes the fault handlers away again: the next fault finds nobody.
     fn remove_traps();
+
+    /// How shared memory is laid out.
+    const SHARED_INFO: SharedLayout;
+    /// Keeps the bits `keep` of an aligned word and sets the bits `set`, atomically; returns what it held before. No Rust object
+    /// but atomics lives there.
+    fn change_word(address: u64, keep: u64, set: u64) -> u64;
+    /// Installs what calls [`crate::events::handle`], for the vCPU of that number, which executes this.
+    fn install_events(vcpu: u64);
+    /// Which vCPU executes this. Only after [`Self::install_events`].
+    fn vcpu_number() -> u64;
+    /// Keeps events from the vCPU that executes this, or lets them through; `info` is where its `vcpu_info` is mapped.
+    fn mask_events(info: u64, masked: bool);
+    /// Gives vCPU number `vcpu` its first registers: it will call `entry` with its number, on the stack that ends at `stack`, with
+    /// the tables of the root in machine frame `root`.
+    ///
+    /// # Errors
+    /// Why the hypervisor refuses.
+    fn initialise_vcpu(vcpu: u64, root: u64, entry: extern "C" fn(u64) -> !, stack: u64)
+    -> Result<(), Errno>;
+    /// Tries to start a vCPU (number, root, stack) in states that guests must not have.
+    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>];
 
     /// Reads an entry of a table of `level`, `None` when it isn't present.
     fn decode(level: Level, entry: u64) -> Option<Mapping>;

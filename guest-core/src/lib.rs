@@ -10,6 +10,7 @@
 //! - `bench` (control domain): what each operation costs; see [`bench`].
 //! - `profile=NAME` (control domain): one row of the benchmark, once, when a key is pressed.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
+//! - `echo=N` (other domains): answer N events, then shut down; see [`events`].
 //! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
 //! - `soak=control|witness|hostile`: a part in the soak; see [`soak`].
@@ -21,6 +22,7 @@ pub mod architecture;
 pub mod bench;
 pub mod console;
 pub mod death;
+pub mod events;
 pub mod guest;
 pub mod hypercalls;
 pub mod pages;
@@ -94,6 +96,10 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
 fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     if guest.words().has("tour") {
         tour::domain(guest);
+    }
+    if let Some(count) = guest.words().value("echo").and_then(|count| count.parse().ok()) {
+        events::echo(guest, count);
+        hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF);
     }
     if guest.words().has("spin") {
         tour::spin(guest);

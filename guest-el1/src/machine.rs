@@ -1,12 +1,16 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{entries, forbidden, made_up, traps};
+use crate::{entries, events, forbidden, made_up, traps};
 use core::arch::asm;
 use core::marker::PhantomData;
+use core::mem::offset_of;
 use guest_core::Architecture;
 use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
+use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
+use penumbra_abi::Errno;
 use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
+use penumbra_abi::shared_info::ArmSharedInfo;
 
 /// Virtual address of pseudo-physical frame 0.
 pub const VIRT_BASE: u64 = 0xffff_ffc0_0000_0000;
@@ -136,6 +140,33 @@ impl<B: Below> Architecture for Kernel<B> {
     fn remove_traps() {
         traps::remove();
     }
+
+    const SHARED_INFO: SharedLayout = SharedLayout {
+        pending: offset_of!(ArmSharedInfo, evtchn_pending) as u64,
+        mask: offset_of!(ArmSharedInfo, evtchn_mask) as u64,
+    };
+
+    fn change_word(address: u64, keep: u64, set: u64) -> u64 {
+        events::change_word(address, keep, set)
+    }
+
+    fn install_events(vcpu: u64) {
+        events::install(vcpu);
+    }
+
+    fn vcpu_number() -> u64 {
+        events::vcpu_number()
+    }
+
+    fn mask_events(_info: u64, masked: bool) {
+        events::mask(masked);
+    }
+
+    fn initialise_vcpu(vcpu: u64, root: u64, entry: events::Entry, stack: u64) -> Result<(), Errno> {
+        events::initialise(vcpu, root, entry, stack)
+    }
+
+    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>] = events::FORBIDDEN_STARTS;
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)

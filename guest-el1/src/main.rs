@@ -15,6 +15,8 @@ mod entries;
 #[cfg(target_os = "none")]
 mod entry;
 #[cfg(target_os = "none")]
+mod events;
+#[cfg(target_os = "none")]
 mod forbidden;
 #[cfg(target_os = "none")]
 mod machine;

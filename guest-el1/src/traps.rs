@@ -38,7 +38,9 @@ global_asm!(
         // Current EL with SP_EL1: our own faults.
         .balign 128
         b trap_synchronous
-        FATAL_VECTOR
+        // An interrupt: events.
+        .balign 128
+        b trap_event
         FATAL_VECTOR
         FATAL_VECTOR
         // Lower EL: nothing runs there.

@@ -1,11 +1,15 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{bench, entries, forbidden, made_up, traps};
+use crate::{bench, entries, events, forbidden, made_up, traps};
 use core::arch::asm;
+use core::mem::offset_of;
 use guest_core::Architecture;
 use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
 use guest_core::bench::ArchitectureRow;
+use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
+use penumbra_abi::Errno;
+use penumbra_abi::shared_info::X86SharedInfo;
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
 /// Virtual address of pseudo-physical frame 0.
@@ -111,6 +115,33 @@ impl Architecture for X86 {
     fn remove_traps() {
         traps::remove();
     }
+
+    const SHARED_INFO: SharedLayout = SharedLayout {
+        pending: offset_of!(X86SharedInfo, evtchn_pending) as u64,
+        mask: offset_of!(X86SharedInfo, evtchn_mask) as u64,
+    };
+
+    fn change_word(address: u64, keep: u64, set: u64) -> u64 {
+        events::change_word(address, keep, set)
+    }
+
+    fn install_events(vcpu: u64) {
+        events::install(vcpu);
+    }
+
+    fn vcpu_number() -> u64 {
+        events::vcpu_number()
+    }
+
+    fn mask_events(info: u64, masked: bool) {
+        events::mask(info, masked);
+    }
+
+    fn initialise_vcpu(vcpu: u64, root: u64, entry: events::Entry, stack: u64) -> Result<(), Errno> {
+        events::initialise(vcpu, root, entry, stack)
+    }
+
+    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>] = events::FORBIDDEN_STARTS;
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)

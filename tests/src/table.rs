@@ -114,6 +114,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/reservation", "test=reservation then=poweroff"),
         ("guest-test/multicall", "test=multicall then=poweroff"),
         ("guest-test/console", "test=console then=poweroff"),
+        ("guest-test/events", "test=events then=poweroff"),
         // One after another: what a test leaves behind must not disturb the next.
         ("guest-test/all-in-one-run", "test=all then=poweroff"),
     ];
@@ -122,6 +123,13 @@ fn guest_tests(board: Board) -> Vec<Case> {
     // Neither domain ever gives the CPU away.
     let preemption = Case::new(board, "guest-test/preemption", "test=preemption then=poweroff");
     cases.push(guest_test(preemption.domain("domain=spinner memory=16M spin")));
+    let signal = Case::new(board, "guest-test/signal", "test=signal then=poweroff");
+    cases.push(guest_test(signal.domain("domain=answering memory=16M echo=50")));
+    let vcpus = Case {
+        words: "dom0_mem=64M dom0_max_vcpus=2",
+        ..Case::new(board, "guest-test/vcpus", "test=vcpus then=poweroff")
+    };
+    cases.push(guest_test(vcpus.domain(NEIGHBOUR)));
     cases
 }
 

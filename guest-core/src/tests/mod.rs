@@ -5,6 +5,7 @@
 
 mod check;
 mod console;
+mod events;
 mod hypercalls;
 mod instructions;
 mod multicall;
@@ -13,16 +14,22 @@ mod pin;
 mod preemption;
 mod reservation;
 mod root;
+mod signal;
+mod vcpus;
 
 use crate::architecture::Architecture;
 use crate::guest::Guest;
 use crate::say;
 use check::Check;
+use penumbra_abi::Errno;
+
+/// What using a table as a page, or the other way round, is refused with.
+const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 
 type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 7] {
+fn alone<A: Architecture>() -> [Test<A>; 8] {
     [
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
@@ -31,16 +38,19 @@ fn alone<A: Architecture>() -> [Test<A>; 7] {
         ("reservation", reservation::run),
         ("multicall", multicall::run),
         ("console", console::run),
+        ("events", events::run),
     ]
 }
 
-/// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need no second domain:
-/// not `neighbour` (domain 1 with `die=`) and `preemption` (domain 1 with `spin`).
+/// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
+/// a domain 1 with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a second vCPU (`vcpus`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
             "all" => alone::<A>().into_iter().for_each(|test| run_one(guest, test)),
             "preemption" => run_one(guest, ("preemption", preemption::run)),
+            "signal" => run_one(guest, ("signal", signal::run)),
+            "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
             _ => match alone::<A>().into_iter().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),

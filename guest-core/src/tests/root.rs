@@ -32,7 +32,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
 }
 
 /// A page that holds what the present root holds, the hypervisor's slots left empty.
-fn copy_of_root<A: Architecture>(guest: &Guest<A>) -> Option<Page> {
+pub(super) fn copy_of_root<A: Architecture>(guest: &Guest<A>) -> Option<Page> {
     let copy = guest.zeroed_page()?;
     for index in (0..TABLE_ENTRIES).filter(|index| !A::RESERVED_SLOTS.contains(index)) {
         guest.write(&copy, index, A::read_word(guest.info.pt_base + index as u64 * 8));
