@@ -36,7 +36,8 @@ pub struct Unhooked {
     parent_entry: u64,
     /// The entry of a level-1 table by which the guest writes to it.
     pub mapping: Place,
-    pinned: bool,
+    /// 1 if it was pinned. No `bool`: an empty slot would then be told by one of its unused values, and has to be all zeros.
+    pinned: u8,
 }
 
 /// Room for one unhooked table.
@@ -103,6 +104,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let slot = self.state.slots.iter().position(|slot| slot.unhooked.is_none());
         let slot = slot.ok_or(Refusal::TooManyUnhooked)?;
         let parent_entry = self.machine.read_entry(parent.table, parent.index);
+        let pinned = u8::from(pinned);
         let unhooked = Unhooked { table, parent, parent_entry, mapping, pinned };
         self.take_out(slot, unhooked)?;
         self.let_write(unhooked, address);
@@ -288,7 +290,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// The validated table takes its place in the tree again, and its pin.
     fn put_back(&self, unhooked: Unhooked) {
         let Unhooked { table, parent, parent_entry, pinned, .. } = unhooked;
-        if pinned && self.frames.lock_table(table, 1, self.owner, self.machine).is_ok() {
+        if pinned != 0 && self.frames.lock_table(table, 1, self.owner, self.machine).is_ok() {
             self.frames.set_pinned(table, true);
         }
         self.machine.write_entry(parent.table, parent.index, parent_entry);
