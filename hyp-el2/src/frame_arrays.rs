@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::address::{MachineFrame, PAGE_SIZE};
-use hyp_core::frame::{BootMemory, FrameRecord, Memory};
+use hyp_core::frame::{BootMemory, FrameRecord, Memory, allocator};
 use hyp_core::machine::{Machine, PageTableFormat};
 use hyp_el2::format::{VmsaStage1, kernel_read_only_leaf};
 use hyp_el2::mapper::{self, Attributes, TableStore};
@@ -31,7 +31,7 @@ pub fn allocate(boot: &mut BootMemory, load: u64) -> Result<Memory, NoRoom> {
     let first = boot.start_of_ram() / PAGE_SIZE as u64 / 512 * 512;
     let count = (boot.end_of_ram() / PAGE_SIZE as u64).saturating_sub(first) as usize;
     let records = array::<FrameRecord>(boot, count)?;
-    let free_map = array::<AtomicU64>(boot, count.div_ceil(64))?;
+    let free_map = array::<AtomicU64>(boot, allocator::words(count))?;
     let m2p = array::<AtomicU64>(boot, count)?;
     expose_m2p(&m2p, first, load)?;
     oracle::set_m2p(m2p.start, m2p.size);

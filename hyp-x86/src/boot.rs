@@ -9,7 +9,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use hyp_core::address::{MachineAddress, MachineFrame, PAGE_SIZE};
-use hyp_core::frame::{BootMemory, FrameRecord, Memory};
+use hyp_core::frame::{BootMemory, FrameRecord, Memory, allocator};
 use hyp_core::machine::Board;
 use hyp_core::{BootInformation, Module, ModuleKind};
 use hyp_x86::layout;
@@ -260,7 +260,7 @@ fn give_memory(boot: &mut BootMemory, end: u64) -> Result<(), Stop> {
     let frames = end.next_multiple_of(FRAME_GROUP);
     let m2p_bytes = frames * 8;
     let records = array(boot, frames).ok_or(Stop::NoMemory("the frame table"))?;
-    let free_map = array(boot, frames.div_ceil(64)).ok_or(Stop::NoMemory("the map of free frames"))?;
+    let free_map = array(boot, allocator::words(frames as usize) as u64).ok_or(Stop::NoMemory("the map of free frames"))?;
     let (m2p, m2p_start) = array_at(boot, frames).ok_or(Stop::NoMemory("the machine-to-physical table"))?;
     let root = cpu::own_root().ok_or(Stop::NoMemory("page tables"))?;
     let mut allocate = || boot.allocate(PAGE_SIZE as u64, PAGE_SIZE as u64).map(MachineFrame::containing);

@@ -17,7 +17,7 @@ pub use context::{FakeContext, FakeStart};
 pub use format::FakeFormat;
 
 use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT, PAGE_SIZE};
-use crate::frame::{BootMemory, FrameRecord, Memory};
+use crate::frame::{BootMemory, FrameRecord, Memory, allocator};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{
     Board, Entry, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, PageTableFormat,
@@ -150,7 +150,7 @@ pub fn hypervisor(frames: usize) -> &'static Hypervisor<Fake> {
     let memory = Memory {
         first,
         records: Box::leak(records.into_boxed_slice()),
-        free_map: zeros(frames.div_ceil(64)),
+        free_map: zeros(allocator::words(frames)),
         m2p: zeros(frames),
     };
     hypervisor.initialise(memory, &boot);

@@ -21,7 +21,7 @@ pub struct Memory {
     pub first: MachineFrame,
     /// One record for each frame up to the highest of RAM, holes included.
     pub records: &'static [FrameRecord],
-    /// One bit for each record.
+    /// [`super::allocator::words`] for as many frames as there are records.
     pub free_map: &'static [AtomicU64],
     /// The machine-to-physical table: one entry for each record.
     pub m2p: &'static [AtomicU64],
@@ -106,7 +106,7 @@ impl FrameTable {
         let tables = self.tables.call_once(|| Tables {
             first,
             records: memory.records,
-            free: FreeMap::new(memory.free_map),
+            free: FreeMap::new(memory.free_map, memory.records.len()),
             m2p: MachineToPhysical::new(memory.first, memory.m2p, invalid_m2p),
         });
         for entry in memory.m2p {
