@@ -20,6 +20,12 @@ pub const XENMEM_POPULATE_PHYSMAP: u64 = 6;
 pub const XENMEM_MEMORY_MAP: u64 = 9;
 /// The machine's memory map, for the control domain.
 pub const XENMEM_MACHINE_MEMORY_MAP: u64 = 10;
+/// Sets a domain's pseudo-physical memory map.
+pub const XENMEM_SET_MEMORY_MAP: u64 = 13;
+/// Sets how much memory is populated on demand (translated guests only).
+pub const XENMEM_SET_POD_TARGET: u64 = 16;
+/// How much memory is populated on demand (translated guests only).
+pub const XENMEM_GET_POD_TARGET: u64 = 17;
 /// Gives extents back and allocates others at once.
 pub const XENMEM_EXCHANGE: u64 = 11;
 /// Where the M2P is mapped: [`MachphysMapping`].
@@ -35,6 +41,9 @@ pub const MEMORY_OP_EXTENT_SHIFT: u32 = 6;
 
 /// Mask for the number of address bits that extents must fit in (`XENMEMF_address_bits`), 0 for no limit.
 pub const XENMEMF_ADDRESS_BITS_MASK: u32 = 0xff;
+
+/// Flag of [`MemoryReservation::mem_flags`]: populate on demand.
+pub const XENMEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
 
 /// What to reserve or to give back (`struct xen_memory_reservation`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -52,6 +61,18 @@ pub struct MemoryReservation {
     pub domid: u16,
     /// Padding that C inserts.
     pub pad: [u16; 3],
+}
+
+/// What is given for what (`struct xen_memory_exchange`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryExchange {
+    /// The extents that are given.
+    pub input: MemoryReservation,
+    /// The extents that are taken: as much memory. The list holds PFNs, which MFNs replace.
+    pub output: MemoryReservation,
+    /// Extents of the input that were exchanged; 0 at first.
+    pub nr_exchanged: u64,
 }
 
 /// Where the M2P is (`struct xen_machphys_mapping`).
@@ -78,6 +99,18 @@ pub struct MemoryMap {
     pub buffer: u64,
 }
 
+/// A domain and its memory map (`struct xen_foreign_memory_map`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ForeignMemoryMap {
+    /// Whose map.
+    pub domid: u16,
+    /// Padding that C inserts.
+    pub pad: [u16; 3],
+    /// The map.
+    pub map: MemoryMap,
+}
+
 /// Bytes that a [`MemoryMapEntry`] takes in the buffer: the packed form of BIOS call 0x15, 0xe820.
 pub const MEMORY_MAP_ENTRY_SIZE: usize = 20;
 /// Kind of a memory-map entry that is usable RAM.
@@ -97,5 +130,6 @@ pub struct MemoryMapEntry {
 
 const _: () = assert!(size_of::<MemoryReservation>() == 32);
 const _: () = assert!(core::mem::offset_of!(MemoryReservation, domid) == 24);
+const _: () = assert!(size_of::<MemoryExchange>() == 72 && size_of::<ForeignMemoryMap>() == 24);
 const _: () = assert!(size_of::<MachphysMapping>() == 24 && size_of::<MemoryMap>() == 16);
 const _: () = assert!(size_of::<MemoryMapEntry>() == MEMORY_MAP_ENTRY_SIZE);

@@ -14,6 +14,7 @@ use crate::domain::builder::{BuildError, P2mDirectory, Plan};
 use crate::domain::vcpu::{RunState, Vcpu};
 use crate::domain::{Domain, Life, MAX_DOMAINS, MAX_VCPUS};
 use crate::frame::{BootMemory, FrameTable, Memory};
+use crate::hypercall::Chunk;
 use crate::machine::{Context, Machine};
 use crate::options::{Options, parse_size, parse_vcpus};
 use crate::paging::TableState;
@@ -86,6 +87,8 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) scheduler: Scheduler,
     pub(crate) earliest: Earliest,
     pub(crate) p2m_directory: Mutex<P2mDirectory>,
+    /// The chunk of memory that is being exchanged.
+    pub(crate) exchange: Mutex<Chunk>,
     ledger: Mutex<Ledger>,
 }
 
@@ -100,6 +103,7 @@ impl<M: Machine> Hypervisor<M> {
             scheduler: Scheduler::new(),
             earliest: Earliest::new(),
             p2m_directory: Mutex::new(P2mDirectory::new()),
+            exchange: Mutex::new(Chunk::new()),
             ledger: Mutex::new(Ledger::new()),
         }
     }

@@ -41,6 +41,9 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     /// What the end of the region that is mapped at the start is rounded up to: bytes, Xen's 4 MiB.
     const START_ALIGNMENT: u64 = 4 << 20;
 
+    /// Where in the shared-info page a guest says how many entries of its P2M are valid, if there is such a place on this architecture.
+    const SHARED_INFO_MAX_PFN: Option<usize> = None;
+
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
     /// (not canonical), or that root isn't set.
     fn root_of(

@@ -260,7 +260,8 @@ fn give_memory(boot: &mut BootMemory, end: u64) -> Result<(), Stop> {
     let frames = end.next_multiple_of(FRAME_GROUP);
     let m2p_bytes = frames * 8;
     let records = array(boot, frames).ok_or(Stop::NoMemory("the frame table"))?;
-    let free_map = array(boot, allocator::words(frames as usize) as u64).ok_or(Stop::NoMemory("the map of free frames"))?;
+    let free_map = array(boot, allocator::words(frames as usize) as u64)
+        .ok_or(Stop::NoMemory("the map of free frames"))?;
     let (m2p, m2p_start) = array_at(boot, frames).ok_or(Stop::NoMemory("the machine-to-physical table"))?;
     let root = cpu::own_root().ok_or(Stop::NoMemory("page tables"))?;
     let mut allocate = || boot.allocate(PAGE_SIZE as u64, PAGE_SIZE as u64).map(MachineFrame::containing);

@@ -11,7 +11,7 @@ use hyp_core::machine::{
 };
 use hyp_x86::format::X86Format;
 use hyp_x86::layout;
-use penumbra_abi::shared_info::{X86SharedInfo, X86VcpuInfo};
+use penumbra_abi::shared_info::{X86ArchSharedInfo, X86SharedInfo, X86VcpuInfo};
 use penumbra_abi::vm_assist;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
@@ -46,6 +46,9 @@ impl Machine for X86 {
         pending: offset_of!(X86SharedInfo, evtchn_pending),
         mask: offset_of!(X86SharedInfo, evtchn_mask),
     };
+
+    const SHARED_INFO_MAX_PFN: Option<usize> =
+        Some(offset_of!(X86SharedInfo, arch) + offset_of!(X86ArchSharedInfo, max_pfn));
 
     /// The kernel's root maps both halves.
     fn root_of(

@@ -25,6 +25,8 @@ use crate::address::{DomainId, MachineFrame};
 use crate::console::line::LineBuffer;
 use crate::event::Events;
 use crate::frame::FrameTable;
+use crate::frame::extent::Wanted;
+use crate::hypercall::StoredMap;
 use crate::machine::Machine;
 use crate::paging::{Budget, TableSpace, TableState};
 use vcpu::{FrameSlot, RunState, Vcpu};
@@ -70,6 +72,8 @@ pub struct Domain<M: Machine> {
     cpu_time: AtomicU64,
     /// Kinds of assistance that it has switched on, one bit each.
     assists: AtomicU64,
+    /// Its pseudo-physical memory map, if one was set.
+    pub(crate) memory_map: Mutex<StoredMap>,
     shared_info: FrameSlot,
     /// How many of its vCPUs it may use: the first ones.
     vcpu_count: AtomicU8,
@@ -94,6 +98,7 @@ impl<M: Machine> Domain<M> {
             max_pages: AtomicU64::new(0),
             cpu_time: AtomicU64::new(0),
             assists: AtomicU64::new(0),
+            memory_map: Mutex::new(StoredMap::new()),
             shared_info: FrameSlot::new(),
             vcpu_count: AtomicU8::new(0),
             events: Events::new(),
@@ -141,6 +146,7 @@ impl<M: Machine> Domain<M> {
         self.assists.store(0, Ordering::Relaxed);
         self.set_vcpu_count(1);
         self.events.begin();
+        *self.memory_map.lock() = StoredMap::new();
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.begin(id, index as u16);
         }
@@ -214,6 +220,12 @@ impl<M: Machine> Domain<M> {
     pub(crate) fn claim(&self, machine: &M, frames: &FrameTable) -> Option<MachineFrame> {
         let limit = self.max_pages().saturating_add(u64::from(self.shared_info().is_some()));
         frames.allocate(self.id(), limit, machine)
+    }
+
+    /// What a reservation of so many frames for this domain asks for. `end`: one past the highest frame number allowed.
+    pub(crate) fn wants(&self, order: u32, end: u64) -> Wanted {
+        let limit = self.max_pages().saturating_add(u64::from(self.shared_info().is_some()));
+        Wanted { owner: self.id(), limit, order, end }
     }
 
     /// Lets the domain use its first `count` vCPUs: at least one, at most [`MAX_VCPUS`]. Before it runs.

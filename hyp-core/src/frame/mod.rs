@@ -8,11 +8,13 @@
 //! * [`record`]: the 16 bytes and their atomic transitions.
 //! * [`table`]: all records, free memory, references that last longer than a call.
 //! * [`allocator`]: which frames are free.
+//! * [`extent`]: many frames given out at once, and taken back from their owner.
 //! * [`m2p`]: the machine-to-physical table that guests read.
 //! * [`boot_memory`]: memory before the frame table exists.
 
 pub mod allocator;
 pub mod boot_memory;
+pub mod extent;
 pub mod m2p;
 pub mod record;
 pub mod table;

@@ -225,6 +225,27 @@ impl FrameRecord {
         self.holding.store(if scrubbed { SCRUBBED } else { 0 }, Ordering::Release);
     }
 
+    /// Whether a free frame has been scrubbed.
+    pub(super) fn is_scrubbed(&self) -> bool {
+        // Acquire: the scrubbing comes before whoever relies on it.
+        self.holding.load(Ordering::Acquire) & SCRUBBED != 0
+    }
+
+    /// Takes the frame away from `owner` if the claim is the only reference and there are no uses: it is nobody's then.
+    pub(super) fn steal(&self, owner: DomainId) -> bool {
+        // Acquire: what was done under the references that are gone comes before what is done to the frame now.
+        let before = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            let only_claim = word & (COUNT_MASK | ALLOCATED) == ALLOCATED | 1;
+            (only_claim && (word >> OWNER_SHIFT) as u16 == owner.number()).then_some(0)
+        });
+        let taken = before.is_ok();
+        // A use has a reference of its own, so there can be none; if there is all the same, the frame isn't touched.
+        if taken && self.usage().uses != 0 {
+            self.assign(owner);
+        }
+        taken && self.usage().uses == 0
+    }
+
     /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
     pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
         let mut outcome = None;

@@ -27,12 +27,17 @@ pub struct Memory {
     pub m2p: &'static [AtomicU64],
 }
 
-struct Tables {
-    first: u64,
+pub(super) struct Tables {
+    pub(super) first: u64,
     records: &'static [FrameRecord],
-    free: FreeMap,
-    m2p: MachineToPhysical,
+    pub(super) free: FreeMap,
+    pub(super) m2p: MachineToPhysical,
+    /// The ranges of RAM, in bytes, as the boot loader named them; the unused ones are empty.
+    ram: [(u64, u64); RAM_RANGES],
 }
+
+/// Ranges of RAM that are remembered for the machine's memory map.
+const RAM_RANGES: usize = 64;
 
 /// How [`FrameTable::lock_table`] found a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +78,7 @@ pub const OWNERS: usize = 32;
 
 /// All frames of the machine.
 pub struct FrameTable {
-    tables: Once<Tables>,
+    pub(super) tables: Once<Tables>,
     /// Frames of each owner, from the moment they are given to the moment they are free again: a frame that its owner
     /// has given up, but still has mapped, counts. Otherwise a guest could hoard memory beyond its share.
     owned: [AtomicU64; OWNERS],
@@ -103,11 +108,14 @@ impl FrameTable {
     /// Takes over the backend's arrays; what `boot` has not given away becomes free memory.
     pub fn initialise(&self, memory: Memory, boot: &BootMemory, invalid_m2p: u64) {
         let first = memory.first.number();
+        let mut ram = [(0, 0); RAM_RANGES];
+        ram.iter_mut().zip(boot.ram()).for_each(|(slot, range)| *slot = range);
         let tables = self.tables.call_once(|| Tables {
             first,
             records: memory.records,
             free: FreeMap::new(memory.free_map, memory.records.len()),
             m2p: MachineToPhysical::new(memory.first, memory.m2p, invalid_m2p),
+            ram,
         });
         for entry in memory.m2p {
             entry.store(invalid_m2p, Ordering::Relaxed);
@@ -128,7 +136,7 @@ impl FrameTable {
         }
     }
 
-    fn record(&self, frame: MachineFrame) -> Result<&'static FrameRecord, FrameError> {
+    pub(super) fn record(&self, frame: MachineFrame) -> Result<&'static FrameRecord, FrameError> {
         let lookup = || {
             let tables = self.tables.get()?;
             tables.records.get(usize::try_from(frame.number().checked_sub(tables.first)?).ok()?)
@@ -168,6 +176,11 @@ impl FrameTable {
             .map_or((0, 0), |tables| (tables.first, tables.first.saturating_add(tables.records.len() as u64)))
     }
 
+    /// The machine's RAM, hypervisor and all: ranges in bytes.
+    pub fn ram(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.tables.get().into_iter().flat_map(|tables| tables.ram).filter(|(start, end)| start < end)
+    }
+
     /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
     pub fn scrub_ticks(&self) -> u64 {
         self.scrub_ticks.load(Ordering::Relaxed)
@@ -186,18 +199,30 @@ impl FrameTable {
     /// Takes a free frame for `owner`, scrubbed, with one reference: the owner's claim. `None`: no memory, or the
     /// owner has `limit` frames already.
     pub fn allocate<M: Machine>(&self, owner: DomainId, limit: u64, machine: &M) -> Option<MachineFrame> {
-        let owned = self.owned.get(usize::from(owner.number()))?;
-        // Relaxed: a number that is only compared with a limit.
-        owned
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < limit).then(|| count.saturating_add(1))
-            })
-            .ok()?;
+        if !self.count_in(owner, 1, limit) {
+            return None;
+        }
         let frame = self.take_free(owner, machine);
         if frame.is_none() {
-            owned.fetch_sub(1, Ordering::Relaxed);
+            self.count_out(owner, 1);
         }
         frame
+    }
+
+    /// Counts so many more frames as `owner`'s, if it then has no more than `limit`.
+    pub(super) fn count_in(&self, owner: DomainId, frames: u64, limit: u64) -> bool {
+        let Some(owned) = self.owned.get(usize::from(owner.number())) else { return false };
+        // Relaxed: a number that is only compared with a limit.
+        let update = owned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            count.checked_add(frames).filter(|count| *count <= limit)
+        });
+        update.is_ok()
+    }
+
+    pub(super) fn count_out(&self, owner: DomainId, frames: u64) {
+        if let Some(owned) = self.owned.get(usize::from(owner.number())) {
+            owned.fetch_sub(frames, Ordering::Relaxed);
+        }
     }
 
     fn take_free<M: Machine>(&self, owner: DomainId, machine: &M) -> Option<MachineFrame> {
@@ -210,7 +235,7 @@ impl FrameTable {
         Some(frame)
     }
 
-    fn scrub<M: Machine>(&self, frame: MachineFrame, machine: &M) {
+    pub(super) fn scrub<M: Machine>(&self, frame: MachineFrame, machine: &M) {
         let start = machine.ticks();
         machine.scrub_frame(frame);
         self.scrub_ticks.fetch_add(machine.ticks().wrapping_sub(start), Ordering::Relaxed);
@@ -264,9 +289,7 @@ impl FrameTable {
         self.scrub(frame, machine);
         tables.m2p.set(frame, None);
         record.vacate(true);
-        if let Some(owned) = self.owned.get(usize::from(owner.number())) {
-            owned.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.count_out(owner, 1);
         if let Some(index) = frame.number().checked_sub(tables.first) {
             tables.free.give(index as usize);
         }

@@ -22,6 +22,9 @@ mod vcpu;
 mod version;
 mod vm_assist;
 
+pub(crate) use memory::exchange::Chunk;
+pub(crate) use memory::maps::StoredMap;
+
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
