@@ -92,3 +92,8 @@ pub const XENFEAT_DOM0: u32 = 11;
 pub const XENFEAT_MEMORY_OP_VNODE_SUPPORTED: u32 = 13;
 /// Bit: Arm's SMC calling convention is answered.
 pub const XENFEAT_ARM_SMCCC_SUPPORTED: u32 = 14;
+
+/// The submap of [`XENVER_GET_FEATURES`] that holds Penumbra's own features; Xen has submap 0 only, and answers EINVAL.
+pub const PENUMBRA_FEATURE_SUBMAP: u32 = 1;
+/// Bit of Penumbra's own submap: an entry of a level-2 table may map 2 MiB.
+pub const PENUMBRA_FEATURE_SUPERPAGES: u32 = 0;

@@ -60,6 +60,15 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
         let _ = (call, number, arguments);
         Err(Errno::ENOSYS.into())
     }
+
+    /// Installs a table of segment descriptors for the vCPU that asks: `entries` of them from `base` on, none to take it away.
+    ///
+    /// # Errors
+    /// The arguments are no good; ENOSYS on an architecture without such tables.
+    fn set_local_descriptors(call: &Call<'_, Self>, base: GuestVirtual, entries: u32) -> Result<(), Errno> {
+        let _ = (call, base, entries);
+        Err(Errno::ENOSYS)
+    }
 }
 
 /// The parts of a shared-info page (`struct shared_info`) and of a `struct vcpu_info`. Offsets and sizes in bytes, multiples of 8.
@@ -214,6 +223,12 @@ pub trait Mmu {
 
     /// Makes cached translations disappear. When this returns, none remain.
     fn flush(&self, scope: FlushScope);
+
+    /// Writes back and empties the data caches of every CPU; `false` where no guest can have use for that, since all that it maps is
+    /// cached and coherent.
+    fn write_back_caches(&self) -> bool {
+        false
+    }
 }
 
 /// The content of machine frames, which the hypervisor reaches without any guest's help.

@@ -103,6 +103,12 @@ impl Mmu for X86 {
             FlushScope::Local | FlushScope::Everything => tlb::flush_all(),
         }
     }
+
+    fn write_back_caches(&self) -> bool {
+        // SAFETY: the caches' content goes to memory, none of it is lost.
+        unsafe { core::arch::asm!("wbinvd", options(nostack, preserves_flags)) };
+        true
+    }
 }
 
 /// The part of a frame from `offset` on that `length` bytes can use: where it starts, and how many.

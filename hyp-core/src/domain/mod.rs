@@ -4,10 +4,10 @@
 //! ([`builder`]), *alive*, *dying* ([`teardown`]), and vacant again once its last frame is back. Nothing that belongs to a domain is
 //! found except through this table and the frame table.
 //!
-//! Lock order, from the first to be taken to the last: the builder's P2M directory; a domain's tear-down; a domain's tables (only
-//! the auditor holds several, in the order of the domains' numbers); the auditor's ledger; domains' event locks (two at most, in
-//! the order of the domains' numbers); a vCPU's account of time; a domain's output; the console's
-//! serial line, log and input, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
+//! Lock order, from the first to be taken to the last: the chunk of an exchange; the builder's P2M directory; a domain's tear-down;
+//! a domain's tables (only the auditor holds several, in the order of the domains' numbers); the auditor's ledger; domains' event
+//! locks (two at most, in the order of the domains' numbers); a vCPU's account of time; a domain's memory map; a domain's output; the console's
+//! serial line, log and input, and the map of free frames, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
 //! no backend takes that lock to do so.
 
 pub mod builder;

@@ -216,6 +216,10 @@ impl Mmu for Fake {
             self.flushes.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    fn write_back_caches(&self) -> bool {
+        true
+    }
 }
 
 impl FrameMemory for Fake {

@@ -84,6 +84,8 @@ pub struct FrameTable {
     owned: [AtomicU64; OWNERS],
     /// Frames that were ever made free for the first time: those that are somebody's or free, now and always.
     managed: AtomicU64,
+    /// Flushes that changes of type have caused.
+    type_flushes: AtomicU64,
     /// Time spent on scrubbing, in [`crate::machine::Board::ticks`].
     scrub_ticks: AtomicU64,
 }
@@ -101,6 +103,7 @@ impl FrameTable {
             tables: Once::new(),
             owned: [const { AtomicU64::new(0) }; OWNERS],
             managed: AtomicU64::new(0),
+            type_flushes: AtomicU64::new(0),
             scrub_ticks: AtomicU64::new(0),
         }
     }
@@ -179,6 +182,11 @@ impl FrameTable {
     /// The machine's RAM, hypervisor and all: ranges in bytes.
     pub fn ram(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.tables.get().into_iter().flat_map(|tables| tables.ram).filter(|(start, end)| start < end)
+    }
+
+    /// How many flushes changes of type have caused so far.
+    pub fn type_flushes(&self) -> u64 {
+        self.type_flushes.load(Ordering::Relaxed)
     }
 
     /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
@@ -366,6 +374,8 @@ impl FrameTable {
         })?;
         if let Taken::First { flush } = taken {
             if flush {
+                // Relaxed: a number for those who charge for it.
+                self.type_flushes.fetch_add(1, Ordering::Relaxed);
                 machine.flush(FlushScope::Everything);
             }
             if kind == FrameType::Writable {

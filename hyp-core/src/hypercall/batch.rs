@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Arguments, Call, Failure, Outcome};
 use crate::machine::Machine;
-use crate::paging::{Refusal, Stop};
+use crate::paging::{Budget, Refusal, Stop};
 
 /// Why one operation of a batch was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,11 +58,15 @@ impl<M: Machine> Call<'_, M> {
             if left == 0 {
                 break Ok(0);
             }
+            let flushes = self.hypervisor.frames.type_flushes();
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
                 self.read(next).map_err(NotDone::from).and_then(&mut one)
             };
+            // Frames that changed their type have cost a flush each.
+            let flushes = self.hypervisor.frames.type_flushes().wrapping_sub(flushes);
+            self.budget.charge((flushes as u32).saturating_mul(Budget::FLUSH));
             match result {
                 Ok(()) => {}
                 Err(NotDone::Errno(errno)) => break Err(errno.into()),

@@ -4,7 +4,8 @@ use penumbra_abi::domctl::{self, DomainInfo, Domctl, GetMemoryList};
 use penumbra_abi::errno::Errno;
 use zerocopy::IntoBytes;
 
-use super::{Arguments, Call, Outcome};
+use super::batch::NotDone;
+use super::{Arguments, Call, Failure, Outcome};
 use crate::address::{DomainId, MachineFrame};
 use crate::domain::vcpu::RunState;
 use crate::domain::{Domain, Life};
@@ -12,12 +13,46 @@ use crate::machine::Machine;
 
 /// Frame numbers written to the guest at a time.
 const PIECE: usize = 64;
+/// Frame records that cost as much as one entry of a table.
+const RECORDS_AN_ENTRY: u64 = 4;
+/// Marks the address of an operation that goes on after a preemption, by a bit that makes it no address on any machine: bits 62 and 63 of
+/// an address are the same. The other arguments then say how far it is. (A guest that does this itself deceives only itself.)
+const RESUMED: u64 = 1 << 62;
+
+/// How far a list of frames is.
+struct Progress {
+    /// The next frame's number.
+    next: u64,
+    /// The domain's frames that were passed over at the start.
+    passed: u64,
+    /// Frame numbers written.
+    written: u64,
+}
+
+/// Frame numbers to be written.
+struct Piece {
+    frames: [u64; PIECE],
+    count: usize,
+}
+
+impl Piece {
+    fn push(&mut self, number: u64) {
+        if let Some(slot) = self.frames.get_mut(self.count) {
+            *slot = number;
+            self.count = self.count.saturating_add(1);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count >= PIECE
+    }
+}
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Domctl`].
     pub(super) fn domctl(&self, arguments: Arguments) -> Outcome {
         self.require_control()?;
-        let [place, ..] = arguments;
+        let (place, mut progress) = self.progress(arguments);
         let mut operation: Domctl = self.read(place)?;
         if operation.interface_version != domctl::INTERFACE_VERSION {
             return Err(Errno::EACCES.into());
@@ -28,7 +63,14 @@ impl<M: Machine> Call<'_, M> {
         match operation.command {
             domctl::GETMEMLIST => {
                 let mut list: GetMemoryList = operation.read_body().ok_or(Errno::EINVAL)?;
-                list.num_pfns = self.memory_list(domain, &list)?;
+                match self.memory_list(domain, &list, &mut progress) {
+                    Ok(()) => list.num_pfns = progress.written,
+                    Err(NotDone::Errno(errno)) => return Err(errno.into()),
+                    Err(NotDone::Preempted) => {
+                        let Progress { next, passed, written } = progress;
+                        return Err(Failure::Again([place ^ RESUMED, next, passed, written, 0, 0]));
+                    }
+                }
                 operation.write_body(&list);
             }
             domctl::GETDOMAININFO => operation.write_body(&self.hypervisor.describe_domain(domain)),
@@ -37,6 +79,15 @@ impl<M: Machine> Call<'_, M> {
         }
         self.write(place, &operation)?;
         Ok(0)
+    }
+
+    /// Where the operation stands, and how far it is.
+    fn progress(&self, arguments: Arguments) -> (u64, Progress) {
+        let [place, next, passed, written, ..] = arguments;
+        if (place ^ (place << 1)) >> 63 != 0 {
+            return (place ^ RESUMED, Progress { next, passed, written });
+        }
+        (place, Progress { next: self.hypervisor.frames.extent().0, passed: 0, written: 0 })
     }
 
     fn destroy(&self, domain: &Domain<M>) -> Outcome {
@@ -48,28 +99,53 @@ impl<M: Machine> Call<'_, M> {
         Ok(0)
     }
 
-    /// Writes the machine frames that the domain has a claim to, in ascending order; returns how many. Looks at every frame of the
-    /// machine in one go: its length is the machine's, not a guest's choice.
-    fn memory_list(&self, domain: &Domain<M>, list: &GetMemoryList) -> Result<u64, Errno> {
+    /// Writes the machine frames that the domain has a claim to, in ascending order, from number `progress` on.
+    fn memory_list(
+        &self,
+        domain: &Domain<M>,
+        list: &GetMemoryList,
+        progress: &mut Progress,
+    ) -> Result<(), NotDone> {
         let frames = &self.hypervisor.frames;
-        let (first, end) = frames.extent();
-        let has_claim = |frame: &MachineFrame| {
-            frames.hold(*frame).is_some_and(|hold| hold.allocated && hold.owner == Some(domain.id()))
-        };
-        let skip = usize::try_from(list.start_pfn).map_err(|_| Errno::EINVAL)?;
-        let limit = usize::try_from(list.max_pfns).map_err(|_| Errno::EINVAL)?;
-        let mut owned = (first..end).filter_map(MachineFrame::new).filter(has_claim).skip(skip).take(limit);
-        let mut written = 0u64;
-        let mut piece = [0u64; PIECE];
-        loop {
-            let count = piece.iter_mut().zip(&mut owned).map(|(slot, frame)| *slot = frame.number()).count();
-            let place = written.checked_mul(8).and_then(|offset| list.buffer.checked_add(offset));
-            self.write_bytes(place.ok_or(Errno::EFAULT)?, piece.get(..count).unwrap_or(&[]).as_bytes())?;
-            written = written.saturating_add(count as u64);
-            if count < PIECE {
-                return Ok(written);
+        let end = frames.extent().1;
+        let mut piece = Piece { frames: [0; PIECE], count: 0 };
+        while progress.next < end && progress.written.saturating_add(piece.count as u64) < list.max_pfns {
+            let frame = MachineFrame::new(progress.next);
+            let hold = frame.and_then(|frame| frames.hold(frame));
+            if hold.is_some_and(|hold| hold.allocated && hold.owner == Some(domain.id())) {
+                if progress.passed < list.start_pfn {
+                    progress.passed = progress.passed.saturating_add(1);
+                } else {
+                    piece.push(progress.next);
+                }
+            }
+            progress.next = progress.next.saturating_add(1);
+            // A record is looked at in a fraction of the time that an entry takes.
+            let look_up = progress.next.is_multiple_of(RECORDS_AN_ENTRY);
+            self.budget.charge(u32::from(look_up));
+            if piece.is_full() || self.budget.is_spent() {
+                self.write_piece(list, &mut piece, progress)?;
+            }
+            if self.budget.is_spent() {
+                return Err(NotDone::Preempted);
             }
         }
+        self.write_piece(list, &mut piece, progress)
+    }
+
+    fn write_piece(
+        &self,
+        list: &GetMemoryList,
+        piece: &mut Piece,
+        progress: &mut Progress,
+    ) -> Result<(), NotDone> {
+        let place = progress.written.checked_mul(8).and_then(|offset| list.buffer.checked_add(offset));
+        let frames = piece.frames.get(..piece.count).unwrap_or(&[]);
+        self.write_bytes(place.ok_or(Errno::EFAULT)?, frames.as_bytes())?;
+        self.budget.charge(piece.count as u32);
+        progress.written = progress.written.saturating_add(piece.count as u64);
+        piece.count = 0;
+        Ok(())
     }
 }
 

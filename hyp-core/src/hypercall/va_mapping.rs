@@ -24,7 +24,7 @@ impl<M: Machine> Call<'_, M> {
     fn change_mapping(&self, arguments: Arguments, target: DomainId) -> Outcome {
         let [address, entry, flags, ..] = arguments;
         let address = GuestVirtual::new(address);
-        let scope = flush_scope(address, flags)?;
+        let scope = self.flush_scope(address, flags)?;
         finish(self.map(address, entry, target), arguments)?;
         if let Some(scope) = scope {
             self.hypervisor.machine.flush(scope);
@@ -40,16 +40,22 @@ impl<M: Machine> Call<'_, M> {
         let place = space.find(root, address).ok_or(Refusal::NotMapped)?;
         space.update(place.table, place.level, place.index, entry, HardwareBits::Replace)
     }
-}
 
-/// What the flags ask to be flushed. A set of vCPUs is treated as all of them.
-fn flush_scope(address: GuestVirtual, flags: u64) -> Result<Option<FlushScope>, Errno> {
-    let local = flags & !mmu::UVMF_FLUSHTYPE_MASK == mmu::UVMF_LOCAL;
-    match flags & mmu::UVMF_FLUSHTYPE_MASK {
-        mmu::UVMF_NONE => Ok(None),
-        mmu::UVMF_TLB_FLUSH if local => Ok(Some(FlushScope::Local)),
-        mmu::UVMF_INVLPG if local => Ok(Some(FlushScope::Page(address))),
-        mmu::UVMF_TLB_FLUSH | mmu::UVMF_INVLPG => Ok(Some(FlushScope::Everything)),
-        _ => Err(Errno::EINVAL),
+    /// What the flags ask to be flushed. A set of vCPUs is treated as all of them, unless it is empty. As in Xen, both kinds of flush at once
+    /// are neither.
+    ///
+    /// # Errors
+    /// EFAULT: the set can't be read.
+    fn flush_scope(&self, address: GuestVirtual, flags: u64) -> Result<Option<FlushScope>, Errno> {
+        let local = match flags & mmu::UVMF_FLUSHTYPE_MASK {
+            mmu::UVMF_TLB_FLUSH => FlushScope::Local,
+            mmu::UVMF_INVLPG => FlushScope::Page(address),
+            _ => return Ok(None),
+        };
+        match flags & !mmu::UVMF_FLUSHTYPE_MASK {
+            mmu::UVMF_LOCAL => Ok(Some(local)),
+            mmu::UVMF_ALL => Ok(Some(FlushScope::Everything)),
+            place => Ok(self.names_vcpus(place)?.then_some(FlushScope::Everything)),
+        }
     }
 }

@@ -11,6 +11,9 @@ pub(super) const VERSION: u64 = (4 << 16) | 17;
 /// What makes us another hypervisor than Xen.
 const EXTRA_VERSION: &str = concat!(".penumbra-", env!("CARGO_PKG_VERSION"));
 
+/// What we have and Xen hasn't.
+const PENUMBRA_FEATURES: u32 = 1 << version::PENUMBRA_FEATURE_SUPERPAGES;
+
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its buffer.
     pub(super) fn xen_version(&self, arguments: Arguments) -> Outcome {
@@ -36,16 +39,20 @@ impl<M: Machine> Call<'_, M> {
 
     fn features(&self, buffer: u64) -> Outcome {
         let mut info: FeatureInfo = self.read(buffer)?;
-        if info.submap_idx != 0 {
-            return Err(Errno::EINVAL.into());
-        }
-        info.submap =
-            1 << version::XENFEAT_PAE_PGDIR_ABOVE_4GB | 1 << version::XENFEAT_MMU_PT_UPDATE_PRESERVE_AD;
-        if self.domain.is_control() {
-            info.submap |= 1 << version::XENFEAT_DOM0;
-        }
+        info.submap = match info.submap_idx {
+            0 => self.xen_features(),
+            version::PENUMBRA_FEATURE_SUBMAP => PENUMBRA_FEATURES,
+            _ => return Err(Errno::EINVAL.into()),
+        };
         self.write(buffer, &info)?;
         Ok(0)
+    }
+
+    fn xen_features(&self) -> u32 {
+        let all = 1 << version::XENFEAT_PAE_PGDIR_ABOVE_4GB
+            | 1 << version::XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
+            | 1 << version::XENFEAT_HIGHMEM_ASSIST;
+        if self.domain.is_control() { all | 1 << version::XENFEAT_DOM0 } else { all }
     }
 
     /// Writes a string, ended and filled with zero bytes, into a buffer of `SIZE` bytes.

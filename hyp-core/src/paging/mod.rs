@@ -124,6 +124,9 @@ impl Budget {
     /// What a frame costs that is freed or given out: it is scrubbed, and perhaps flushed.
     pub const FRAME: u32 = 64;
 
+    /// What a flush costs that a change of a frame's type causes: of itself, and in the walks that follow.
+    pub const FLUSH: u32 = 16;
+
     /// A budget of so many entries.
     pub const fn new(entries: u32) -> Self {
         Self { left: Cell::new(entries) }
