@@ -182,10 +182,6 @@ fn places_that_are_no_entries_are_refused() {
     for va in [0u64, 1 << 24, u64::MAX] {
         assert_eq!(rig.call(1, number::UPDATE_VA_MAPPING, [va, 0, 0, 0, 0, 0]), Err(Errno::EINVAL));
     }
-    assert_eq!(
-        rig.call(1, number::UPDATE_VA_MAPPING, [common::address(POOL), 0, 3, 0, 0, 0]),
-        Err(Errno::EINVAL)
-    );
     rig.check();
 }
 
@@ -576,7 +572,7 @@ fn what_a_guest_asks_to_be_flushed_is_flushed() {
     assert_eq!(flushes(&rig, || map(mmu::UVMF_INVLPG | mmu::UVMF_LOCAL)), 0, "a page on this CPU");
     assert_eq!(flushes(&rig, || map(mmu::UVMF_TLB_FLUSH | mmu::UVMF_ALL)), 1);
     assert_eq!(flushes(&rig, || map(mmu::UVMF_INVLPG | mmu::UVMF_ALL)), 1);
-    for command in [mmu::MMUEXT_TLB_FLUSH_ALL, mmu::MMUEXT_TLB_FLUSH_MULTI, mmu::MMUEXT_INVLPG_ALL] {
+    for command in [mmu::MMUEXT_TLB_FLUSH_ALL, mmu::MMUEXT_INVLPG_ALL] {
         assert_eq!(flushes(&rig, || rig.extended(1, command, va).unwrap()), 1);
     }
     assert_eq!(rig.extended(1, mmu::MMUEXT_TLB_FLUSH_LOCAL, 0), Ok(0));
@@ -695,11 +691,11 @@ fn a_multicall_does_each_entry_and_does_not_nest() {
 #[test]
 fn a_preempted_entry_of_a_multicall_goes_on_where_it_stopped() {
     let rig = Rig::new(1);
-    let gone: Vec<u64> = (0..40).map(|index| rig.free_up(1, index).number()).collect();
-    let list = rig.give(1, 4096, gone.as_bytes());
+    let gone: Vec<u64> = (0..60).map(|index| rig.free_up(1, index).number()).collect();
+    let list = rig.give(1, 6096, gone.as_bytes());
     let reservation = memory::MemoryReservation {
         extent_start: list,
-        nr_extents: 40,
+        nr_extents: 60,
         domid: SELF as u16,
         ..memory::MemoryReservation::default()
     };
@@ -718,8 +714,8 @@ fn a_preempted_entry_of_a_multicall_goes_on_where_it_stopped() {
         rounds += 1;
         rig.check();
     }
-    assert!(rounds > 0, "80 frames in one go");
-    assert_eq!((rig.word(1, 512 + 8), rig.word(1, 512 + 64 + 8)), (40, 40));
+    assert!(rounds > 0, "120 frames in one go");
+    assert_eq!((rig.word(1, 512 + 8), rig.word(1, 512 + 64 + 8)), (60, 60));
     assert_eq!(rig.domains[1].domain.pages(rig.hv.frames()), 1024);
     rig.check();
 }
@@ -741,8 +737,8 @@ fn a_reservations_start_comes_from_the_guest_and_is_checked() {
     assert_eq!(decrease(0), Ok(0), "the list wraps around");
     assert_eq!(decrease(4), Ok(4));
     assert_eq!(decrease(5), Ok(5));
-    assert_eq!(decrease(6), Err(Errno::EINVAL));
-    assert_eq!(decrease(u64::MAX >> 6), Err(Errno::EINVAL));
+    assert_eq!(decrease(6), Ok(6), "as Xen: nothing more is done");
+    assert_eq!(decrease(u64::MAX >> 6), Ok(u64::MAX >> 6));
     rig.check();
 }
 

@@ -36,6 +36,7 @@ pub struct Fake {
     kernel_root: AtomicU64,
     clock: AtomicU64,
     flushes: AtomicU64,
+    scrubbed: AtomicU64,
     harmed: AtomicU64,
     output: Mutex<Vec<u8>>,
 }
@@ -48,6 +49,7 @@ impl Fake {
             kernel_root: AtomicU64::new(0),
             clock: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            scrubbed: AtomicU64::new(0),
             harmed: AtomicU64::new(0),
             output: Mutex::new(Vec::new()),
         }
@@ -56,6 +58,11 @@ impl Fake {
     /// How often everything was flushed.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How many frames were scrubbed.
+    pub fn scrubbed(&self) -> u64 {
+        self.scrubbed.load(Ordering::Relaxed)
     }
 
     /// How often a reserved slot was written in the root that was loaded, to something that isn't the hypervisor's: on a real
@@ -87,6 +94,11 @@ impl Fake {
             return None;
         }
         let mut table = MachineFrame::new(self.kernel_root.load(Ordering::Relaxed))?;
+        // The hypervisor's part is no place for a guest's buffers.
+        let slot = FakeFormat::index(address, FakeFormat::LEVELS);
+        if format::RESERVED_SLOTS.contains(&slot) {
+            return None;
+        }
         for level in (1..=FakeFormat::LEVELS).rev() {
             let raw = self.read_entry(table, FakeFormat::index(address, level));
             match FakeFormat::decode(level, raw) {
@@ -238,6 +250,7 @@ impl FrameMemory for Fake {
     }
 
     fn scrub_frame(&self, frame: MachineFrame) {
+        self.scrubbed.fetch_add(1, Ordering::Relaxed);
         for index in 0..WORDS {
             self.write_entry(frame, index, 0);
         }

@@ -33,7 +33,9 @@ impl<'a, M: Machine> Call<'a, M> {
         self.budget.charge(Budget::OPERATION);
         let place = MachineAddress::new(update.pointer & !mmu::MMU_UPDATE_KIND_MASK).ok_or(Errno::EINVAL)?;
         match update.pointer & mmu::MMU_UPDATE_KIND_MASK {
-            mmu::MMU_NORMAL_PT_UPDATE => Ok(space.update_at(place, update.value, HardwareBits::Replace)?),
+            mmu::MMU_NORMAL_PT_UPDATE | mmu::MMU_PT_UPDATE_NO_TRANSLATE => {
+                Ok(space.update_at(place, update.value, HardwareBits::Replace)?)
+            }
             mmu::MMU_PT_UPDATE_PRESERVE_AD => {
                 Ok(space.update_at(place, update.value, HardwareBits::Preserve)?)
             }

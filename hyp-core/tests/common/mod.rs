@@ -28,6 +28,8 @@ use zerocopy::IntoBytes;
 
 /// Pseudo-physical frame in which guests prepare arguments; four pages.
 pub const SCRATCH: u64 = 900;
+/// Where in the scratch memory [`Rig::reserve`] puts its list: the second page.
+pub const LIST: u64 = 4096;
 /// First of the frames that tests play with; mapped writable by the builder like all others.
 pub const POOL: u64 = 960;
 /// `DOMID_SELF`.
@@ -235,6 +237,34 @@ impl Rig {
         };
         let at = self.give(who, 16, reservation.as_bytes());
         self.call(who, number::MEMORY_OP, [operation, at, 0, 0, 0, 0])
+    }
+
+    /// Takes away the first mapping of `count` pages from pseudo-physical frame `pfn` on; their machine frames.
+    pub fn unmap(&self, who: usize, pfn: u64, count: u64) -> Vec<u64> {
+        let pages = pfn..pfn + count;
+        pages.clone().for_each(|pfn| assert_eq!(self.remap(who, pfn, 0), Ok(0)));
+        pages.map(|pfn| self.domains[who].p2m[pfn as usize].number()).collect()
+    }
+
+    /// `memory_op` on a reservation whose list is put into the guest's scratch memory. What the list holds then is read by
+    /// [`Self::list`].
+    pub fn reserve(
+        &self,
+        who: usize,
+        operation: u64,
+        list: &[u64],
+        reservation: MemoryReservation,
+    ) -> Result<u64, Errno> {
+        let extent_start = self.give(who, LIST, list.as_bytes());
+        let nr_extents = list.len() as u64;
+        let reservation = MemoryReservation { extent_start, nr_extents, ..reservation };
+        let at = self.give(who, 16, reservation.as_bytes());
+        self.call(who, number::MEMORY_OP, [operation, at, 0, 0, 0, 0])
+    }
+
+    /// The first `count` words of the list in a guest's scratch memory.
+    pub fn list(&self, who: usize, count: usize) -> Vec<u64> {
+        (0..count as u64).map(|index| self.word(who, LIST + 8 * index)).collect()
     }
 
     /// A domain's tables, to be worked on directly, within a budget.
