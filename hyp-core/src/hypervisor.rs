@@ -289,6 +289,12 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
         }
     }
 
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        for vcpu in self.hypervisor.domains.iter().flat_map(|domain| &domain.vcpus) {
+            vcpu.context().for_each_descriptor_page(visit);
+        }
+    }
+
     fn exists(&self, domain: DomainId) -> bool {
         self.hypervisor.domain(domain).is_some()
     }

@@ -345,6 +345,12 @@ pub trait Context: Send + Sync + 'static {
     /// Makes a vCPU that has never run ready for its first instruction, as a guest has said, which [`Self::judge_start`] has judged.
     fn start(&self, start: &Self::GuestStart);
 
+    /// Calls `visit` with each frame of segment descriptors that the vCPU holds (a use of each), once for each hold.
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        let _ = visit;
+    }
+    /// Forgets those frames; the caller has their holds to give back. Only for a vCPU that no CPU runs.
+    fn forget_descriptor_pages(&self) {}
     /// Sets what the hypercall in progress returns to the guest.
     fn set_result(&self, value: u64);
     /// Arranges for the guest to issue the hypercall in progress again, with these arguments, when it runs next.

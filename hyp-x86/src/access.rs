@@ -5,6 +5,9 @@
 //! fix-ups, which `fault.rs` searches, and the access then ends where the table says. An address outside the guest's part is
 //! refused before it is used, since all else would be reached with the hypervisor's rights.
 //!
+//! Nor may any address be used while one of the guest's tables is unhooked (`cpu::has_unhooked`): it is refused as if it faulted. Hypercalls
+//! begin with all tables hooked in; who comes here otherwise sees to it itself.
+//!
 //! Short accesses of a fixed size are plain moves, without a loop; the rest goes through `copy_guest` of `entry.s`.
 
 use core::arch::asm;
@@ -14,7 +17,7 @@ use hyp_core::machine::GuestFault;
 use hyp_x86::layout;
 
 use crate::context::Frame;
-use crate::entry;
+use crate::{cpu, entry};
 
 /// One line of the table of fix-ups: a fault between `first` and `end` (not included) goes on at `target`.
 #[repr(C)]
@@ -42,7 +45,8 @@ pub fn fixup(rip: u64) -> Option<u64> {
 /// Fails unless the range is in the guest's part of the address space, where nothing of the hypervisor's is.
 #[inline(always)]
 fn check(address: u64, length: usize) -> Result<(), GuestFault> {
-    if layout::is_guest_range(address, length as u64) { Ok(()) } else { Err(GuestFault) }
+    let usable = layout::is_guest_range(address, length as u64) && !cpu::has_unhooked();
+    if usable { Ok(()) } else { Err(GuestFault) }
 }
 
 /// Reads bytes from the guest. With a length that is known when this is compiled, it is a few moves.
@@ -64,6 +68,19 @@ pub fn read(from: u64, into: &mut [u8]) -> Result<(), GuestFault> {
             length => copy(to, from as *const u8, length),
         }
     }
+}
+
+/// Reads the 16 bytes from a page that the guest has just executed, so that its own tables lead there, whatever else is unhooked.
+///
+/// # Errors
+/// As [`read`].
+#[inline(always)]
+pub fn read_code(from: u64, into: &mut [u8; 16]) -> Result<(), GuestFault> {
+    if !layout::are_guest_words(from, 16) {
+        return Err(GuestFault);
+    }
+    // SAFETY: the range is the guest's, as was checked; `into` is the caller's alone.
+    unsafe { load::<2>(into.as_mut_ptr(), from) }
 }
 
 /// Writes bytes to the guest, as [`read`].
@@ -140,10 +157,12 @@ unsafe fn store_from<const WORDS: usize>(to: u64, from: *const u8) -> Result<(),
 /// Fails unless words of the guest's begin there.
 #[inline(always)]
 fn check_words(address: u64, length: u64) -> Result<(), GuestFault> {
-    if layout::are_guest_words(address, length) { Ok(()) } else { Err(GuestFault) }
+    let usable = layout::are_guest_words(address, length) && !cpu::has_unhooked();
+    if usable { Ok(()) } else { Err(GuestFault) }
 }
 
 /// What a handler finds in place of the frame's own: see [`push_frame`].
+#[derive(Clone, Copy)]
 pub struct Saved {
     /// The code segment with what the ABI puts beside it.
     pub cs: u64,

@@ -14,9 +14,11 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Saved};
-use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler};
+use crate::context::{
+    BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, Frame, GUEST_FLAGS, GuestContext, TrapHandler,
+};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{cpu, trap};
+use crate::{cpu, trap, writable_tables};
 
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
 const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
@@ -49,7 +51,7 @@ fn exception_of_user(
 ) -> *const GuestContext {
     let mode = leave_user_mode(vcpu, context);
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    finish(vcpu, context, vector, enter_kernel(context, Target::of(handler), mode, error))
+    finish(vcpu, context, vector, enter_kernel(vcpu, context, Target::of(handler), mode, error))
 }
 
 /// To a handler, from the guest's kernel.
@@ -65,7 +67,7 @@ fn deliver(
         vcpu,
         context,
         vector,
-        enter_kernel(context, Target::of(handler), Interrupted::kernel(context), error),
+        enter_kernel(vcpu, context, Target::of(handler), Interrupted::kernel(context), error),
     )
 }
 
@@ -81,7 +83,7 @@ pub fn page_fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64
     // The processor says "user" of everything in ring 3; the guest means its own user mode.
     let error = context.frame.error.get() & !ERROR_USER;
     tell_address(context, address);
-    let entered = enter_kernel(context, Target::of(handler), Interrupted::kernel(context), Some(error));
+    let entered = enter_kernel(vcpu, context, Target::of(handler), Interrupted::kernel(context), Some(error));
     finish(vcpu, context, PAGE_FAULT, entered)
 }
 
@@ -93,7 +95,7 @@ fn page_fault_of_user(vcpu: &'static Vcpu<X86>, context: &GuestContext, address:
     };
     tell_address(context, address);
     let error = context.frame.error.get();
-    finish(vcpu, context, PAGE_FAULT, enter_kernel(context, Target::of(handler), mode, Some(error)))
+    finish(vcpu, context, PAGE_FAULT, enter_kernel(vcpu, context, Target::of(handler), mode, Some(error)))
 }
 
 #[inline(always)]
@@ -130,7 +132,7 @@ pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const G
     let mode = leave_user_mode(vcpu, context);
     let callback = context.callbacks.syscall.get();
     let target = Target { address: callback, mask: true };
-    if callback == 0 || enter_kernel(context, target, mode, None).is_none() {
+    if callback == 0 || enter_kernel(vcpu, context, target, mode, None).is_none() {
         HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
     }
     trap::go_on(context)
@@ -148,7 +150,7 @@ pub fn upcall(vcpu: &'static Vcpu<X86>) {
         true => leave_user_mode(vcpu, context),
         false => Interrupted::kernel(context),
     };
-    if enter_kernel(context, Target { address: callback, mask: true }, mode, None).is_none() {
+    if enter_kernel(vcpu, context, Target { address: callback, mask: true }, mode, None).is_none() {
         HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {:#x}", context.frame.rsp.get()));
     }
 }
@@ -198,6 +200,7 @@ fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrup
 /// The way out is by `sysret`, which changes rcx and r11: the frame holds both, and every handler takes them from there.
 #[inline(always)]
 fn enter_kernel(
+    vcpu: &Vcpu<X86>,
     context: &GuestContext,
     target: Target,
     interrupted: Interrupted,
@@ -216,12 +219,16 @@ fn enter_kernel(
     let bottom = match error {
         None => {
             let bottom = top.wrapping_sub(7 * 8);
-            access::push_frame(bottom, frame, saved).ok()?;
+            if access::push_frame(bottom, frame, saved).is_err() {
+                push_again(vcpu, bottom, frame, saved, error)?;
+            }
             bottom
         }
-        Some(error) => {
+        Some(code) => {
             let bottom = top.wrapping_sub(8 * 8);
-            access::push_frame_with_error(bottom, frame, error, saved).ok()?;
+            if access::push_frame_with_error(bottom, frame, code, saved).is_err() {
+                push_again(vcpu, bottom, frame, saved, error)?;
+            }
             bottom
         }
     };
@@ -237,11 +244,34 @@ fn enter_kernel(
     Some(())
 }
 
+/// The stack may be what an unhooked table maps: another attempt, with all tables hooked in.
+#[cold]
+#[inline(never)]
+fn push_again(
+    vcpu: &Vcpu<X86>,
+    bottom: u64,
+    frame: &Frame,
+    saved: Saved,
+    error: Option<u64>,
+) -> Option<()> {
+    if !writable_tables::hooked_for_hypervisor(vcpu) {
+        return None;
+    }
+    match error {
+        None => access::push_frame(bottom, frame, saved).ok(),
+        Some(error) => access::push_frame_with_error(bottom, frame, error, saved).ok(),
+    }
+}
+
 /// `iret`: takes a context from the kernel's stack. The domain ends if there is none that could be used.
 #[inline(never)]
 pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let frame = &context.frame;
-    let Ok(how) = access::pop_frame(frame.rsp.get(), frame) else { return no_context(vcpu) };
+    let stack = frame.rsp.get();
+    let popped = access::pop_frame(stack, frame).or_else(|fault| {
+        if writable_tables::hooked_for_hypervisor(vcpu) { access::pop_frame(stack, frame) } else { Err(fault) }
+    });
+    let Ok(how) = popped else { return no_context(vcpu) };
     let Some(info) = context.info().filter(|_| layout::is_canonical(frame.rip.get())) else {
         return no_context(vcpu);
     };

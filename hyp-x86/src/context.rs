@@ -204,6 +204,29 @@ const _: () = {
     assert!(offset_of!(VcpuInfo, cr2) == offset_of!(X86VcpuInfo, cr2));
 };
 
+/// Pages of the guest's part of the global descriptor table.
+pub const GLOBAL_PAGES: usize = layout::GUEST_DESCRIPTOR_PAGES as usize;
+/// Pages of the local descriptor table.
+pub const LOCAL_PAGES: usize = layout::LOCAL_TABLE_PAGES as usize;
+
+/// A frame or none; all zeros is none.
+#[repr(transparent)]
+pub struct PageSlot(Cell<u64>);
+
+impl PageSlot {
+    /// The frame.
+    pub fn get(&self) -> Option<MachineFrame> {
+        MachineFrame::new(self.0.get().checked_sub(1)?)
+    }
+
+    /// Puts another in its place.
+    pub fn replace(&self, frame: Option<MachineFrame>) -> Option<MachineFrame> {
+        let before = self.get();
+        self.0.set(frame.map_or(0, |frame| frame.number() + 1));
+        before
+    }
+}
+
 /// A virtual CPU's registers.
 #[repr(C, align(64))]
 pub struct GuestContext {
@@ -219,6 +242,11 @@ pub struct GuestContext {
     pub callbacks: Callbacks,
     /// The vCPU's part of shared memory; null before it has one.
     info: Cell<*const VcpuInfo>,
+    /// The guest's segment descriptors, each page with a hold (`guest_descriptors.rs`).
+    pub global_pages: [PageSlot; GLOBAL_PAGES],
+    pub local_pages: [PageSlot; LOCAL_PAGES],
+    /// Descriptors of the local table.
+    pub local_entries: Cell<u32>,
     pub traps: [TrapHandler; 256],
     pub floating_point: FloatingPoint,
 }
@@ -370,6 +398,17 @@ impl Context for GuestContext {
         let fits = offset.is_multiple_of(8) && offset <= PAGE_SIZE - size_of::<X86VcpuInfo>();
         let info = memory::page(frame).filter(|_| fits).map_or(ptr::null(), |page| page.wrapping_add(offset));
         self.info.set(info.cast());
+    }
+
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        self.global_pages.iter().chain(&self.local_pages).filter_map(PageSlot::get).for_each(visit);
+    }
+
+    fn forget_descriptor_pages(&self) {
+        for slot in self.global_pages.iter().chain(&self.local_pages) {
+            slot.replace(None);
+        }
+        self.local_entries.set(0);
     }
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {

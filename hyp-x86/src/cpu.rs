@@ -9,6 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::domain::Domain;
 use hyp_core::domain::vcpu::Vcpu;
 use hyp_core::sched::Next;
 use hyp_x86::selector;
@@ -19,7 +20,7 @@ use x86_64::structures::paging::PhysFrame;
 
 use crate::context::{GuestContext, Segments};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, descriptors, stack};
+use crate::{bounce, descriptors, guest_descriptors, stack};
 
 /// What `entry_syscall` needs before it has a register to spare.
 #[repr(C)]
@@ -41,6 +42,8 @@ pub const CONTEXT_OFFSET: usize = offset_of!(Entry, context);
 
 /// The vCPU whose registers this CPU holds; null while idle.
 static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
+/// Its domain.
+static DOMAIN: AtomicPtr<Domain<X86>> = AtomicPtr::new(ptr::null_mut());
 /// The root that maps the hypervisor and no guest (machine address).
 static OWN_ROOT: AtomicU64 = AtomicU64::new(0);
 
@@ -51,7 +54,23 @@ pub fn current() -> Option<&'static Vcpu<X86>> {
     unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
 }
 
+/// The domain of the vCPU that this CPU runs.
+#[inline(always)]
+pub fn domain() -> Option<&'static Domain<X86>> {
+    // SAFETY: as above.
+    unsafe { DOMAIN.load(Ordering::Relaxed).as_ref() }
+}
+
+/// Whether a table of the running domain is out of its tree. The processor can still walk through it in ring 0, where *user* counts for
+/// nothing, and nobody has validated what the guest writes there now: no guest address may be used by the hypervisor then.
+#[inline(always)]
+pub fn has_unhooked() -> bool {
+    domain().is_some_and(Domain::has_unhooked)
+}
+
 fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
+    let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
+    DOMAIN.store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
     let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
     CURRENT.store(pointer, Ordering::Relaxed);
 }
@@ -135,6 +154,7 @@ fn leave() {
         save(previous.context());
     }
     set_current(None);
+    guest_descriptors::hide();
     if let Some(root) = own_root() {
         // SAFETY: it is the hypervisor's own.
         unsafe { load_root(root) };
@@ -188,6 +208,7 @@ fn restore(context: &GuestContext) {
     ENTRY.frame_end.store(context.frame_end(), Ordering::Relaxed);
     ENTRY.context.store(ptr::from_ref(context) as u64, Ordering::Relaxed);
     descriptors::set_ring0_stack(context.frame_end());
+    guest_descriptors::show(context);
     forget_floating_point_pointers();
     // SAFETY: the area is aligned and holds what `fxsave` or `reset` wrote. A guest can't write there, so no reserved bit of
     // the control word makes this fault.
@@ -209,16 +230,36 @@ fn forget_floating_point_pointers() {
     };
 }
 
+/// Loads a data segment register. The descriptor may have changed since the guest loaded it: then the null selector takes its place.
+macro_rules! load_segment {
+    ($register:literal, $selector:expr) => {
+        // SAFETY: the selector is null or ring 3's, by `selector::restorable`, so only a segment for ring 3 can be loaded; a fault goes on
+        // at label 4. The hypervisor itself addresses nothing through these segments.
+        unsafe {
+            asm!(
+                concat!("2: movw {selector:x}, %", $register),
+                "3:",
+                ".pushsection .text.unlikely, \"ax\", @progbits",
+                "4: xorl {selector:e}, {selector:e}", "jmp 2b",
+                ".popsection",
+                ".pushsection .fixups, \"a\", @progbits",
+                ".quad 2b, 3b, 4b",
+                ".popsection",
+                selector = inout(reg) u64::from($selector) => _,
+                options(att_syntax, nostack)
+            )
+        }
+    };
+}
+
 /// Selectors first: loading one changes the base.
 fn restore_segments(segments: &Segments) {
     let [ds, es, fs, gs] =
         [&segments.ds, &segments.es, &segments.fs, &segments.gs].map(|cell| selector::restorable(cell.get()));
-    // SAFETY: they are null, or the flat segments for ring 3, whose descriptors are present and constant, so no load faults.
-    // The hypervisor itself addresses nothing through these segments.
-    unsafe {
-        asm!("mov ds, {:x}", "mov es, {:x}", "mov fs, {:x}", "mov gs, {:x}",
-             in(reg) ds, in(reg) es, in(reg) fs, in(reg) gs, options(nostack, preserves_flags));
-    }
+    load_segment!("ds", ds);
+    load_segment!("es", es);
+    load_segment!("fs", fs);
+    load_segment!("gs", gs);
     FsBase::write(VirtAddr::new_truncate(segments.fs_base.get()));
     GsBase::write(VirtAddr::new_truncate(segments.gs_base.get()));
 }

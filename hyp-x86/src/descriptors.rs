@@ -1,11 +1,12 @@
 //! Descriptor tables: segments, interrupt gates, the task-state segment, and where `syscall` leads.
 //!
-//! The segment table's first 14 pages will hold a guest's own descriptors (for now a page of zeros, 14 times), then comes the
+//! The segment table's first 14 pages hold the running guest's own descriptors (a page of zeros where it has none), then comes the
 //! hypervisor's page at selector 0xe000, with Xen's flat segments for ring 3 where the ABI has them. It lies at
 //! [`layout::DESCRIPTOR_TABLE`].
 //!
-//! There is no local descriptor table. That has to be said to the processor: after a reset it has one at linear address 0, which
-//! is a guest's, and a guest that fills it in (with a call gate, for instance) is in ring 0.
+//! There is no local descriptor table but a guest's that was judged (`guest_descriptors.rs`). That has to be said to the processor:
+//! after a reset it has one at linear address 0, which is a guest's, and a guest that fills it in (with a call gate, for instance)
+//! is in ring 0.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -21,13 +22,15 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::SegmentSelector;
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::{entry, stack};
+use crate::{entry, stack, tables};
 
 /// The hypervisor's code segment. Its stack segment must be the next one, for `syscall`.
 const OWN_CODE: u16 = 0xe008;
 const OWN_STACK: u16 = 0xe010;
 /// The task-state segment's descriptor, 16 bytes.
 const TASK_STATE: u16 = 0xe040;
+/// The local table's descriptor, 16 bytes: the two words after the task-state segment's.
+const LOCAL_TABLE: u16 = 0xe050;
 /// First selector of the hypervisor's page.
 const OWN_FIRST: u16 = (layout::GUEST_DESCRIPTOR_PAGES * 4096) as u16;
 /// Last byte of the segment table.
@@ -105,6 +108,29 @@ pub unsafe fn load() {
 fn load_no_local_table() {
     // SAFETY: the null selector takes the local table away, and no segment of the hypervisor's comes from it.
     unsafe { asm!("lldt {:x}", in(reg) 0u16, options(nomem, nostack, preserves_flags)) };
+}
+
+/// The entry of the hypervisor's tables for a page of the segment table that a guest hasn't filled.
+pub fn nothing_entry() -> u64 {
+    tables::image_physical(ZEROS.0.get() as u64) | tables::READ_ONLY.bits()
+}
+
+/// Takes the local table at its place in the window, so many bytes of it; 0 takes it away.
+pub fn load_local_table(bytes: u64) {
+    if bytes == 0 {
+        return load_no_local_table();
+    }
+    let base = layout::DESCRIPTOR_TABLE + layout::LOCAL_TABLE_PAGE * 4096;
+    let place = usize::from(LOCAL_TABLE - OWN_FIRST) / 8;
+    // SAFETY: the two words are the local table's alone, in a page that is this CPU's; the pages below the limit are in the window, and
+    // each of their descriptors was judged.
+    unsafe {
+        let segments = SEGMENTS.0.get().cast::<u64>();
+        for (word, value) in hyp_x86::segment::local_table(base, bytes).into_iter().enumerate() {
+            segments.add(place + word).write_volatile(value);
+        }
+        asm!("lldt {:x}", in(reg) LOCAL_TABLE, options(nostack, preserves_flags));
+    }
 }
 
 /// Says where the processor pushes what it pushes when ring 3 is interrupted: the first byte beyond.

@@ -14,6 +14,7 @@ use crate::machine::{HYPERVISOR, halt};
 use crate::{access, cpu, entry, interrupts};
 
 const NON_MASKABLE: u64 = 2;
+const NOT_PRESENT: u64 = 11;
 const STACK_FAULT: u64 = 12;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
@@ -25,7 +26,7 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
         interrupts::handle(vector);
         return core::ptr::null();
     }
-    if matches!(vector, STACK_FAULT | GENERAL_PROTECTION | PAGE_FAULT)
+    if matches!(vector, NOT_PRESENT | STACK_FAULT | GENERAL_PROTECTION | PAGE_FAULT)
         && let Some(target) = access::fixup(rip)
     {
         frame.rip.set(target);

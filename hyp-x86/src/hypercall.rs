@@ -13,7 +13,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase};
 
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, trap};
+use crate::{bounce, guest_descriptors, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
@@ -49,6 +49,8 @@ pub fn own(call: &Call<'_, X86>, number: u64, arguments: Arguments) -> Outcome {
     let [first, second, ..] = arguments;
     match number {
         number::SET_TRAP_TABLE => set_trap_table(call, context, first),
+        number::SET_GDT => guest_descriptors::set_global(call, first, second),
+        number::UPDATE_DESCRIPTOR => guest_descriptors::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
         number::SET_CALLBACKS => set_callbacks(context, arguments),
         number::CALLBACK_OP => callback_op(call, context, first, second),

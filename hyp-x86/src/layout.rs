@@ -32,6 +32,10 @@ pub const IMAGE_OFFSET: u64 = 0xffff_82d0_4000_0000;
 pub const DESCRIPTOR_TABLE: u64 = 0xffff_82d0_8000_0000;
 /// Pages of the descriptor table that a guest may fill.
 pub const GUEST_DESCRIPTOR_PAGES: u64 = 14;
+/// Where the local descriptor table of a guest begins, in pages from [`DESCRIPTOR_TABLE`]: behind all that a 16-bit limit reaches.
+pub const LOCAL_TABLE_PAGE: u64 = 16;
+/// Pages of a local descriptor table.
+pub const LOCAL_TABLE_PAGES: u64 = 16;
 /// The local APIC's registers.
 pub const APIC_REGISTERS: u64 = 0xffff_82d0_c000_0000;
 /// Physical address 0 in the direct map.

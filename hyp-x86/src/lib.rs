@@ -5,6 +5,7 @@
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`ram`]: which machine memory there is;
 //! - [`table_write`]: the instructions by which guests write to their tables, and what they do;
+//! - [`segment`]: which segment descriptors a guest may have;
 //! - [`selector`]: which segment selectors a guest gets back after another ran.
 //!
 //! The rest of the backend is the program `hyp-x86`, which exists on the bare machine only.
@@ -15,5 +16,6 @@ pub mod decode;
 pub mod format;
 pub mod layout;
 pub mod ram;
+pub mod segment;
 pub mod selector;
 pub mod table_write;

@@ -6,6 +6,8 @@
 //! | `tables.rs`, `stack.rs`, `descriptors.rs` | the hypervisor's own tables, stacks, segments and gates |
 //! | `entry.s`, `entry.rs`, `trap.rs` | in from a guest and out again |
 //! | `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
+//! | `writable_tables.rs` | page faults that the guest never hears of |
+//! | `guest_descriptors.rs` | segment descriptors of guests |
 //! | `hypercall.rs`, `bounce.rs`, `emulate.rs` | what x86 adds to the core: its own hypercalls, exceptions, instructions |
 //! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
@@ -37,6 +39,8 @@ mod entry;
 #[cfg(target_os = "none")]
 mod fault;
 #[cfg(target_os = "none")]
+mod guest_descriptors;
+#[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]
 mod interrupts;
@@ -50,6 +54,8 @@ mod stack;
 mod tables;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod writable_tables;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -11,7 +11,7 @@ use hyp_x86::format::Bits;
 use hyp_x86::layout;
 use hyp_x86::ram::RamMap;
 
-use crate::{descriptors, memory, stack};
+use crate::{descriptors, guest_descriptors, memory, stack};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Bytes that a leaf of level 2 and of level 3 maps.
@@ -22,7 +22,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Rights of the hypervisor's pages: accessed and dirty are set at once, so that the processor needn't.
 const COMMON: Bits = Bits::PRESENT.union(Bits::ACCESSED).union(Bits::DIRTY);
 const TEXT: Bits = COMMON;
-const READ_ONLY: Bits = COMMON.union(Bits::NO_EXECUTE);
+pub const READ_ONLY: Bits = COMMON.union(Bits::NO_EXECUTE);
 const WRITABLE: Bits = READ_ONLY.union(Bits::WRITABLE);
 const DEVICE: Bits = WRITABLE.union(Bits::CACHE_DISABLE).union(Bits::WRITE_THROUGH);
 const GUEST_READABLE: Bits = READ_ONLY.union(Bits::USER);
@@ -94,6 +94,10 @@ impl<'a> Tables<'a> {
             let address = layout::DESCRIPTOR_TABLE + index as u64 * PAGE;
             self.map(address, image_physical(page), 1, if own { WRITABLE } else { READ_ONLY })?;
         }
+        let window = (2..=4).rev().try_fold(self.root, |table, level| {
+            self.below(table, index(layout::DESCRIPTOR_TABLE, level), TO_TABLE)
+        })?;
+        guest_descriptors::set_window(window);
         Ok(())
     }
 

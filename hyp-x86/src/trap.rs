@@ -12,7 +12,7 @@ use x86_64::registers::control::Cr2;
 
 use crate::context::{BY_COMPATIBILITY_SYSCALL, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, cpu, emulate, fault, hypercall, interrupts};
+use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, writable_tables};
 
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
@@ -32,7 +32,11 @@ pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
     let Some(vcpu) = cpu::current() else { return cpu::next() };
     let vector = context.frame.vector.get();
     if vector == PAGE_FAULT {
-        return bounce::page_fault(vcpu, context, Cr2::read_raw());
+        let address = Cr2::read_raw();
+        if writable_tables::may_concern(context) {
+            return writable_tables::fault(vcpu, context, address);
+        }
+        return bounce::page_fault(vcpu, context, address);
     }
     other_trap(vcpu, context, vector)
 }
@@ -45,7 +49,7 @@ pub fn go_on(context: &GuestContext) -> *const GuestContext {
 
 /// As [`go_on`], with every register to be loaded from the context.
 #[inline(always)]
-fn go_on_with(context: &GuestContext) -> *const GuestContext {
+pub fn go_on_with(context: &GuestContext) -> *const GuestContext {
     let next = go_on(context);
     if next.is_null() { context } else { next }
 }

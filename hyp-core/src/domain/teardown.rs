@@ -9,7 +9,7 @@ use core::ops::ControlFlow;
 use super::{Domain, Life};
 use crate::address::MachineFrame;
 use crate::frame::{FrameTable, Unreferenced};
-use crate::machine::{Machine, PageTableFormat};
+use crate::machine::{Context, Machine, PageTableFormat};
 use crate::paging::{Budget, TableSpace};
 
 /// What is being done to a dying domain.
@@ -95,6 +95,10 @@ impl<M: Machine> Domain<M> {
             if let Some(info) = vcpu.forget_info() {
                 frames.put_writable(info, machine);
             }
+            vcpu.context().for_each_descriptor_page(&mut |frame| {
+                frames.put_writable(frame, machine);
+            });
+            vcpu.context().forget_descriptor_pages();
         }
         if let Some(shared_info) = self.shared_info.replace(None) {
             frames.put_writable(shared_info, machine);

@@ -343,8 +343,32 @@ impl FrameTable {
         owner: DomainId,
         machine: &M,
     ) -> Result<Locked, FrameError> {
+        self.lock_judged(frame, FrameType::Table(level), owner, machine)
+    }
+
+    /// Counts a reference and a use as a page of segment descriptors. The content of an incomplete one is the caller's to judge, and
+    /// then to call [`Self::complete`], or [`Self::put_writable`], which gives back a use of any type.
+    ///
+    /// # Errors
+    /// As [`Self::lock_table`].
+    pub fn lock_descriptors<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<Locked, FrameError> {
+        self.lock_judged(frame, FrameType::Descriptors, owner, machine)
+    }
+
+    fn lock_judged<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        kind: FrameType,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<Locked, FrameError> {
         self.get(frame, owner)?;
-        match self.lock_type(frame, FrameType::Table(level), machine) {
+        match self.lock_type(frame, kind, machine) {
             Ok(Taken::Ready) => Ok(Locked::Complete),
             Ok(_) => Ok(Locked::Incomplete),
             Err(error) => {

@@ -17,6 +17,7 @@ struct Count {
     references: u32,
     writable: u32,
     table: u32,
+    descriptors: u32,
     /// Levels at which the frame is used as a table, one bit each.
     levels: u8,
 }
@@ -29,6 +30,11 @@ impl Count {
     fn writable(&mut self) {
         self.reference();
         self.writable = self.writable.saturating_add(1);
+    }
+
+    fn descriptors(&mut self) {
+        self.reference();
+        self.descriptors = self.descriptors.saturating_add(1);
     }
 
     fn table(&mut self, level: Level) {
@@ -52,7 +58,7 @@ impl Default for Ledger {
 impl Ledger {
     /// An empty ledger, all zero.
     pub const fn new() -> Self {
-        Self { counts: [Count { references: 0, writable: 0, table: 0, levels: 0 }; SLICE] }
+        Self { counts: [Count { references: 0, writable: 0, table: 0, descriptors: 0, levels: 0 }; SLICE] }
     }
 }
 
@@ -119,6 +125,7 @@ impl Slice<'_> {
             }
         });
         holders.for_each_shared(&mut |frame| self.add(frame, Count::writable));
+        holders.for_each_descriptor_page(&mut |frame| self.add(frame, Count::descriptors));
     }
 
     /// The owners' claims, and pins.
@@ -171,18 +178,18 @@ impl Slice<'_> {
             let (recorded, counted) = (hold.references, counted.references);
             self.report.add(Finding::References { frame, recorded, counted });
         }
-        let uses = counted.writable.saturating_add(counted.table);
+        let uses = counted.writable.saturating_add(counted.table).saturating_add(counted.descriptors);
         if usage.uses != uses {
             self.report.add(Finding::Uses { frame, recorded: usage.uses, counted: uses });
         }
         let excluded = match usage.kind {
-            // Nothing else is counted as a use of descriptor pages yet.
-            FrameType::None | FrameType::Descriptors => uses != 0,
-            FrameType::Writable => counted.table != 0,
+            FrameType::None => uses != 0,
+            FrameType::Descriptors => counted.writable != 0 || counted.table != 0,
+            FrameType::Writable => counted.table != 0 || counted.descriptors != 0,
             // Bit 0 stands for roots.
             FrameType::Table(level) => {
                 let allowed = 1 | 1u8.checked_shl(u32::from(level)).unwrap_or(0);
-                counted.writable != 0 || counted.levels & !allowed != 0
+                counted.writable != 0 || counted.descriptors != 0 || counted.levels & !allowed != 0
             }
         };
         if excluded && uses != 0 {

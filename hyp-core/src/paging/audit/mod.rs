@@ -212,6 +212,8 @@ pub trait Holders {
     fn for_each_unfinished(&self, visit: &mut dyn FnMut(&TableState));
     /// Calls `visit` with each frame that the hypervisor itself holds as *writable* (a shared-info page).
     fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame));
+    /// Calls `visit` with each frame that some vCPU holds as a page of segment descriptors.
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame));
     /// Whether there is such a domain.
     fn exists(&self, domain: DomainId) -> bool;
     /// Whether `domain` may map frames of `owner`.

@@ -1,0 +1,124 @@
+//! Page faults that a guest never hears of: its writes to its own tables, and accesses to what an unhooked table maps.
+//!
+//! The instruction is taken from the guest's memory, decoded and worked out by `hyp_x86::table_write`, and the core validates what it
+//! makes of the entry (`Hypervisor::write_table`). Whatever can't be done that way stays the guest's page fault.
+
+use hyp_core::Vcpu;
+use hyp_core::address::GuestVirtual;
+use hyp_core::paging::table_write::TableWrite;
+use hyp_x86::table_write::{self, Effect, Operation, Source, Write};
+use penumbra_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
+
+use crate::context::{BY_IRET, Frame, GuestContext};
+use crate::machine::{HYPERVISOR, X86};
+use crate::{access, bounce, cpu, trap};
+
+/// In a page fault's error code: the page is present (bit 0), and the access was a write (bit 1).
+const WRITE_TO_PRESENT: u64 = 0b11;
+
+/// Whether a page fault may be one of those: cheap, since every page fault comes by here.
+#[inline(always)]
+pub fn may_concern(context: &GuestContext) -> bool {
+    let Some(domain) = cpu::domain() else { return false };
+    let writes = context.frame.error.get() & WRITE_TO_PRESENT == WRITE_TO_PRESENT && !context.user_mode.get();
+    domain.has_unhooked() || (writes && domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES))
+}
+
+/// Deals with such a fault, or hands it on. Returns who goes on.
+#[inline(never)]
+pub fn fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+    let place = GuestVirtual::new(address);
+    if cpu::has_unhooked() && HYPERVISOR.hook_for_fault(vcpu, place) {
+        return trap::go_on(context);
+    }
+    let writes = context.frame.error.get() & WRITE_TO_PRESENT == WRITE_TO_PRESENT && !context.user_mode.get();
+    let assisted = writes && cpu::domain().is_some_and(|domain| domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES));
+    if !assisted {
+        return bounce::page_fault(vcpu, context, address);
+    }
+    let written = instruction(vcpu, context)
+        .map_or(TableWrite::NotATable, |write| emulate(vcpu, context, place, write));
+    match written {
+        TableWrite::Done => trap::go_on_with(context),
+        TableWrite::Again => trap::go_on(context),
+        TableWrite::NotATable | TableWrite::Refused => bounce::page_fault(vcpu, context, address),
+    }
+}
+
+/// The instruction at which the guest stands, if it is one of those that are emulated.
+fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Option<Write> {
+    let mut bytes = [0; 16];
+    let address = context.instruction().bytes();
+    let in_page = 4096 - (address % 4096) as usize;
+    if in_page >= bytes.len() {
+        access::read_code(address, &mut bytes).ok()?;
+        return table_write::decode(&bytes);
+    }
+    // Its end may lie on the next page, which an unhooked table may map.
+    hooked_for_hypervisor(vcpu);
+    let available = match access::read(address, &mut bytes) {
+        Ok(()) => bytes.len(),
+        Err(_) => {
+            access::read(address, bytes.get_mut(..in_page)?).ok()?;
+            in_page
+        }
+    };
+    table_write::decode(bytes.get(..available)?)
+}
+
+fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write: Write) -> TableWrite {
+    let frame = &context.frame;
+    let offset = place.bytes() & 7;
+    let source = match write.source {
+        Source::Register(number) => frame.general(number).get(),
+        Source::HighByte(number) => frame.general(number).get() >> 8,
+        Source::Constant(value) => value,
+    };
+    // A write over the end of an entry concerns two: that is none that is emulated.
+    if table_write::part(0, offset, write.size).is_none() {
+        return TableWrite::NotATable;
+    }
+    let accumulator = frame.rax.get();
+    let mut effect = None;
+    let written = HYPERVISOR.write_table(vcpu, place, |entry| {
+        let memory = table_write::part(entry, offset, write.size)?;
+        let result = write.effect(memory, source, accumulator);
+        effect = Some(result);
+        result.memory.map(|value| table_write::with_part(entry, offset, write.size, value))
+    });
+    if let (TableWrite::Done, Some(effect)) = (written, effect) {
+        finish(frame, write, effect);
+    }
+    written
+}
+
+/// Makes the registers what they are after the instruction.
+fn finish(frame: &Frame, write: Write, effect: Effect) {
+    if let Some(value) = effect.register {
+        let (register, high) = match (write.operation, write.source) {
+            (Operation::CompareExchange, _) | (_, Source::Constant(_)) => (&frame.rax, false),
+            (_, Source::Register(number)) => (frame.general(number), false),
+            (_, Source::HighByte(number)) => (frame.general(number), true),
+        };
+        let before = register.get();
+        register.set(match high {
+            true => before & !0xff00 | (value & 0xff) << 8,
+            false => table_write::merged(before, value, write.size),
+        });
+    }
+    frame.rflags.set(effect.flags.apply(frame.rflags.get()));
+    frame.rip.set(frame.rip.get().wrapping_add(write.length.into()));
+    frame.vector.set(BY_IRET);
+}
+
+/// A frame for a handler, or the context that `iret` takes, may lie in memory that an unhooked table maps: `true` if something was
+/// hooked in, and another attempt is worth it.
+#[cold]
+#[inline(never)]
+pub fn hooked_for_hypervisor(vcpu: &Vcpu<X86>) -> bool {
+    let unhooked = cpu::has_unhooked();
+    if unhooked {
+        HYPERVISOR.hook_everything(vcpu);
+    }
+    unhooked
+}
