@@ -5,18 +5,21 @@
 //! fix-ups, which `fault.rs` searches, and the access then ends where the table says. An address outside the guest's part is
 //! refused before it is used, since all else would be reached with the hypervisor's rights.
 //!
-//! Nor may any address be used while one of the guest's tables is unhooked (`cpu::has_unhooked`): it is refused as if it faulted. Hypercalls
-//! begin with all tables hooked in; who comes here otherwise sees to it itself.
+//! Nor may any address be used while one of the guest's tables is unhooked (`cpu::has_unhooked`). Hypercalls begin with all tables
+//! hooked in, and an address is refused as if it faulted should that have changed since; who comes here otherwise shows that they
+//! are, by [`Hooked`].
 //!
 //! Short accesses of a fixed size are plain moves, without a loop; the rest goes through `copy_guest` of `entry.s`.
 
 use core::arch::asm;
 use core::mem::offset_of;
 
+use hyp_core::Vcpu;
 use hyp_core::machine::GuestFault;
 use hyp_x86::layout;
 
 use crate::context::Frame;
+use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, entry};
 
 /// One line of the table of fix-ups: a fault between `first` and `end` (not included) goes on at `target`.
@@ -154,11 +157,38 @@ unsafe fn store_from<const WORDS: usize>(to: u64, from: *const u8) -> Result<(),
     unsafe { load::<WORDS>(to as *mut u8, from as u64) }
 }
 
+/// Every table of the running vCPU's domain is in its tree, so that the processor finds nothing but what was validated.
+#[derive(Clone, Copy)]
+pub struct Hooked(());
+
+impl Hooked {
+    /// If it is so now.
+    #[inline(always)]
+    pub fn now() -> Option<Self> {
+        if cpu::has_unhooked() { None } else { Some(Self(())) }
+    }
+
+    /// Makes it so. `None`: it can't be done.
+    #[inline(always)]
+    pub fn make(vcpu: &Vcpu<X86>) -> Option<Self> {
+        match Self::now() {
+            None => Self::hook(vcpu),
+            hooked => hooked,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hook(vcpu: &Vcpu<X86>) -> Option<Self> {
+        HYPERVISOR.hook_everything(vcpu);
+        Self::now()
+    }
+}
+
 /// Fails unless words of the guest's begin there.
 #[inline(always)]
 fn check_words(address: u64, length: u64) -> Result<(), GuestFault> {
-    let usable = layout::are_guest_words(address, length) && !cpu::has_unhooked();
-    if usable { Ok(()) } else { Err(GuestFault) }
+    if layout::are_guest_words(address, length) { Ok(()) } else { Err(GuestFault) }
 }
 
 /// What a handler finds in place of the frame's own: see [`push_frame`].
@@ -175,7 +205,7 @@ pub struct Saved {
 /// # Errors
 /// As [`write`].
 #[inline(always)]
-pub fn push_frame(to: u64, frame: &Frame, saved: Saved) -> Result<(), GuestFault> {
+pub fn push_frame(to: u64, frame: &Frame, saved: Saved, _: Hooked) -> Result<(), GuestFault> {
     check_words(to, 7 * 8)?;
     let failed: u64;
     // SAFETY: the words are the guest's, as was checked; a fault goes on at label 4, which says so. The frame is only read.
@@ -218,7 +248,13 @@ pub fn push_frame(to: u64, frame: &Frame, saved: Saved) -> Result<(), GuestFault
 /// # Errors
 /// As [`write`].
 #[inline(always)]
-pub fn push_frame_with_error(to: u64, frame: &Frame, error: u64, saved: Saved) -> Result<(), GuestFault> {
+pub fn push_frame_with_error(
+    to: u64,
+    frame: &Frame,
+    error: u64,
+    saved: Saved,
+    _: Hooked,
+) -> Result<(), GuestFault> {
     check_words(to, 8 * 8)?;
     let failed: u64;
     // SAFETY: as in `push_frame`.
@@ -265,7 +301,7 @@ pub fn push_frame_with_error(to: u64, frame: &Frame, error: u64, saved: Saved) -
 /// # Errors
 /// As [`read`]; the frame holds some of it then.
 #[inline(always)]
-pub fn pop_frame(from: u64, frame: &Frame) -> Result<u64, GuestFault> {
+pub fn pop_frame(from: u64, frame: &Frame, _: Hooked) -> Result<u64, GuestFault> {
     check_words(from, 9 * 8)?;
     let (failed, flags): (u64, u64);
     // SAFETY: the words are the guest's, as was checked; a fault goes on at label 4, which says so. The frame's fields are

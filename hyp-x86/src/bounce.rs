@@ -13,12 +13,12 @@ use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
-use crate::access::{self, Saved};
+use crate::access::{self, Hooked, Saved};
 use crate::context::{
-    BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, Frame, GUEST_FLAGS, GuestContext, TrapHandler,
+    BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler,
 };
 use crate::machine::{HYPERVISOR, X86};
-use crate::{cpu, trap, writable_tables};
+use crate::{cpu, trap};
 
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
 const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
@@ -27,7 +27,7 @@ const ERROR_USER: u64 = 1 << 2;
 /// In a trap handler's flags: mask events.
 const MASK_EVENTS: u8 = 1 << 2;
 /// The page fault's vector.
-const PAGE_FAULT: u64 = 14;
+pub const PAGE_FAULT: u64 = 14;
 
 /// Hands an exception on; ends the domain if it has no handler, or no stack for it. Returns who goes on, as [`trap::go_on`].
 pub fn exception(
@@ -39,7 +39,10 @@ pub fn exception(
     if context.user_mode.get() {
         return exception_of_user(vcpu, context, vector, error);
     }
-    deliver(vcpu, context, vector, error)
+    let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
+    let Some(hooked) = Hooked::make(vcpu) else { return no_stack(vcpu, vector) };
+    let mode = Interrupted::kernel(context);
+    finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
 
 #[inline(never)]
@@ -51,31 +54,20 @@ fn exception_of_user(
 ) -> *const GuestContext {
     let mode = leave_user_mode(vcpu, context);
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    finish(vcpu, context, vector, enter_kernel(vcpu, context, Target::of(handler), mode, error))
-}
-
-/// To a handler, from the guest's kernel.
-#[inline(always)]
-fn deliver(
-    vcpu: &'static Vcpu<X86>,
-    context: &GuestContext,
-    vector: u64,
-    error: Option<u64>,
-) -> *const GuestContext {
-    let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    finish(
-        vcpu,
-        context,
-        vector,
-        enter_kernel(vcpu, context, Target::of(handler), Interrupted::kernel(context), error),
-    )
+    let Some(hooked) = Hooked::make(vcpu) else { return no_stack(vcpu, vector) };
+    finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
 
 /// Hands a page fault on, as [`exception`] does the others.
 #[inline(always)]
-pub fn page_fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+pub fn page_fault(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    address: u64,
+    hooked: Hooked,
+) -> *const GuestContext {
     if context.user_mode.get() {
-        return page_fault_of_user(vcpu, context, address);
+        return page_fault_of_user(vcpu, context, address, hooked);
     }
     let Some(handler) = handler(context, PAGE_FAULT) else {
         return trap::unhandled(vcpu, PAGE_FAULT, Some(address));
@@ -83,19 +75,24 @@ pub fn page_fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64
     // The processor says "user" of everything in ring 3; the guest means its own user mode.
     let error = context.frame.error.get() & !ERROR_USER;
     tell_address(context, address);
-    let entered = enter_kernel(vcpu, context, Target::of(handler), Interrupted::kernel(context), Some(error));
+    let entered = enter_kernel(hooked, context, Target::of(handler), Interrupted::kernel(context), Some(error));
     finish(vcpu, context, PAGE_FAULT, entered)
 }
 
 #[inline(never)]
-fn page_fault_of_user(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+fn page_fault_of_user(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    address: u64,
+    hooked: Hooked,
+) -> *const GuestContext {
     let mode = leave_user_mode(vcpu, context);
     let Some(handler) = handler(context, PAGE_FAULT) else {
         return trap::unhandled(vcpu, PAGE_FAULT, Some(address));
     };
     tell_address(context, address);
     let error = context.frame.error.get();
-    finish(vcpu, context, PAGE_FAULT, enter_kernel(vcpu, context, Target::of(handler), mode, Some(error)))
+    finish(vcpu, context, PAGE_FAULT, enter_kernel(hooked, context, Target::of(handler), mode, Some(error)))
 }
 
 #[inline(always)]
@@ -120,7 +117,7 @@ fn finish(
 
 #[cold]
 #[inline(never)]
-fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
+pub fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
     let stack = vcpu.context().frame.rsp.get();
     HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}"));
     cpu::next()
@@ -132,7 +129,10 @@ pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const G
     let mode = leave_user_mode(vcpu, context);
     let callback = context.callbacks.syscall.get();
     let target = Target { address: callback, mask: true };
-    if callback == 0 || enter_kernel(vcpu, context, target, mode, None).is_none() {
+    let entered = Hooked::make(vcpu)
+        .filter(|_| callback != 0)
+        .and_then(|hooked| enter_kernel(hooked, context, target, mode, None));
+    if entered.is_none() {
         HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
     }
     trap::go_on(context)
@@ -150,7 +150,9 @@ pub fn upcall(vcpu: &'static Vcpu<X86>) {
         true => leave_user_mode(vcpu, context),
         false => Interrupted::kernel(context),
     };
-    if enter_kernel(vcpu, context, Target { address: callback, mask: true }, mode, None).is_none() {
+    let target = Target { address: callback, mask: true };
+    let entered = Hooked::make(vcpu).and_then(|hooked| enter_kernel(hooked, context, target, mode, None));
+    if entered.is_none() {
         HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {:#x}", context.frame.rsp.get()));
     }
 }
@@ -200,7 +202,7 @@ fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrup
 /// The way out is by `sysret`, which changes rcx and r11: the frame holds both, and every handler takes them from there.
 #[inline(always)]
 fn enter_kernel(
-    vcpu: &Vcpu<X86>,
+    hooked: Hooked,
     context: &GuestContext,
     target: Target,
     interrupted: Interrupted,
@@ -219,16 +221,12 @@ fn enter_kernel(
     let bottom = match error {
         None => {
             let bottom = top.wrapping_sub(7 * 8);
-            if access::push_frame(bottom, frame, saved).is_err() {
-                push_again(vcpu, bottom, frame, saved, error)?;
-            }
+            access::push_frame(bottom, frame, saved, hooked).ok()?;
             bottom
         }
-        Some(code) => {
+        Some(error) => {
             let bottom = top.wrapping_sub(8 * 8);
-            if access::push_frame_with_error(bottom, frame, code, saved).is_err() {
-                push_again(vcpu, bottom, frame, saved, error)?;
-            }
+            access::push_frame_with_error(bottom, frame, error, saved, hooked).ok()?;
             bottom
         }
     };
@@ -244,34 +242,12 @@ fn enter_kernel(
     Some(())
 }
 
-/// The stack may be what an unhooked table maps: another attempt, with all tables hooked in.
-#[cold]
-#[inline(never)]
-fn push_again(
-    vcpu: &Vcpu<X86>,
-    bottom: u64,
-    frame: &Frame,
-    saved: Saved,
-    error: Option<u64>,
-) -> Option<()> {
-    if !writable_tables::hooked_for_hypervisor(vcpu) {
-        return None;
-    }
-    match error {
-        None => access::push_frame(bottom, frame, saved).ok(),
-        Some(error) => access::push_frame_with_error(bottom, frame, error, saved).ok(),
-    }
-}
-
 /// `iret`: takes a context from the kernel's stack. The domain ends if there is none that could be used.
 #[inline(never)]
 pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let frame = &context.frame;
-    let stack = frame.rsp.get();
-    let popped = access::pop_frame(stack, frame).or_else(|fault| {
-        if writable_tables::hooked_for_hypervisor(vcpu) { access::pop_frame(stack, frame) } else { Err(fault) }
-    });
-    let Ok(how) = popped else { return no_context(vcpu) };
+    let Some(hooked) = Hooked::make(vcpu) else { return no_context(vcpu) };
+    let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
     let Some(info) = context.info().filter(|_| layout::is_canonical(frame.rip.get())) else {
         return no_context(vcpu);
     };

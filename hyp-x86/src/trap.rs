@@ -10,13 +10,13 @@ use hyp_core::machine::GuestMemory;
 use hyp_x86::decode;
 use x86_64::registers::control::Cr2;
 
+use crate::access::Hooked;
 use crate::context::{BY_COMPATIBILITY_SYSCALL, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, writable_tables};
 
 const INVALID_OPCODE: u64 = 6;
 const GENERAL_PROTECTION: u64 = 13;
-const PAGE_FAULT: u64 = 14;
 
 /// A `syscall` from 64-bit code: a hypercall from the guest's kernel, a system call from its users.
 pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext {
@@ -31,12 +31,14 @@ pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext
 pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
     let Some(vcpu) = cpu::current() else { return cpu::next() };
     let vector = context.frame.vector.get();
-    if vector == PAGE_FAULT {
+    if vector == bounce::PAGE_FAULT {
         let address = Cr2::read_raw();
-        if writable_tables::may_concern(context) {
-            return writable_tables::fault(vcpu, context, address);
-        }
-        return bounce::page_fault(vcpu, context, address);
+        return match Hooked::now() {
+            Some(hooked) if !writable_tables::may_emulate(context) => {
+                bounce::page_fault(vcpu, context, address, hooked)
+            }
+            _ => writable_tables::fault(vcpu, context, address),
+        };
     }
     other_trap(vcpu, context, vector)
 }

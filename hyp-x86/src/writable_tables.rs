@@ -9,39 +9,38 @@ use hyp_core::paging::table_write::TableWrite;
 use hyp_x86::table_write::{self, Effect, Operation, Source, Write};
 use penumbra_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
 
+use crate::access::{self, Hooked};
 use crate::context::{BY_IRET, Frame, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{access, bounce, cpu, trap};
+use crate::{bounce, cpu, trap};
 
 /// In a page fault's error code: the page is present (bit 0), and the access was a write (bit 1).
 const WRITE_TO_PRESENT: u64 = 0b11;
 
-/// Whether a page fault may be one of those: cheap, since every page fault comes by here.
+/// Whether the page fault is a kernel's write to a page that it can read, and it wants such writes to tables carried out.
 #[inline(always)]
-pub fn may_concern(context: &GuestContext) -> bool {
-    let Some(domain) = cpu::domain() else { return false };
-    let writes = context.frame.error.get() & WRITE_TO_PRESENT == WRITE_TO_PRESENT && !context.user_mode.get();
-    domain.has_unhooked() || (writes && domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES))
+pub fn may_emulate(context: &GuestContext) -> bool {
+    context.frame.error.get() & WRITE_TO_PRESENT == WRITE_TO_PRESENT
+        && !context.user_mode.get()
+        && cpu::domain().is_some_and(|domain| domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES))
 }
 
-/// Deals with such a fault, or hands it on. Returns who goes on.
+/// Deals with a page fault of a domain that has unhooked tables, or for which [`may_emulate`] holds. Returns who goes on.
 #[inline(never)]
 pub fn fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
     let place = GuestVirtual::new(address);
     if cpu::has_unhooked() && HYPERVISOR.hook_for_fault(vcpu, place) {
         return trap::go_on(context);
     }
-    let writes = context.frame.error.get() & WRITE_TO_PRESENT == WRITE_TO_PRESENT && !context.user_mode.get();
-    let assisted = writes && cpu::domain().is_some_and(|domain| domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES));
-    if !assisted {
-        return bounce::page_fault(vcpu, context, address);
+    if !may_emulate(context) {
+        return hand_on(vcpu, context, address);
     }
     let written = instruction(vcpu, context)
         .map_or(TableWrite::NotATable, |write| emulate(vcpu, context, place, write));
     match written {
         TableWrite::Done => trap::go_on_with(context),
         TableWrite::Again => trap::go_on(context),
-        TableWrite::NotATable | TableWrite::Refused => bounce::page_fault(vcpu, context, address),
+        TableWrite::NotATable | TableWrite::Refused => hand_on(vcpu, context, address),
     }
 }
 
@@ -55,7 +54,7 @@ fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Option<Write> {
         return table_write::decode(&bytes);
     }
     // Its end may lie on the next page, which an unhooked table may map.
-    hooked_for_hypervisor(vcpu);
+    Hooked::make(vcpu)?;
     let available = match access::read(address, &mut bytes) {
         Ok(()) => bytes.len(),
         Err(_) => {
@@ -111,14 +110,10 @@ fn finish(frame: &Frame, write: Write, effect: Effect) {
     frame.vector.set(BY_IRET);
 }
 
-/// A frame for a handler, or the context that `iret` takes, may lie in memory that an unhooked table maps: `true` if something was
-/// hooked in, and another attempt is worth it.
-#[cold]
-#[inline(never)]
-pub fn hooked_for_hypervisor(vcpu: &Vcpu<X86>) -> bool {
-    let unhooked = cpu::has_unhooked();
-    if unhooked {
-        HYPERVISOR.hook_everything(vcpu);
+/// The fault is the guest's.
+fn hand_on(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+    match Hooked::make(vcpu) {
+        Some(hooked) => bounce::page_fault(vcpu, context, address, hooked),
+        None => bounce::no_stack(vcpu, bounce::PAGE_FAULT),
     }
-    unhooked
 }
