@@ -14,9 +14,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Hooked, Saved};
-use crate::context::{
-    BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler,
-};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, trap};
 
@@ -75,7 +73,8 @@ pub fn page_fault(
     // The processor says "user" of everything in ring 3; the guest means its own user mode.
     let error = context.frame.error.get() & !ERROR_USER;
     tell_address(context, address);
-    let entered = enter_kernel(hooked, context, Target::of(handler), Interrupted::kernel(context), Some(error));
+    let entered =
+        enter_kernel(hooked, context, Target::of(handler), Interrupted::kernel(context), Some(error));
     finish(vcpu, context, PAGE_FAULT, entered)
 }
 

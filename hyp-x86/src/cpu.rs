@@ -70,7 +70,8 @@ pub fn has_unhooked() -> bool {
 
 fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
     let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
-    DOMAIN.store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
+    DOMAIN
+        .store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
     let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
     CURRENT.store(pointer, Ordering::Relaxed);
 }

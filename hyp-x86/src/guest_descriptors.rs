@@ -86,12 +86,14 @@ pub fn set_local(call: &Call<'_, X86>, base: GuestVirtual, entries: u32) -> Resu
 /// # Errors
 /// EINVAL: the place isn't aligned, the descriptor isn't one that guests may have, or the page isn't the guest's.
 pub fn update(call: &Call<'_, X86>, place: u64, descriptor: u64) -> Result<(), Errno> {
-    let place = MachineAddress::new(place).filter(|place| place.bytes().is_multiple_of(8)).ok_or(Errno::EINVAL)?;
+    let place =
+        MachineAddress::new(place).filter(|place| place.bytes().is_multiple_of(8)).ok_or(Errno::EINVAL)?;
     let admitted = segment::admit(descriptor).ok_or(Errno::EINVAL)?;
     let frame = MachineFrame::containing(place);
     let (frames, machine) = (call.hypervisor.frames(), call.hypervisor.machine());
     let _tables = call.domain.tables.lock();
-    let in_use = frames.usage(frame).is_some_and(|usage| usage.uses > 0 && usage.kind == FrameType::Descriptors);
+    let in_use =
+        frames.usage(frame).is_some_and(|usage| usage.uses > 0 && usage.kind == FrameType::Descriptors);
     if in_use {
         hold(call, frame)?;
     } else {
@@ -209,7 +211,8 @@ fn fill(
     global: impl Iterator<Item = Option<MachineFrame>>,
     local: impl Iterator<Item = Option<MachineFrame>>,
 ) {
-    let Some(window) = MachineAddress::new(WINDOW.load(Ordering::Relaxed)).map(MachineFrame::containing) else {
+    let Some(window) = MachineAddress::new(WINDOW.load(Ordering::Relaxed)).map(MachineFrame::containing)
+    else {
         return;
     };
     let write = |index: u64, frame: Option<MachineFrame>, otherwise: u64| {
