@@ -1,11 +1,12 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{entries, events, forbidden, made_up, traps};
+use crate::{bench, entries, events, forbidden, made_up, traps};
 use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use guest_core::Architecture;
 use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
+use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
 use penumbra_abi::Errno;
@@ -74,6 +75,7 @@ impl<B: Below> Architecture for Kernel<B> {
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
     const WAITS: &'static [(&'static str, fn())] = forbidden::WAITS;
+    const BENCHES: &'static [ArchitectureRow<Self>] = bench::rows::<B>();
     /// The counter runs at 62.5 MHz of a time in which an instruction takes a nanosecond.
     const COUNTER_UNIT: u64 = 16;
 

@@ -9,6 +9,8 @@
 mod bare;
 #[cfg(target_os = "none")]
 mod bare_boot;
+#[cfg(target_os = "none")]
+mod bench;
 #[cfg(any(target_os = "none", test))]
 #[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
 mod entries;

@@ -43,6 +43,8 @@ pub struct Measured {
     pub penumbra: Readings,
     /// On Debian's Xen, where it has direct mode and can be had.
     pub xen: Option<Readings>,
+    /// By the same kernel with nothing below it (aarch64).
+    pub bare: Option<Readings>,
 }
 
 /// Runs every machine of one architecture.
@@ -55,7 +57,13 @@ pub fn measure(arch: Arch, artefacts: &Artefacts) -> Result<Measured> {
     } else {
         None
     };
-    Ok(Measured { penumbra, xen })
+    let bare = (arch == Arch::Aarch64).then(|| {
+        let alone = Machine { bare: true, words: WORDS.into(), modules: Vec::new(), ..ours };
+        let image = workspace::artefacts()?.join("guest-el1.img");
+        let alone = Machine { hypervisor: image, ..alone };
+        Step::around("counting the kernel's own operations with nothing below it", |_| run(&alone, "bare"))
+    });
+    Ok(Measured { penumbra, xen, bare: bare.transpose()? })
 }
 
 /// A machine whose guest does what it is told and ends; by a reset, since Xen only halts when it is asked to switch off.

@@ -18,6 +18,13 @@ pub struct Row {
     pub quoted: Option<u64>,
 }
 
+impl Row {
+    /// Whether it is the guest kernel's own business, in which the hypervisor has no part.
+    pub fn is_native(&self) -> bool {
+        self.name.starts_with("native-")
+    }
+}
+
 const fn row(name: &'static str, what: &'static str, limit: u64, quoted: u64) -> Row {
     Row {
         name,
@@ -98,6 +105,9 @@ const AARCH64: &[Row] = &[
     row("invlpg-local", "invlpg local", 0, 0),
     row("flush-local", "flush local", 0, 0),
     row("reservation", "decrease + increase reservation, 1 page", 0, 0),
-    row("event-upcall", "event to itself, upcall delivered", 0, 0),
     row("yield", "sched yield", 0, 0),
+    row("native-system-call", "the guest's own: system call from EL0 and back", 0, 0),
+    row("native-page-fault", "the guest's own: page fault to its handler and back", 0, 0),
+    row("native-flush-page", "the guest's own: TLB maintenance, one page", 0, 0),
+    row("native-flush-all", "the guest's own: TLB maintenance, everything", 0, 0),
 ];

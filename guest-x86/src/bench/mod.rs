@@ -3,6 +3,9 @@
 //! The handlers are as short as they can be: they take the hypervisor's frame off the stack, step over the instruction, and
 //! go back, by `iretq` (which a kernel in ring 3 may use) or by the hypercall.
 
+mod upcall;
+mod user;
+
 use core::arch::{asm, global_asm};
 
 use guest_core::architecture::Architecture;
@@ -17,6 +20,8 @@ pub const ROWS: &[ArchitectureRow<X86>] = &[
     ("page-fault-iretq", |_, count| page_faults(count, bench_fault_iretq)),
     ("int3", |_, count| breakpoints(count)),
     ("page-fault-iret-hypercall", |_, count| page_faults(count, bench_fault_iret)),
+    ("event-upcall", upcall::send_to_itself),
+    ("system-call", user::system_calls),
 ];
 
 /// An address that nothing is mapped at.
