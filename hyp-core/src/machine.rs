@@ -330,7 +330,8 @@ pub trait Context: Send + Sync + 'static {
     /// runs again, or the next call. [`Self::reset`] leaves it as it is.
     fn set_vcpu_info(&self, frame: MachineFrame, offset: usize);
     /// Lets events reach the guest, where it is a flag of its processor that keeps them away (the guest has asked to wait for
-    /// them). Only for the vCPU that runs, or one that is stopped.
+    /// them). Only for the vCPU that runs, or one that is stopped. The core asks for a new choice of who runs afterwards, so a backend
+    /// may rely on that way to load what this has changed.
     fn unmask_events(&self);
     /// Whether a flag of the guest's processor keeps events away. (Where the mask stands in `vcpu_info`, no.)
     fn are_events_masked(&self) -> bool;

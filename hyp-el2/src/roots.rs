@@ -4,10 +4,12 @@
 //! guests use ASID 0, so a change of the user root is followed by a flush.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use aarch64_cpu::registers::{Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
 use hyp_core::Vcpu;
 use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::domain::MAX_DOMAINS;
 use hyp_core::machine::FlushScope;
 
 use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
@@ -20,7 +22,7 @@ fn vmid(domain: DomainId) -> u64 {
 }
 
 /// Every CPU has VMIDs of 8 bits at least, so no two domains share one.
-const _: () = assert!(hyp_core::domain::MAX_DOMAINS < 0xff);
+const _: () = assert!(MAX_DOMAINS < 0xff);
 
 fn barrier() {
     // SAFETY: a barrier.
@@ -57,12 +59,26 @@ pub fn switch_to(next: &Vcpu<El2>) {
     // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters (under the oracle, its root).
     unsafe { asm!("msr vttbr_el2, {}", in(reg) tag, options(nostack)) };
     write_roots(next.kernel_root(), next.user_root());
-    if previous == tag {
+    let another = another_ran_last(next);
+    if another || previous == tag {
         // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart.
         flush(FlushScope::Local);
     } else {
         oracle::forget();
     }
+}
+
+/// The vCPU of each domain that this CPU ran last, its number plus one: its translations may still be there, under the tag that all of
+/// the domain's vCPUs share (so that one's maintenance reaches all).
+static LAST: [AtomicU16; MAX_DOMAINS] = [const { AtomicU16::new(0) }; MAX_DOMAINS];
+
+/// Remembers that `next` runs; whether the last of its domain was another one.
+fn another_ran_last(next: &Vcpu<El2>) -> bool {
+    let number = next.index().saturating_add(1);
+    let Some(last) = LAST.get(usize::from(next.domain_id().number())) else { return true };
+    // Relaxed: only this CPU uses it.
+    let last = last.swap(number, Ordering::Relaxed);
+    last != 0 && last != number
 }
 
 /// Loads no root at all.

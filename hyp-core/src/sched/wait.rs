@@ -78,9 +78,11 @@ impl<M: Machine> Hypervisor<M> {
         }
         // See the module's text: between saying and looking.
         fence(Ordering::SeqCst);
-        if !(reason() && self.change_state(vcpu, RunState::Blocked, RunState::Running)) {
-            self.scheduler.want();
+        if reason() {
+            self.change_state(vcpu, RunState::Blocked, RunState::Running);
         }
+        // Even if it doesn't wait: what unmasking has changed of its registers is loaded by those who choose.
+        self.scheduler.want();
     }
 
     /// Makes a vCPU runnable if it is blocked.
