@@ -229,7 +229,7 @@ impl<M: Machine> Domain<M> {
     }
 
     /// Lets the domain use its first `count` vCPUs: at least one, at most [`MAX_VCPUS`]. Before it runs.
-    pub(crate) fn set_vcpu_count(&self, count: u8) {
+    pub fn set_vcpu_count(&self, count: u8) {
         self.vcpu_count.store(count.clamp(1, MAX_VCPUS as u8), Ordering::Relaxed);
     }
 

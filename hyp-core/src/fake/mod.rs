@@ -55,6 +55,11 @@ impl Fake {
         }
     }
 
+    /// Lets so many nanoseconds pass; returns the time then.
+    pub fn advance(&self, nanoseconds: u64) -> u64 {
+        self.clock.fetch_add(nanoseconds, Ordering::Relaxed) + nanoseconds
+    }
+
     /// How often everything was flushed.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
