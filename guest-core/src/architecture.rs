@@ -67,6 +67,8 @@ pub trait Architecture: Sized + 'static {
     /// Instructions in a unit of [`Self::counter`].
     const COUNTER_UNIT: u64;
 
+    /// Tests that only this architecture has; each needs one domain and nothing else.
+    const TESTS: &'static [crate::tests::Test<Self>] = &[];
     /// Rows of the benchmark that only this architecture has.
     const BENCHES: &'static [ArchitectureRow<Self>] = &[];
 

@@ -1,6 +1,6 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{bench, entries, events, forbidden, made_up, traps};
+use crate::{bench, descriptors, entries, events, forbidden, made_up, table_writes, traps};
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
@@ -8,6 +8,7 @@ use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
+use guest_core::tests::Test;
 use penumbra_abi::Errno;
 use penumbra_abi::shared_info::X86SharedInfo;
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
@@ -33,6 +34,8 @@ impl Architecture for X86 {
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
 
+    const TESTS: &'static [Test<Self>] =
+        &[("table-writes", table_writes::run), ("descriptors", descriptors::run)];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     /// QEMU's time-stamp counter counts nanoseconds.
     const COUNTER_UNIT: u64 = 1;

@@ -7,6 +7,8 @@
 #[cfg(target_os = "none")]
 mod bench;
 #[cfg(target_os = "none")]
+mod descriptors;
+#[cfg(target_os = "none")]
 mod direction;
 #[cfg(any(target_os = "none", test))]
 #[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
@@ -21,6 +23,8 @@ mod forbidden;
 mod machine;
 #[cfg(target_os = "none")]
 mod made_up;
+#[cfg(target_os = "none")]
+mod table_writes;
 #[cfg(target_os = "none")]
 mod traps;
 

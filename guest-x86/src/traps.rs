@@ -23,6 +23,9 @@ static ERROR: AtomicU64 = AtomicU64::new(0);
 global_asm!(
     r#"
     .section .text.traps, "ax"
+    trap_not_present:
+        pushq $11
+        jmp trap_with_error
     trap_general_protection:
         pushq $13
         jmp trap_with_error
@@ -77,6 +80,7 @@ global_asm!(
 
 unsafe extern "C" {
     fn trap_invalid_opcode();
+    fn trap_not_present();
     fn trap_general_protection();
     fn trap_page_fault();
 }
@@ -95,6 +99,7 @@ fn trap(vector: u8, handler: unsafe extern "C" fn()) -> TrapInfo {
 pub fn install() -> bool {
     let table = [
         trap(6, trap_invalid_opcode),
+        trap(11, trap_not_present),
         trap(13, trap_general_protection),
         trap(14, trap_page_fault),
         TrapInfo::default(),

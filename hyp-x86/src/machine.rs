@@ -11,13 +11,14 @@ use hyp_core::machine::{
 };
 use hyp_x86::format::X86Format;
 use hyp_x86::layout;
+use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::{X86ArchSharedInfo, X86SharedInfo, X86VcpuInfo};
 use penumbra_abi::vm_assist;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::context::GuestContext;
-use crate::{access, clock, console, cpu, hypercall, memory};
+use crate::{access, clock, console, cpu, guest_descriptors, hypercall, memory};
 
 /// An x86-64 machine with ring-3 guests.
 pub struct X86;
@@ -61,6 +62,10 @@ impl Machine for X86 {
 
     fn hypercall(call: &Call<'_, Self>, number: u64, arguments: Arguments) -> Outcome {
         hypercall::own(call, number, arguments)
+    }
+
+    fn set_local_descriptors(call: &Call<'_, Self>, base: GuestVirtual, entries: u32) -> Result<(), Errno> {
+        guest_descriptors::set_local(call, base, entries)
     }
 }
 

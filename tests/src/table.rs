@@ -120,6 +120,14 @@ fn guest_tests(board: Board) -> Vec<Case> {
     ];
     let mut cases =
         alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec();
+    if board == Board::Q35 {
+        for (name, words) in [
+            ("guest-test/table-writes", "test=table-writes then=poweroff"),
+            ("guest-test/descriptors", "test=descriptors then=poweroff"),
+        ] {
+            cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
+        }
+    }
     // Neither domain ever gives the CPU away.
     let preemption = Case::new(board, "guest-test/preemption", "test=preemption then=poweroff");
     cases.push(guest_test(preemption.domain("domain=spinner memory=16M spin")));

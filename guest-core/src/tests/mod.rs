@@ -20,13 +20,14 @@ mod vcpus;
 use crate::architecture::Architecture;
 use crate::guest::Guest;
 use crate::say;
-use check::Check;
+pub use check::Check;
 use penumbra_abi::Errno;
 
 /// What using a table as a page, or the other way round, is refused with.
 const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 
-type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
+/// A test: its name, and what it does.
+pub type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
 fn alone<A: Architecture>() -> [Test<A>; 8] {
@@ -42,17 +43,22 @@ fn alone<A: Architecture>() -> [Test<A>; 8] {
     ]
 }
 
+/// Those, and the tests that only this architecture has.
+fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
+    alone::<A>().into_iter().chain(A::TESTS.iter().copied())
+}
+
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
 /// a domain 1 with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a second vCPU (`vcpus`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
-            "all" => alone::<A>().into_iter().for_each(|test| run_one(guest, test)),
+            "all" => every::<A>().for_each(|test| run_one(guest, test)),
             "preemption" => run_one(guest, ("preemption", preemption::run)),
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
-            _ => match alone::<A>().into_iter().find(|test| test.0 == name) {
+            _ => match every::<A>().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),
                 None => say!(A, "TEST {name}: FAIL there is no such test"),
             },
