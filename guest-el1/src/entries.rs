@@ -10,6 +10,7 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
+const NOT_GLOBAL: u64 = 1 << 11;
 const KERNEL_NO_EXECUTE: u64 = 1 << 53;
 const USER_NO_EXECUTE: u64 = 1 << 54;
 /// Where the frame number stands, as an address.
@@ -41,9 +42,11 @@ pub const fn executable(frame: u64) -> u64 {
     leaf(frame, false) & !KERNEL_NO_EXECUTE
 }
 
-/// Leads to the table in machine frame `frame`.
+/// Leads to the table in machine frame `frame`. The other bits mean nothing in such an entry; Penumbra sets them all the same, so that
+/// a walk that ends here finds a read-only page.
 pub const fn table(frame: u64) -> u64 {
-    frame << 12 | VALID | TABLE_OR_PAGE
+    let as_page = READ_ONLY | INNER_SHAREABLE | ACCESSED | NOT_GLOBAL | KERNEL_NO_EXECUTE | USER_NO_EXECUTE;
+    frame << 12 | VALID | TABLE_OR_PAGE | as_page
 }
 
 /// `entry` with another frame number.

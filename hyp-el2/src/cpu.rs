@@ -1,9 +1,9 @@
 //! What each CPU has for itself. `TPIDR_EL2` points to it.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use aarch64_cpu::registers::{TPIDR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, ReadWriteable, TPIDR_EL2, Writeable};
 use hyp_core::Vcpu;
 
 use crate::machine::El2;
@@ -15,9 +15,15 @@ pub struct Cpu {
     stack_top: AtomicU64,
     /// The vCPU whose registers are in the CPU, or null.
     current: AtomicPtr<Vcpu<El2>>,
+    /// Whether the guest is shown an interrupt (`HCR_EL2.VI`).
+    virtual_interrupt: AtomicBool,
 }
 
-static BOOT_CPU: Cpu = Cpu { stack_top: AtomicU64::new(0), current: AtomicPtr::new(ptr::null_mut()) };
+static BOOT_CPU: Cpu = Cpu {
+    stack_top: AtomicU64::new(0),
+    current: AtomicPtr::new(ptr::null_mut()),
+    virtual_interrupt: AtomicBool::new(false),
+};
 
 /// Sets the boot CPU's data up; `stack_top` is a virtual address.
 pub fn initialise(stack_top: u64) -> &'static Cpu {
@@ -38,6 +44,19 @@ impl Cpu {
         let pointer = self.current.load(Ordering::Relaxed);
         // SAFETY: it is null, or was made from a `&'static Vcpu` by `set_current`.
         unsafe { pointer.as_ref() }
+    }
+
+    /// Whether the guest is shown an interrupt.
+    pub fn virtual_interrupt(&self) -> bool {
+        self.virtual_interrupt.load(Ordering::Relaxed)
+    }
+
+    /// Shows the guest an interrupt, or none any more: it takes it when its PSTATE.I is clear. The return to the guest makes it
+    /// visible.
+    pub fn show_virtual_interrupt(&self, on: bool) {
+        if self.virtual_interrupt.swap(on, Ordering::Relaxed) != on {
+            HCR_EL2.modify(HCR_EL2::VI.val(u64::from(on)));
+        }
     }
 
     /// Says whose registers are in this CPU.

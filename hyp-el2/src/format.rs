@@ -12,6 +12,10 @@
 //!   don't rely on it.
 //! - **Bits that mean nothing today but something on some CPU** (contiguous, guarded page, nT, PBHA, NSE, the hierarchical
 //!   bits of table entries, output address bits from 48 up) must be zero. The four software bits 55..58 are free.
+//! - **Table entries** carry, in bits that the walker ignores there, what makes the same entry a harmless *page* when it is
+//!   reached by a walk of fewer levels, as through a root that leads to itself: read-only, never executable, normal memory.
+//!   The bits are forced, so every such *linear* table is read-only. (DDI 0487, D8.3.1: in a table descriptor, bits 2 to 11 and 51 to
+//!   58 are ignored. The hierarchical bits 59 to 63 stay zero, and are never credited.)
 //! - **Superpages** are 2 MiB, at level 2; a block one level higher is refused, as the core counts references per frame.
 //! - **Absent entries** may hold anything. The architecture forbids a walk through an entry with bit 0 clear, speculative
 //!   ones included (L1TF is a flaw of other CPUs), and guests keep swap information there.
@@ -65,6 +69,10 @@ pub const fn must_break_before_make(old: u64, new: u64) -> bool {
     old & new & VALID != 0 && (old ^ new) & !FREE_TO_CHANGE != 0
 }
 
+/// What every table entry has besides its address: see the module's doc, "Table entries".
+const READ_ONLY_AS_A_PAGE: u64 =
+    READ_ONLY | INNER_SHAREABLE | ACCESS_FLAG | NOT_GLOBAL | PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER;
+
 /// The format, as the core knows it.
 #[derive(Clone, Copy, Debug)]
 pub struct VmsaStage1;
@@ -104,7 +112,7 @@ impl PageTableFormat for VmsaStage1 {
         }
         let allowed = match (level, raw & TABLE_OR_PAGE != 0) {
             (1, true) => VALID | TABLE_OR_PAGE | ADDRESS | INNER_SHAREABLE | FREE_IN_LEAF,
-            (2..=4, true) => VALID | TABLE_OR_PAGE | ADDRESS,
+            (2..=4, true) => VALID | TABLE_OR_PAGE | ADDRESS | READ_ONLY_AS_A_PAGE,
             (2, false) => VALID | BLOCK_ADDRESS | INNER_SHAREABLE | FREE_IN_LEAF,
             _ => return Err(EntryFault::WrongLevel),
         };
@@ -114,7 +122,7 @@ impl PageTableFormat for VmsaStage1 {
             _ => 0,
         };
         match (raw & !allowed) | wrong_shareability {
-            0 => Ok((raw, entry)),
+            0 => Ok((raw | forced(entry), entry)),
             forbidden => Err(EntryFault::ForbiddenBits(forbidden)),
         }
     }
@@ -122,7 +130,9 @@ impl PageTableFormat for VmsaStage1 {
     fn encode(level: Level, entry: Entry) -> u64 {
         match entry {
             Entry::Absent => 0,
-            Entry::Table(table) => (table.start().bytes() & ADDRESS) | TABLE_OR_PAGE | VALID,
+            Entry::Table(table) => {
+                (table.start().bytes() & ADDRESS) | READ_ONLY_AS_A_PAGE | TABLE_OR_PAGE | VALID
+            }
             Entry::Leaf(leaf) => {
                 let page = if level == 1 { TABLE_OR_PAGE } else { 0 };
                 let rights = if leaf.writable { 0 } else { READ_ONLY };
@@ -141,9 +151,23 @@ impl PageTableFormat for VmsaStage1 {
         raw & !VALID
     }
 
+    fn is_read_only_table(raw: u64) -> bool {
+        // What ends a walk through a linear table is an entry of a table of level 2 or more: a table entry, which reads as a
+        // read-only page; or a block, which at the last level is none. Entries of level 1 are never reached that way.
+        raw & READ_ONLY_AS_A_PAGE == READ_ONLY_AS_A_PAGE
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         // TCR_EL1.HA and HD are off: hardware changes nothing.
         0
+    }
+}
+
+/// Bits that stand in an entry whatever the guest says.
+const fn forced(entry: Entry) -> u64 {
+    match entry {
+        Entry::Table(_) => READ_ONLY_AS_A_PAGE,
+        Entry::Absent | Entry::Leaf(_) => 0,
     }
 }
 
@@ -204,7 +228,8 @@ mod tests {
             let fault = Err(EntryFault::ForbiddenBits(1 << bit));
             assert_eq!(VmsaStage1::admit(1, PAGE | 1 << bit), fault, "bit {bit} of a page");
         }
-        for bit in (2..12).chain(48..64) {
+        let forced = |bit: &u64| READ_ONLY_AS_A_PAGE >> bit & 1 != 0;
+        for bit in (2..12).chain(48..64).filter(|bit| !forced(bit)) {
             let fault = Err(EntryFault::ForbiddenBits(1 << bit));
             assert_eq!(VmsaStage1::admit(3, VALID | TABLE_OR_PAGE | 1 << bit), fault, "bit {bit} of a table");
         }
@@ -219,6 +244,57 @@ mod tests {
         for level in [1, 3, 4] {
             assert_eq!(VmsaStage1::admit(level, raw), Err(EntryFault::WrongLevel));
         }
+    }
+
+    /// XSA-148: Xen's fast path for level-2 entries looked neither at the superpage bit nor at the writable bit when an
+    /// entry changed "only its flags", so a guest made a table's mapping a writable superpage. Here every change of
+    /// those bits gives another meaning, which is judged anew.
+    #[test]
+    fn xsa_148_superpage_and_writable_bits_are_part_of_the_meaning() {
+        let block = BLOCK | READ_ONLY | 0x4020_0000;
+        let table = VmsaStage1::encode(2, Entry::Table(mfn(0x40200)));
+        let meaning = |raw| VmsaStage1::admit(2, raw).map(|(_, entry)| entry);
+        let leaf = |writable| Ok(Entry::Leaf(Leaf { frame: mfn(0x40200), level: 2, writable }));
+        assert_eq!(meaning(table), Ok(Entry::Table(mfn(0x40200))));
+        assert_eq!((meaning(block), meaning(block & !READ_ONLY)), (leaf(false), leaf(true)));
+        assert_eq!(meaning(block | DIRTY_BIT_MODIFIER), leaf(true), "hardware could make it writable");
+    }
+
+    /// XSA-167: the frame number of a superpage entry was not checked: one that isn't aligned reaches memory before its frame.
+    /// XSA-176: the walker ignored reserved bits of superpage entries, some of which are address bits to other walkers.
+    #[test]
+    fn xsa_167_and_176_no_bit_of_a_superpage_entry_is_ignored() {
+        let block = BLOCK | 0x4020_0000;
+        for bit in 12..21 {
+            let fault = Err(EntryFault::ForbiddenBits(1 << bit));
+            assert_eq!(VmsaStage1::admit(2, block | 1 << bit), fault, "bit {bit}: an address bit, or nT");
+        }
+        for bit in (2..64).filter(|bit| (FREE_IN_LEAF | INNER_SHAREABLE | BLOCK_ADDRESS) >> bit & 1 == 0) {
+            let fault = Err(EntryFault::ForbiddenBits(1 << bit));
+            assert_eq!(VmsaStage1::admit(2, block | 1 << bit), fault, "bit {bit}");
+        }
+        assert_eq!(VmsaStage1::admit(3, BLOCK | 0x4000_0000), Err(EntryFault::WrongLevel), "1 GiB");
+        assert_eq!(VmsaStage1::admit(4, BLOCK), Err(EntryFault::WrongLevel), "512 GiB");
+    }
+
+    #[test]
+    fn a_table_entry_is_harmless_as_a_page() {
+        for level in 2..=4 {
+            let (raw, entry) =
+                VmsaStage1::admit(level, VALID | TABLE_OR_PAGE | 0x4123_4000).expect("admitted");
+            assert_eq!(entry, Entry::Table(mfn(0x41234)));
+            assert_eq!(raw, VmsaStage1::encode(level, entry));
+            assert!(VmsaStage1::is_read_only_table(raw));
+            // The same bits at the last level of a walk through a linear table.
+            let (as_page, page) = VmsaStage1::admit(1, raw).expect("a page that a guest could write itself");
+            assert_eq!(as_page, raw);
+            assert_eq!(page, Entry::Leaf(Leaf { frame: mfn(0x41234), level: 1, writable: false }));
+            let never = PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER;
+            assert!(raw & never == never && raw & USER == 0);
+        }
+        assert!(!VmsaStage1::is_read_only_table(VALID | TABLE_OR_PAGE | 0x4123_4000));
+        // A block's bits at the last level are a reserved encoding: a fault.
+        assert_eq!(VmsaStage1::decode(1, BLOCK), Entry::Absent);
     }
 
     #[test]
@@ -245,7 +321,7 @@ mod tests {
     #[test]
     fn only_another_meaning_needs_a_break() {
         let page = PAGE | 0x4123_4000;
-        let table = VALID | TABLE_OR_PAGE | 0x4123_4000;
+        let table = VALID | TABLE_OR_PAGE | READ_ONLY_AS_A_PAGE | 0x4123_4000;
         let replacements = [
             (page, page ^ 0x1000, true, "another frame"),
             (page, page | NOT_GLOBAL, true, "global to not global"),
@@ -253,6 +329,8 @@ mod tests {
             (BLOCK | 0x4020_0000, table, true, "a block to a table"),
             (table, BLOCK | 0x4020_0000, true, "a table to a block"),
             (table, table ^ 0x1000, true, "another table"),
+            (BLOCK | 0x4020_0000, BLOCK | 0x4040_0000, true, "another superpage"),
+            (BLOCK | 0x4020_0000, BLOCK | READ_ONLY | 0x4020_0000, false, "write protection of a superpage"),
             (page, page, false, "the same"),
             (page, 0, false, "valid to absent"),
             (page, (page ^ 0x1000) & !VALID, false, "valid to absent, whatever else it says"),

@@ -9,6 +9,9 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const READ_ONLY: u64 = 1 << 7;
 /// XN of EL2's single-privilege tables; UXN of EL1's, which says nothing about the kernel.
 const EXECUTE_NEVER: u64 = 1 << 54;
+/// A table. The walker ignores the two upper bits and, beside them, the access flag, which is clear: guest roots lead to tables that are
+/// made here (the M2P's), and if a root leads to itself, a walk can end at this entry as if it were a page. That page can't be used.
+const TABLE: u64 = VALID | TABLE_OR_PAGE | READ_ONLY | EXECUTE_NEVER;
 const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 
 /// AF, and AP[1], which is RES1 at EL2 (DDI 0487, D8.4).
@@ -134,7 +137,7 @@ fn descend<S: TableStore>(store: &mut S, table: u64, index: usize, level: u8) ->
             store.write(below, slot, leaf(machine, level - 1, attributes));
         }
     }
-    store.write(table, index, below | VALID | TABLE_OR_PAGE);
+    store.write(table, index, below | TABLE);
     Ok(below)
 }
 
@@ -249,6 +252,19 @@ mod tests {
         map(&mut store, root, 0x1000, 0x1000, 0x1000, Attributes(EL2_FIXED)).expect("mapped");
         map(&mut store, root, 0x2000, 0x2000, 0x1000, Attributes::TEXT).expect("mapped");
         assert_eq!(survey(&store, root), Survey { text: 1, writable_and_executable: 1, ..Survey::default() });
+    }
+
+    /// The hypervisor's entries in a guest's root, reached through a root that leads to itself: pages without an access flag.
+    #[test]
+    fn a_table_entry_is_no_page_that_anyone_could_use() {
+        const ACCESS_FLAG: u64 = 1 << 10;
+        let (mut store, root) = tables();
+        map(&mut store, root, 0x8000_0000_0000, 0x4000_0000, PAGE, Attributes::READ_ONLY).expect("mapped");
+        let entries = (1..store.0.len()).map(|table| store.0[table - 1].iter().find(|entry| **entry != 0));
+        for entry in entries {
+            let entry = entry.expect("each table but the last leads to one");
+            assert_eq!(entry & (VALID | TABLE_OR_PAGE | READ_ONLY | ACCESS_FLAG), TABLE & !EXECUTE_NEVER);
+        }
     }
 
     #[test]

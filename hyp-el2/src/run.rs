@@ -42,7 +42,20 @@ extern "C" fn guest_hypercall(
     let Some(vcpu) = cpu.current() else { return Some(next(cpu)) };
     HYPERVISOR.hypercall(vcpu, context.register(16), context.arguments());
     oracle::check(vcpu);
-    HYPERVISOR.reschedule_wanted().then(|| next(cpu))
+    if HYPERVISOR.reschedule_wanted() {
+        return Some(next(cpu));
+    }
+    show_upcall(cpu, vcpu);
+    None
+}
+
+/// An upcall is an interrupt of the guest's own: as long as an event is pending, `HCR_EL2.VI` is set, and PSTATE.I is the mask. The
+/// guest's handler clears `evtchn_upcall_pending`, handles what is pending, and makes a hypercall, by which this is looked
+/// at again. Costs two loads when there is nothing.
+fn show_upcall(cpu: &Cpu, vcpu: &Vcpu<El2>) {
+    if vcpu.upcall_wanted() | cpu.virtual_interrupt() {
+        cpu.show_virtual_interrupt(HYPERVISOR.upcall_due(vcpu));
+    }
 }
 
 /// Something that traps, and is no hypercall.
@@ -105,7 +118,13 @@ fn kill(cpu: &'static Cpu, context: &'static GuestContext, reason: &str) -> &'st
 
 /// Back to the same vCPU, or to another one if it is time.
 fn resume(cpu: &'static Cpu, context: &'static GuestContext) -> &'static GuestContext {
-    if HYPERVISOR.reschedule_wanted() { next(cpu) } else { context }
+    if HYPERVISOR.reschedule_wanted() {
+        return next(cpu);
+    }
+    if let Some(vcpu) = cpu.current() {
+        show_upcall(cpu, vcpu);
+    }
+    context
 }
 
 /// Whether the guest takes the same exception for ever, because there is nothing at its vector.
@@ -141,7 +160,8 @@ fn take_input() {
 /// The vCPU has nothing to do until an interrupt: others go first, and if there are none, the CPU sleeps.
 fn wait(cpu: &'static Cpu, vcpu: &'static Vcpu<El2>) -> &'static GuestContext {
     let context = next(cpu);
-    if core::ptr::eq(context, vcpu.context()) {
+    // A pending event ends the wait, masked or not, as an interrupt does.
+    if core::ptr::eq(context, vcpu.context()) && !HYPERVISOR.upcall_due(vcpu) {
         board::wait_for_interrupt();
         handle_interrupts();
         return resume(cpu, context);
@@ -155,6 +175,7 @@ pub fn next(cpu: &'static Cpu) -> &'static GuestContext {
         match HYPERVISOR.schedule() {
             Next::Run(vcpu) => {
                 switch(cpu, vcpu);
+                cpu.show_virtual_interrupt(HYPERVISOR.upcall_due(vcpu));
                 return vcpu.context();
             }
             Next::Idle => idle(cpu),

@@ -44,7 +44,7 @@
 
 // The same for synchronous exceptions, most of which are hypercalls: those have a short way back. `guest_hypercall` returns null if
 // the same vCPU goes on; then x20 to x29 still hold what the guest had there, as the procedure call standard (AAPCS64) has
-// it, and PSTATE is as it was. Exactly the 32 instructions that fit.
+// it. Exactly the 32 instructions that fit.
 .macro from_guest_synchronous
     .balign 0x80
     save_registers
@@ -98,11 +98,13 @@ other_synchronous:
     adr     x30, enter_guest
     b       guest_synchronous
 
-// The context is at x19. The address to go on at may have changed: a preempted hypercall is issued again.
+// The context is at x19. The address to go on at may have changed (a preempted hypercall is issued again), and PSTATE (who waits for
+// events wants them unmasked).
 return_from_hypercall:
     mov     sp, x19
-    ldr     x1, [sp, #CONTEXT_PC]
+    ldp     x1, x2, [sp, #CONTEXT_PC]
     msr     elr_el2, x1
+    msr     spsr_el2, x2
     ldr     x30, [sp, #CONTEXT_LR]
     ldp     x2, x3, [sp, #16]
     ldp     x4, x5, [sp, #32]
