@@ -36,6 +36,11 @@ pub struct Mapping {
 /// An instruction that must be refused: its name, and a function that executes it and says whether it faulted.
 pub type Forbidden = (&'static str, fn() -> bool);
 
+/// Something that a kernel does without its hypervisor: its name, how many instructions one operation takes, and a function that does
+/// it so many times and says how many units of the counter that took. The first argument is the address of a page that user
+/// mode may execute, with [`Architecture::USER_CODE`] at its start.
+pub type Unseen = (&'static str, u64, fn(u64, u64) -> u64);
+
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
 pub trait Architecture: Sized + 'static {
     /// Name, for the greeting.
@@ -113,6 +118,10 @@ pub trait Architecture: Sized + 'static {
     fn leaf(frame: u64, writable: bool) -> u64;
     /// An entry that leads to the table in machine frame `frame`.
     fn table(frame: u64) -> u64;
+    /// As [`Self::table`], for a root that leads to itself: nothing can be written through it.
+    fn linear_table(frame: u64) -> u64 {
+        Self::table(frame)
+    }
     /// `entry` with its frame number replaced, all attribute bits kept.
     fn with_frame(entry: u64, frame: u64) -> u64;
     /// The bits that hardware may set by itself (accessed, dirty).
@@ -136,6 +145,15 @@ pub trait Architecture: Sized + 'static {
     /// Executes the made-up instructions at `code` with `data`, the address of a page of no value, in most registers; comes
     /// back at the first fault. Only after [`Self::install_traps`] returned true.
     fn execute(code: u64, data: u64);
+
+    /// What no hypervisor takes part in, on an architecture where there is such.
+    const UNSEEN: &'static [Unseen] = &[];
+    /// Code that [`Self::UNSEEN`] wants in user mode.
+    const USER_CODE: [u64; 2] = [0; 2];
+    /// As [`Self::leaf`], read-only, for code of user mode.
+    fn user_executable(frame: u64) -> u64 {
+        Self::leaf(frame, false)
+    }
 
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();

@@ -7,6 +7,7 @@ use penumbra_abi::aarch64::ATTRIBUTE_INDEX_NORMAL;
 const VALID: u64 = 1 << 0;
 /// A table at levels 4 to 2 (the manual's 0 to 2), a page at level 1 (the manual's 3).
 const TABLE_OR_PAGE: u64 = 1 << 1;
+const USER: u64 = 1 << 6;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
@@ -40,6 +41,11 @@ pub const fn executable_leaf(frame: u64) -> u64 {
 /// Maps machine frame `frame` for the kernel's code, read-only.
 pub const fn executable(frame: u64) -> u64 {
     leaf(frame, false) & !KERNEL_NO_EXECUTE
+}
+
+/// Maps machine frame `frame` for user mode's code.
+pub const fn user_executable_leaf(frame: u64) -> u64 {
+    leaf(frame, false) & !USER_NO_EXECUTE | USER
 }
 
 /// Leads to the table in machine frame `frame`. The other bits mean nothing in such an entry; Penumbra sets them all the same, so that

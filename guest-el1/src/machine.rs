@@ -1,11 +1,11 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{bench, entries, events, forbidden, made_up, traps};
+use crate::{bench, entries, events, forbidden, made_up, traps, unseen};
 use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use guest_core::Architecture;
-use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
+use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping, Unseen};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
@@ -200,6 +200,13 @@ impl<B: Below> Architecture for Kernel<B> {
 
     fn execute(code: u64, data: u64) {
         made_up::execute(code, data);
+    }
+
+    const UNSEEN: &'static [Unseen] = unseen::UNSEEN;
+    const USER_CODE: [u64; 2] = unseen::USER_CODE;
+
+    fn user_executable(frame: u64) -> u64 {
+        entries::user_executable_leaf(frame)
     }
 
     fn forbidden_instruction() {

@@ -26,6 +26,8 @@ mod machine;
 mod made_up;
 #[cfg(target_os = "none")]
 mod traps;
+#[cfg(target_os = "none")]
+mod unseen;
 
 /// Called on the kernel's own stack.
 ///

@@ -158,6 +158,11 @@ impl Architecture for X86 {
         entries::table(frame)
     }
 
+    fn linear_table(frame: u64) -> u64 {
+        const WRITABLE: u64 = 1 << 1;
+        entries::table(frame) & !WRITABLE
+    }
+
     fn with_frame(entry: u64, frame: u64) -> u64 {
         entries::with_frame(entry, frame)
     }

@@ -1,15 +1,16 @@
 //! What confines a guest in direct mode.
 //!
 //! Stage 2 is off, so isolation rests on the validated tables, and on a guest not being able to do anything that would bypass
-//! them. This file is the list in docs/aarch64-confinement.md, register by register. All of them
+//! them. This file is the list in docs/aarch64-confinement.md, register by register; the values are in [`confinement`]. All of them
 //! are written once for each CPU, before the first guest, and never again, except for `TCR_EL1`'s two walk-disable bits.
 
 use core::arch::asm;
 
 use aarch64_cpu::registers::{
     CNTHCTL_EL2, CNTVOFF_EL2, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1,
-    MAIR_EL1, MDCR_EL2, MIDR_EL1, ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, VMPIDR_EL2, Writeable,
+    MAIR_EL1, MDCR_EL2, MIDR_EL1, Readable, SCTLR_EL1, TCR_EL1, VMPIDR_EL2, Writeable,
 };
+use hyp_el2::confinement;
 
 /// `MAIR_EL1`: index 0 is Normal write-back memory; all others too, so that none of them can mean anything else.
 const MAIR: u64 = 0xffff_ffff_ffff_ffff;
@@ -61,35 +62,12 @@ pub fn confine_guests() {
 
 /// `HCR_EL2` and its extensions.
 fn confine_execution() {
-    HCR_EL2.write(
-        HCR_EL2::RW::EL1IsAarch64
-            + HCR_EL2::TVM::SET     // SCTLR, TTBRs, TCR, MAIR, ...: only through us
-            + HCR_EL2::TPCP::SET    // cache maintenance to the point of coherency
-            + HCR_EL2::TSW::SET     // by set and way
-            + HCR_EL2::SWIO::SET
-            + HCR_EL2::TACR::SET
-            + HCR_EL2::TIDCP::SET
-            + HCR_EL2::TSC::SET
-            + HCR_EL2::TID1::SET
-            + HCR_EL2::TID3::SET
-            + HCR_EL2::TLOR::SET
-            + HCR_EL2::TERR::SET
-            + HCR_EL2::TEA::SET
-            + HCR_EL2::FB::SET
-            + HCR_EL2::BSU::InnerShareable
-            + HCR_EL2::IMO::SET
-            + HCR_EL2::FMO::SET
-            + HCR_EL2::AMO::SET
-            + HCR_EL2::TWI::SET
-            + HCR_EL2::TWE::SET,
-    );
-    if ID_AA64PFR1_MTE.read() != 0 {
-        HCR_EL2.modify(HCR_EL2::TID5::SET);
-    }
+    let tags = if ID_AA64PFR1_MTE.read() != 0 { confinement::HCR_TAGS } else { 0 };
+    HCR_EL2.set(confinement::HCR | tags);
     // HCRX_EL2, if there is one (FEAT_HCX): nothing enabled.
     if ID_AA64MMFR1_EL1.get() >> 40 & 0xf != 0 {
-        // SAFETY: the register exists, and zero enables nothing.
-        unsafe { asm!("msr S3_4_C1_C2_2, xzr", options(nomem, nostack)) };
+        // SAFETY: the register exists, and its value enables nothing.
+        unsafe { asm!("msr S3_4_C1_C2_2, {}", in(reg) confinement::HCRX, options(nomem, nostack)) };
     }
     // Fine-grained traps, if there are any (FEAT_FGT): bits named "n..." trap when zero, the others don't; both are what we want.
     if ID_AA64MMFR0_EL1.get() >> 56 & 0xf != 0 {
@@ -110,9 +88,8 @@ fn confine_execution() {
     // that state: the return itself can't be trapped. Nothing is to be gained there: EL0 in AArch32 uses the same tables under the
     // same TCR_EL1, has no cache maintenance, and its exceptions go to EL1 in AArch64. And it doesn't last: its first coprocessor
     // access, or the first interrupt, comes to EL2 from AArch32, which is the end of the domain (`run`).
-    const ALL: u64 = 0xffff & !(1 << 4 | 1 << 14);
     // SAFETY: traps for AArch32 only.
-    unsafe { asm!("msr hstr_el2, {}", in(reg) ALL, options(nomem, nostack)) };
+    unsafe { asm!("msr hstr_el2, {}", in(reg) confinement::HSTR, options(nomem, nostack)) };
 }
 
 /// The MTE field of `ID_AA64PFR1_EL1`, which names the group of registers that TID5 traps.
@@ -140,42 +117,27 @@ fn confine_debug() {
             value >> 11 & 0x1f
         }
     };
-    MDCR_EL2.set(0);
-    MDCR_EL2.modify(
-        MDCR_EL2::TDRA::SET
-            + MDCR_EL2::TDOSA::SET
-            + MDCR_EL2::TDA::SET
-            + MDCR_EL2::TDE.val(1)
-            + MDCR_EL2::TPM::SET
-            + MDCR_EL2::TPMCR::SET
-            + MDCR_EL2::HPMN.val(counters)
-            + MDCR_EL2::TPMS::SET
-            + MDCR_EL2::TTRF::SET,
-    );
+    MDCR_EL2.set(confinement::MDCR | counters);
     // SAFETY: no single step, no breakpoints, no user access to the debug channel.
     unsafe { asm!("msr mdscr_el1, xzr", options(nomem, nostack)) };
 }
 
 /// `CPTR_EL2`: floating point and SIMD are free (and switched in full); SVE, SME, trace and activity monitors trap.
 fn confine_floating_point() {
-    const TRAPS: u64 = 1 << 30 | 1 << 20 | 1 << 12 | 1 << 8;
-    const RES1: u64 = 1 << 13 | 1 << 9 | 0xff;
     // SAFETY: FP isn't trapped and nothing that the hypervisor uses is.
-    unsafe { asm!("msr cptr_el2, {}", in(reg) TRAPS | RES1, options(nomem, nostack)) };
+    unsafe { asm!("msr cptr_el2, {}", in(reg) confinement::CPTR, options(nomem, nostack)) };
 }
 
 /// The physical timer and counter are ours; the virtual ones run along with them. The GIC's CPU interface is ours.
 fn confine_interrupts_and_time() {
-    CNTHCTL_EL2.set(0);
+    CNTHCTL_EL2.set(confinement::CNTHCTL);
     CNTVOFF_EL2.set(0);
     VMPIDR_EL2.set(1 << 31);
     // SAFETY: what the guest reads as MIDR_EL1; the real one.
     unsafe { asm!("msr vpidr_el2, {}", in(reg) MIDR_EL1.get(), options(nomem, nostack)) };
     if ID_AA64PFR0_EL1.get() >> 24 & 0xf != 0 {
-        // ICH_HCR_EL2: no list registers in use; accesses to the virtual CPU interface trap (TC, TALL0, TALL1).
-        const TRAP_ALL: u64 = 1 << 10 | 1 << 11 | 1 << 12;
         // SAFETY: GIC system registers exist, and ICC_SRE_EL2 (set up with the GIC) keeps EL1 from ICC_SRE_EL1.
-        unsafe { asm!("msr S3_4_C12_C11_0, {}", in(reg) TRAP_ALL, options(nomem, nostack)) };
+        unsafe { asm!("msr S3_4_C12_C11_0, {}", in(reg) confinement::ICH_HCR, options(nomem, nostack)) };
     }
 }
 

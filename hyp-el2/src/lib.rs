@@ -2,6 +2,7 @@
 //!
 //! - [`layout`]: where things are in EL2's virtual address space;
 //! - [`format`](mod@format): the guests' page tables, as the core sees them;
+//! - [`confinement`]: the values of the registers that confine guests;
 //! - [`mapper`]: building and surveying the hypervisor's own tables;
 //! - [`syndrome`]: what a trap's syndrome says;
 //! - [`features`]: what guests see of the CPU's ID registers;
@@ -11,6 +12,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod confinement;
 pub mod features;
 pub mod format;
 pub mod injection;

@@ -110,6 +110,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/hypercalls", "test=hypercalls then=poweroff"),
         ("guest-test/instructions", "test=instructions then=poweroff"),
         ("guest-test/pin", "test=pin then=poweroff"),
+        ("guest-test/linear", "test=linear then=poweroff"),
         ("guest-test/root", "test=root then=poweroff"),
         ("guest-test/reservation", "test=reservation then=poweroff"),
         ("guest-test/multicall", "test=multicall then=poweroff"),
@@ -138,6 +139,10 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ..Case::new(board, "guest-test/vcpus", "test=vcpus then=poweroff")
     };
     cases.push(guest_test(vcpus.domain(NEIGHBOUR)));
+    if board == Board::Virt {
+        let unseen = Case::new(board, "guest-test/unseen-by-the-hypervisor", "test=unseen then=poweroff");
+        cases.push(guest_test(Case { icount: true, ..unseen }));
+    }
     cases
 }
 

@@ -8,6 +8,7 @@ mod console;
 mod events;
 mod hypercalls;
 mod instructions;
+mod linear;
 mod multicall;
 mod neighbour;
 mod pin;
@@ -15,6 +16,7 @@ mod preemption;
 mod reservation;
 mod root;
 mod signal;
+mod unseen;
 mod vcpus;
 
 use crate::architecture::Architecture;
@@ -35,6 +37,7 @@ fn alone<A: Architecture>() -> [Test<A>; 8] {
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
         ("pin", pin::run),
+        ("linear", linear::run),
         ("root", root::run),
         ("reservation", reservation::run),
         ("multicall", multicall::run),
@@ -49,7 +52,8 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 }
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
-/// a domain 1 with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a second vCPU (`vcpus`).
+/// a domain 1 with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a second vCPU (`vcpus`), nor a
+/// machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
@@ -57,6 +61,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "preemption" => run_one(guest, ("preemption", preemption::run)),
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
+            "unseen" => run_one(guest, ("unseen", unseen::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
             _ => match every::<A>().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),
