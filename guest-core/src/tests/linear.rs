@@ -11,12 +11,11 @@ use crate::hypercalls::update_entry;
 /// A slot of the root that nobody uses, in the kernel's half.
 const SLOT: u64 = 300;
 
-/// The address at which the table of `level` on the way to `target` shows through [`SLOT`].
+/// The address at which the table of `level` on the way to `target` shows through [`SLOT`]: each step through the slot takes one
+/// level off the walk.
 fn seen(target: u64, level: u32) -> u64 {
-    // Each step through the slot takes one level off the walk.
-    let down = (level..=4).fold(0, |address, _| address >> 9 | SLOT << 39);
-    let below = (target & 0xffff_ffff_f000) >> (9 * (5 - level));
-    let address = (down & 0xffff_ffff_f000 & !((1 << (48 - 9 * (5 - level))) - 1)) | below;
+    let target = target & 0xffff_ffff_f000;
+    let address = (0..level).fold(target, |address, _| address >> 9 | SLOT << 39);
     0xffff_0000_0000_0000 | address & !0xfff
 }
 
