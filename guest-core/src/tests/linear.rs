@@ -6,7 +6,8 @@
 use super::check::Check;
 use crate::architecture::{Architecture, table_index};
 use crate::guest::Guest;
-use crate::hypercalls::update_entry;
+use crate::hypercalls::{mmuext, update_entry};
+use penumbra_abi::mmu::MMUEXT_TLB_FLUSH_LOCAL;
 
 /// A slot of the root that nobody uses, in the kernel's half.
 const SLOT: u64 = 300;
@@ -37,6 +38,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let hypervisor = seen(A::M2P_WINDOW, 1);
     check.that("nor what the hypervisor has there", !A::try_write_word(hypervisor, 0));
     check.done("the root leads there no longer", update_entry::<A>(slot, 0));
+    check.done("and is forgotten", mmuext::<A>(MMUEXT_TLB_FLUSH_LOCAL, 0, 0));
     check.that("and nothing shows", A::try_read_word(seen(guest.info.pt_base, 4)).is_none());
 }
 
