@@ -57,6 +57,11 @@ pub trait Architecture: Sized + 'static {
     /// Machine frame of a device that is there on the usual board: what a guest must not get at.
     const DEVICE_FRAME: u64;
 
+    /// Whether memory can be mapped uncached, so that the control domain may want caches flushed.
+    const HAS_CACHE_FLUSH: bool = false;
+    /// Whether there are segments, and what else hypercalls have for them.
+    const HAS_SEGMENTS: bool = false;
+
     /// Issues a hypercall; returns what the hypervisor put into the result register.
     ///
     /// Addresses among the arguments must be those of buffers which the caller owns for as long as the call lasts, or

@@ -5,7 +5,7 @@
 
 use crate::architecture::Architecture;
 use penumbra_abi::domctl::{self, DomainInfo, Domctl, GetMemoryList};
-use penumbra_abi::memory::{self, MemoryReservation};
+use penumbra_abi::memory::{self, MemoryExchange, MemoryReservation};
 use penumbra_abi::mmu::{self, MmuUpdate, MmuextOp};
 use penumbra_abi::multicall::MulticallEntry;
 use penumbra_abi::sched::{self, SchedShutdown};
@@ -104,13 +104,40 @@ pub fn entry(operation: u64, arguments: &[u64]) -> MulticallEntry {
 /// # Errors
 /// Why the hypervisor refuses.
 pub fn reservation<A: Architecture>(operation: u64, frames: &mut [u64]) -> Result<u64, Errno> {
-    let request = MemoryReservation {
+    reservation_of::<A>(operation, frames, 0, DOMID_SELF)
+}
+
+/// As [`reservation`], on `domain`'s memory and with extents of `2^order` pages.
+///
+/// # Errors
+/// Why the hypervisor refuses.
+pub fn reservation_of<A: Architecture>(
+    operation: u64,
+    frames: &mut [u64],
+    order: u32,
+    domain: u16,
+) -> Result<u64, Errno> {
+    let request = extents(frames, order, domain);
+    call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])
+}
+
+fn extents(frames: &mut [u64], order: u32, domain: u16) -> MemoryReservation {
+    MemoryReservation {
         extent_start: address_of_mut(frames),
         nr_extents: frames.len() as u64,
-        domid: DOMID_SELF,
+        extent_order: order,
+        domid: domain,
         ..Default::default()
-    };
-    call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])
+    }
+}
+
+/// A request to exchange the caller's extents `old` for new ones, under the page numbers in `new`.
+pub fn exchange(old: &mut [u64], old_order: u32, new: &mut [u64], new_order: u32) -> MemoryExchange {
+    MemoryExchange {
+        input: extents(old, old_order, DOMID_SELF),
+        output: extents(new, new_order, DOMID_SELF),
+        nr_exchanged: 0,
+    }
 }
 
 /// A reservation of as many extents as can be written down, without a list of them.

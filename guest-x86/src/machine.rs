@@ -32,6 +32,8 @@ impl Architecture for X86 {
     /// The local APIC.
     const DEVICE_FRAME: u64 = 0xfee00;
     const HARDWARE_BITS: u64 = entries::HARDWARE_BITS;
+    const HAS_CACHE_FLUSH: bool = true;
+    const HAS_SEGMENTS: bool = true;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
 
     const TESTS: &'static [Test<Self>] =

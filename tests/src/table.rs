@@ -113,6 +113,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/linear", "test=linear then=poweroff"),
         ("guest-test/root", "test=root then=poweroff"),
         ("guest-test/reservation", "test=reservation then=poweroff"),
+        ("guest-test/memory", "test=memory then=poweroff"),
         ("guest-test/multicall", "test=multicall then=poweroff"),
         ("guest-test/console", "test=console then=poweroff"),
         ("guest-test/events", "test=events then=poweroff"),
@@ -129,6 +130,8 @@ fn guest_tests(board: Board) -> Vec<Case> {
             cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
         }
     }
+    let balloon = Case::new(board, "guest-test/balloon", "test=balloon then=poweroff");
+    cases.push(guest_test(balloon.domain(NEIGHBOUR)));
     // Neither domain ever gives the CPU away.
     let preemption = Case::new(board, "guest-test/preemption", "test=preemption then=poweroff");
     cases.push(guest_test(preemption.domain("domain=spinner memory=16M spin")));

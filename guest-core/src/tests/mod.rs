@@ -3,12 +3,14 @@
 //! Each prints one line, `TEST name: PASS` or `TEST name: FAIL what`, which the machine tests look for; every check
 //! that failed has a line of its own before it. They run on Xen, too, where errors are expected to be Xen's own.
 
+mod balloon;
 mod check;
 mod console;
 mod events;
 mod hypercalls;
 mod instructions;
 mod linear;
+mod memory;
 mod multicall;
 mod neighbour;
 mod pin;
@@ -32,7 +34,7 @@ const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 pub type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 9] {
+fn alone<A: Architecture>() -> [Test<A>; 10] {
     [
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
@@ -40,6 +42,7 @@ fn alone<A: Architecture>() -> [Test<A>; 9] {
         ("linear", linear::run),
         ("root", root::run),
         ("reservation", reservation::run),
+        ("memory", memory::run),
         ("multicall", multicall::run),
         ("console", console::run),
         ("events", events::run),
@@ -52,8 +55,8 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 }
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
-/// a domain 1 with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a second vCPU (`vcpus`), nor a
-/// machine that counts instructions (`unseen`).
+/// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a
+/// second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
@@ -62,6 +65,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
             "unseen" => run_one(guest, ("unseen", unseen::run)),
+            "balloon" => run_one(guest, ("balloon", balloon::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
             _ => match every::<A>().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),
