@@ -631,8 +631,8 @@ fn the_list_of_frames_is_the_same_however_it_is_cut() {
 
 // ---- Destruction -------------------------------------------------------------------------------------------
 
-/// However much memory a domain has, each step of its destruction does a bounded amount of work: looks at so many records, frees so many
-/// frames. What follows for a domain of 4 GiB is arithmetic; the machine test `ends/large-domain` does one.
+/// However much memory a domain has, each step of its destruction does a bounded amount of work: it looks at so many records, frees so many
+/// frames. A domain of 4 GiB takes more steps, not longer ones.
 #[test]
 fn destruction_is_cut_in_steps_of_bounded_size() {
     let rig = ballooned();
