@@ -6,7 +6,7 @@
 use core::fmt;
 
 use penumbra_abi::event_channel::VIRQ_DOM_EXC;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::address::{DomainId, MachineFrame};
 use crate::console::Console;
@@ -14,8 +14,10 @@ use crate::domain::builder::{BuildError, P2mDirectory, Plan};
 use crate::domain::vcpu::{RunState, Vcpu};
 use crate::domain::{Domain, Life, MAX_DOMAINS, MAX_VCPUS};
 use crate::frame::{BootMemory, FrameTable, Memory};
+use crate::grant::table::Place;
+use crate::grant::{GrantTable, Lent, MapTrack, Pins};
+use crate::machine::{Context, FlushScope, Machine};
 use crate::hypercall::Chunk;
-use crate::machine::{Context, Machine};
 use crate::options::{Options, parse_size, parse_vcpus};
 use crate::paging::TableState;
 use crate::paging::audit::{Holders, Ledger, Report, audit};
@@ -24,6 +26,8 @@ use crate::time::Earliest;
 
 /// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
 const DEFAULT_MEMORY: u64 = 16384;
+/// Mappings by grant that are undone for a dead domain in one step.
+const PINS_A_STEP: usize = 128;
 /// Modules that are looked at.
 const MAX_MODULES: usize = 32;
 
@@ -220,16 +224,52 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
+    /// Whether a domain has a frame mapped by a grant, with exactly these rights, at an address of its own.
+    pub fn has_borrowed(&self, borrower: DomainId, frame: MachineFrame, writable: bool) -> bool {
+        let Some(domain) = self.domain(borrower) else { return false };
+        domain.grants.maps.lock().has(frame, writable)
+    }
+
+    /// Gives back the pin that a mapping by grant stands for; says whether that freed the frame. The lender may be dying, but its
+    /// number can't have been given to another domain, since the frame is still its own.
+    pub(crate) fn unpin(&self, lent: &Lent) -> bool {
+        let Some(lender) = self.domain(lent.lender) else { return false };
+        let place = Place { machine: &self.machine, frames: &self.frames, lender: lent.lender };
+        lender.grants.table.lock().unpin(&place, lent.reference, lent.writable)
+    }
+
+    /// Gives back the pins of a domain that has died, some of them; `true` when there are no more.
+    pub(crate) fn release_borrowed(&self, borrower: &Domain<M>) -> bool {
+        let mut maps = borrower.grants.maps.lock();
+        // It doesn't run any more, but what its last CPU has cached might still be there.
+        self.machine.flush(FlushScope::Everything);
+        for _ in 0..PINS_A_STEP {
+            let Some(lent) = maps.take_any() else { return true };
+            self.unpin(&lent);
+        }
+        false
+    }
+
+    /// Locks something of each domain, in the order of their numbers.
+    fn lock_all<'a, T>(&'a self, lock: impl Fn(&'a Domain<M>) -> MutexGuard<'a, T>) -> All<'a, T> {
+        // The array has exactly this length, so there is always one.
+        core::array::from_fn(|index| self.domains.get(index).map(&lock))
+    }
+
     /// Recounts every reference from the tables themselves (see [`crate::paging::audit`]).
     pub fn audit(&self) -> Report {
-        let guards: [_; MAX_DOMAINS] = core::array::from_fn(|index| {
-            // The array has exactly this length, so there is always one.
-            self.domains.get(index).map(|domain| domain.tables.lock())
-        });
-        let holders = AllHolders { hypervisor: self, states: &guards };
+        let holders = AllHolders {
+            hypervisor: self,
+            maps: self.lock_all(|domain| domain.grants.maps.lock()),
+            lent: self.lock_all(|domain| domain.grants.table.lock()),
+            states: self.lock_all(|domain| domain.tables.lock()),
+        };
         audit(&self.machine, &self.frames, &holders, &mut self.ledger.lock())
     }
 }
+
+/// One lock of each domain.
+type All<'a, T> = [Option<MutexGuard<'a, T>>; MAX_DOMAINS];
 
 /// A module that belongs to the kernel before it.
 fn next_ramdisk<'a>(modules: &mut core::iter::Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
@@ -259,10 +299,38 @@ impl<M: Machine> fmt::Display for Registers<'_, M> {
     }
 }
 
-/// Who holds frames besides tables, read under all table locks.
+/// Who holds frames besides tables, read under all locks.
 struct AllHolders<'a, M: Machine> {
     hypervisor: &'a Hypervisor<M>,
-    states: &'a [Option<spin::MutexGuard<'a, TableState>>],
+    maps: All<'a, MapTrack>,
+    lent: All<'a, GrantTable>,
+    states: All<'a, TableState>,
+}
+
+impl<M: Machine> AllHolders<'_, M> {
+    /// What all domains have borrowed, with the borrower.
+    fn borrowed(&self) -> impl Iterator<Item = (DomainId, Lent)> {
+        let numbered = (0u16..).map(DomainId::new).zip(&self.maps);
+        numbered
+            .flat_map(|(id, maps)| maps.iter().flat_map(move |maps| maps.iter().map(move |lent| (id, lent))))
+    }
+
+    /// Whether the pins of a lender's entries are those of the mappings that there are.
+    fn pins_agree(&self, lender: DomainId, table: &GrantTable) -> bool {
+        let count = |pin: &Pins, writable: bool| {
+            let maps = self.maps.get(usize::from(pin.borrower.number())).and_then(Option::as_ref);
+            let wanted = (lender, pin.reference, pin.frame, writable);
+            let all = maps.into_iter().flat_map(|maps| maps.iter());
+            all.filter(|lent| (lent.lender, lent.reference, lent.frame, lent.writable) == wanted).count()
+        };
+        let agrees = |pin: Pins| {
+            count(&pin, false) == pin.readers as usize && count(&pin, true) == pin.writers as usize
+        };
+        let pinned: u64 =
+            table.pins().map(|pin| u64::from(pin.readers).saturating_add(u64::from(pin.writers))).sum();
+        let mapped = self.borrowed().filter(|(_, lent)| lent.lender == lender).count();
+        mapped as u64 == pinned && table.pins().all(agrees)
+    }
 }
 
 impl<M: Machine> Holders for AllHolders<'_, M> {
@@ -287,6 +355,28 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
         for vcpu in self.hypervisor.domains.iter().flat_map(|domain| &domain.vcpus) {
             vcpu.registered_info().into_iter().for_each(&mut *visit);
         }
+        for frame in self.lent.iter().flatten().flat_map(|table| table.shared()) {
+            visit(frame);
+        }
+    }
+
+    fn for_each_pin(&self, visit: &mut dyn FnMut(MachineFrame, bool)) {
+        for (_, lent) in self.borrowed() {
+            visit(lent.frame, lent.writable);
+        }
+    }
+
+    fn for_each_odd_lender(&self, visit: &mut dyn FnMut(DomainId)) {
+        for (id, table) in (0u16..).map(DomainId::new).zip(&self.lent) {
+            if table.as_ref().is_some_and(|table| !self.pins_agree(id, table)) {
+                visit(id);
+            }
+        }
+    }
+
+    fn has_borrowed(&self, domain: DomainId, frame: MachineFrame, writable: bool) -> bool {
+        let maps = self.maps.get(usize::from(domain.number())).and_then(Option::as_ref);
+        maps.is_some_and(|maps| maps.has(frame, writable))
     }
 
     fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {

@@ -32,6 +32,7 @@ pub mod event;
 )]
 pub mod fake;
 pub mod frame;
+pub mod grant;
 pub mod hypercall;
 pub mod hypervisor;
 pub mod machine;

@@ -164,6 +164,13 @@ pub trait PageTableFormat {
     /// goes there in a guest takes a fault; as little else as possible is changed.
     fn hidden(raw: u64) -> u64;
 
+    /// An entry of level 1 for a granted frame: data, never executable where that can be said, accessed and dirty. User mode may use it if
+    /// `application`; the lowest bits of `available` go into bits that are the guest's own, as many as there are.
+    fn granted(leaf: Leaf, application: bool, available: u32) -> u64 {
+        let _ = (application, available);
+        Self::encode(1, Entry::Leaf(leaf))
+    }
+
     /// The bits of an entry that hardware may change by itself (accessed, dirty), which an update that
     /// "preserves A/D" carries over.
     fn hardware_bits(level: Level) -> u64;

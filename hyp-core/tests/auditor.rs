@@ -85,6 +85,43 @@ fn a_mapping_of_a_foreign_frame() {
 }
 
 #[test]
+fn a_mapping_by_grant_without_a_pin() {
+    let kinds = seen(|rig| {
+        let lent = hyp_core::grant::Lent {
+            lender: DomainId::new(2),
+            reference: 8,
+            frame: rig.pool(2, 0),
+            writable: false,
+            host: true,
+            device: false,
+            by_entry: false,
+        };
+        rig.hv.frames().get(lent.frame, lent.lender).unwrap();
+        rig.domains[1].domain.grants.maps.lock().add(lent).unwrap();
+    });
+    assert_eq!(kinds, Kinds::GRANTS);
+}
+
+#[test]
+fn a_pin_without_a_mapping_by_grant() {
+    let kinds = seen(|rig| {
+        let table = &rig.domains[2].domain.grants.table;
+        let shared = rig.pool(2, 1);
+        rig.hv.frames().get_writable(shared, DomainId::new(2), rig.hv.machine()).unwrap();
+        table.lock().add_frame(shared);
+        let entry = penumbra_abi::grant_table::GrantEntry::access(1, rig.pool(2, 0).number() as u32, true);
+        rig.hv.machine().write_entry(shared, 8, entry.to_word());
+        let place = hyp_core::grant::table::Place {
+            machine: rig.hv.machine(),
+            frames: rig.hv.frames(),
+            lender: DomainId::new(2),
+        };
+        table.lock().pin(&place, 8, ONE, true).unwrap();
+    });
+    assert_eq!(kinds, Kinds::GRANTS | Kinds::REFERENCES | Kinds::USES);
+}
+
+#[test]
 fn an_entry_with_a_forbidden_bit() {
     let kinds = seen(|rig| {
         let (one, index) = rig.builder_entry(1, POOL);

@@ -157,6 +157,12 @@ impl PageTableFormat for VmsaStage1 {
         raw & READ_ONLY_AS_A_PAGE == READ_ONLY_AS_A_PAGE
     }
 
+    fn granted(leaf: Leaf, application: bool, available: u32) -> u64 {
+        let user = if application { USER } else { 0 };
+        let software = (u64::from(available) & 0b1111) << 55;
+        Self::encode(1, Entry::Leaf(leaf)) | PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER | user | software
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         // TCR_EL1.HA and HD are off: hardware changes nothing.
         0
@@ -315,6 +321,17 @@ mod tests {
         ] {
             let raw = VmsaStage1::encode(level, entry);
             assert_eq!(VmsaStage1::admit(level, raw), Ok((raw, entry)));
+        }
+    }
+
+    #[test]
+    fn granted_pages_are_data_with_the_guests_own_bits() {
+        for application in [false, true] {
+            let mapping = Leaf { frame: mfn(0x40200), level: 1, writable: true };
+            let raw = VmsaStage1::granted(mapping, application, 0xffff);
+            assert_eq!(VmsaStage1::admit(1, raw), Ok((raw, Entry::Leaf(mapping))));
+            let never = PRIVILEGED_EXECUTE_NEVER | USER_EXECUTE_NEVER;
+            assert_eq!((raw & never, raw & USER != 0, raw >> 55 & 0xf), (never, application, 0xf));
         }
     }
 

@@ -142,6 +142,11 @@ impl PageTableFormat for X86Format {
         Bits::from_bits_retain(raw).difference(Bits::USER).bits()
     }
 
+    fn granted(leaf: Leaf, _application: bool, available: u32) -> u64 {
+        // User is set anyway: the kernel runs in ring 3, too. Bits 9 to 11 are those that Xen hands through.
+        Self::encode(1, Entry::Leaf(leaf)) | Bits::NO_EXECUTE.bits() | (u64::from(available) & 0b111) << 9
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         (Bits::ACCESSED | Bits::DIRTY).bits()
     }
@@ -193,6 +198,14 @@ mod tests {
         assert_eq!(raw, 0x1234_5067);
         let (raw, _) = X86Format::admit(3, 0x1234_5003).unwrap();
         assert_eq!(raw, 0x1234_5007);
+    }
+
+    #[test]
+    fn granted_pages_are_data_with_the_guests_own_bits() {
+        let leaf = Leaf { frame: frame(0x12345), level: 1, writable: false };
+        let raw = X86Format::granted(leaf, false, 0xffff);
+        assert_eq!(raw, 1 << 63 | 0x1234_5e65);
+        assert_eq!(X86Format::admit(1, raw), Ok((raw, Entry::Leaf(leaf))));
     }
 
     #[test]

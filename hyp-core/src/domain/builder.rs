@@ -338,17 +338,11 @@ impl<M: Machine> Builder<'_, M> {
         Ok(())
     }
 
-    /// The page that the domain and the hypervisor share. It isn't part of the domain's memory: the domain has no claim to it.
-    /// The hypervisor writes there on its own, so it holds a use as *writable* for good: the page can never become a table.
+    /// The page that the domain and the hypervisor share.
     fn shared_info(&self) -> Result<MachineFrame, BuildError> {
-        let frames = &self.hypervisor.frames;
-        let frame = frames
-            .allocate(self.domain.id(), u64::MAX, &self.hypervisor.machine)
-            .ok_or_else(|| self.out_of_memory(1))?;
-        let held = frames.get_writable(frame, self.domain.id(), &self.hypervisor.machine);
-        frames.unclaim(frame);
-        frames.put(frame, &self.hypervisor.machine);
-        held.map_err(|error| BuildError::Tables(error.into()))?;
+        let hypervisor = self.hypervisor;
+        let frame = self.domain.hold_new_frame(&hypervisor.machine, &hypervisor.frames);
+        let frame = frame.ok_or_else(|| self.out_of_memory(1))?;
         self.domain.shared_info.replace(Some(frame));
         self.place_vcpu_infos(frame);
         Ok(frame)

@@ -5,7 +5,8 @@
 //! found except through this table and the frame table.
 //!
 //! Lock order, from the first to be taken to the last: the chunk of an exchange; the builder's P2M directory; a domain's tear-down;
-//! a domain's tables (only the auditor holds several, in the order of the domains' numbers); the auditor's ledger; domains' event
+//! a borrower's mappings by grant; a lender's grant table; a domain's tables (only the auditor holds several of a kind, in the
+//! order of the domains' numbers); the auditor's ledger; domains' event
 //! locks (two at most, in the order of the domains' numbers); a vCPU's account of time; a domain's memory map; a domain's output; the console's
 //! serial line, log and input, and the map of free frames, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
 //! no backend takes that lock to do so.
@@ -27,6 +28,7 @@ use crate::event::Events;
 use crate::frame::FrameTable;
 use crate::frame::extent::Wanted;
 use crate::hypercall::StoredMap;
+use crate::grant::Grants;
 use crate::machine::Machine;
 use crate::paging::{Budget, TableSpace, TableState};
 use vcpu::{FrameSlot, RunState, Vcpu};
@@ -78,6 +80,8 @@ pub struct Domain<M: Machine> {
     /// How many of its vCPUs it may use: the first ones.
     vcpu_count: AtomicU8,
     pub(crate) events: Events,
+    /// What it lends to other domains, and what it has borrowed.
+    pub grants: Grants,
     /// The table lock: whoever changes the domain's tables holds it.
     pub tables: Mutex<TableState>,
     /// How many of its tables are unhooked.
@@ -102,6 +106,7 @@ impl<M: Machine> Domain<M> {
             shared_info: FrameSlot::new(),
             vcpu_count: AtomicU8::new(0),
             events: Events::new(),
+            grants: Grants::new(),
             tables: Mutex::new(TableState::new()),
             unhooked: AtomicU32::new(0),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
@@ -211,14 +216,30 @@ impl<M: Machine> Domain<M> {
         self.cpu_time.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    /// Frames it has (`current_reservation`). The shared-info page isn't one of them.
+    /// Frames it has (`current_reservation`). The shared-info page isn't one of them, nor are those of its grant table.
     pub fn pages(&self, frames: &FrameTable) -> u64 {
-        frames.owned(self.id()).saturating_sub(u64::from(self.shared_info().is_some()))
+        frames.owned(self.id()).saturating_sub(self.held_frames())
+    }
+
+    /// Frames that are the domain's, but that the hypervisor holds: no part of its memory.
+    fn held_frames(&self) -> u64 {
+        u64::from(self.shared_info().is_some()).saturating_add(self.grants.frames())
+    }
+
+    /// Takes a new frame for the domain to share with the hypervisor. It isn't part of the domain's memory: the domain has no claim
+    /// to it. The hypervisor writes there on its own, so it holds a use as *writable* for good, which it gives back by
+    /// `put_writable` when the domain dies: the page can never become a table.
+    pub(crate) fn hold_new_frame(&self, machine: &M, frames: &FrameTable) -> Option<MachineFrame> {
+        let frame = frames.allocate(self.id(), u64::MAX, machine)?;
+        let held = frames.get_writable(frame, self.id(), machine);
+        frames.unclaim(frame);
+        frames.put(frame, machine);
+        held.ok().map(|()| frame)
     }
 
     /// Takes one more frame for the domain, if it may have one more. The domain has the claim to it.
     pub(crate) fn claim(&self, machine: &M, frames: &FrameTable) -> Option<MachineFrame> {
-        let limit = self.max_pages().saturating_add(u64::from(self.shared_info().is_some()));
+        let limit = self.max_pages().saturating_add(self.held_frames());
         frames.allocate(self.id(), limit, machine)
     }
 

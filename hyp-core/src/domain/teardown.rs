@@ -1,6 +1,7 @@
 //! Taking a dead domain apart, a bounded piece at a time.
 //!
-//! Once no CPU has its roots loaded: first everything that holds tables is let go (roots, an interrupted operation, pins), then
+//! Once no CPU has its roots loaded: first everything that holds tables is let go (roots, an interrupted operation, pins), and
+//! with it the pages shared with the hypervisor; then what it has mapped by grants goes back to the lenders; then
 //! the domain's claim to each frame is dropped, which frees it, scrubbed, unless somebody else still has it mapped. The place in the domain
 //! table is vacant again when no frame is left. Nothing here can fail: a step that is out of budget goes on in the next.
 
@@ -9,6 +10,7 @@ use core::ops::ControlFlow;
 use super::{Domain, Life};
 use crate::address::MachineFrame;
 use crate::frame::{FrameTable, Unreferenced};
+use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Machine, PageTableFormat};
 use crate::paging::{Budget, TableSpace};
 
@@ -20,6 +22,8 @@ enum Phase {
     Holders,
     /// Pins, up to this frame number.
     Pins(u64),
+    /// Mappings by grants, now that no table of the domain's is left in which they could stand.
+    Borrowed,
     /// Claims, up to this frame number.
     Claims(u64),
     /// Waiting for frames that others still have mapped. The number can't be given to another domain while a frame still says
@@ -55,11 +59,14 @@ impl<M: Machine> Domain<M> {
     }
 
     /// Does one step; `true` when the domain is gone.
-    pub(crate) fn teardown_step(&self, machine: &M, frames: &FrameTable) -> bool {
+    pub(crate) fn teardown_step(&self, hypervisor: &Hypervisor<M>) -> bool {
+        let (machine, frames) = (&hypervisor.machine, &hypervisor.frames);
         let mut teardown = self.teardown.lock();
         let next = match teardown.phase {
             Phase::Holders => self.drop_holders(machine, frames),
             Phase::Pins(from) => self.drop_pins(machine, frames, from),
+            Phase::Borrowed if hypervisor.release_borrowed(self) => Some(Phase::Claims(frames.extent().0)),
+            Phase::Borrowed => Some(Phase::Borrowed),
             Phase::Claims(from) => self.drop_claims(machine, frames, from),
             Phase::Leftovers => (frames.owned(self.id()) != 0).then_some(Phase::Leftovers),
         };
@@ -103,7 +110,18 @@ impl<M: Machine> Domain<M> {
         if let Some(shared_info) = self.shared_info.replace(None) {
             frames.put_writable(shared_info, machine);
         }
+        self.close_grant_table(machine, frames);
         Some(Phase::Pins(frames.extent().0))
+    }
+
+    /// Gives back the frames of the grant table. Nobody gets a grant from it any more: its life has ended before, which
+    /// is looked at under the same lock. What is in use stays pinned.
+    fn close_grant_table(&self, machine: &M, frames: &FrameTable) {
+        let mut table = self.grants.table.lock();
+        self.grants.set_frames(0);
+        while let Some(frame) = table.take_frame() {
+            frames.put_writable(frame, machine);
+        }
     }
 
     fn drop_pins(&self, machine: &M, frames: &FrameTable, from: u64) -> Option<Phase> {
@@ -118,7 +136,7 @@ impl<M: Machine> Domain<M> {
         match stopped {
             Some(next) => Some(Phase::Pins(next)),
             None if space.settle(None).is_err() => Some(Phase::Pins(frames.extent().1)),
-            None => Some(Phase::Claims(frames.extent().0)),
+            None => Some(Phase::Borrowed),
         }
     }
 

@@ -9,6 +9,9 @@ mod batch;
 mod console;
 mod domctl;
 mod event_channel;
+mod grant_copy;
+mod grant_map;
+mod grant_table;
 mod memory;
 mod mmu_update;
 mod mmuext;
@@ -115,6 +118,7 @@ impl<'a, M: Machine> Call<'a, M> {
             number::UPDATE_VA_MAPPING_OTHERDOMAIN => self.update_va_mapping_other_domain(arguments),
             number::MULTICALL => self.multicall(arguments),
             number::MEMORY_OP => self.memory_op(arguments),
+            number::GRANT_TABLE_OP => self.grant_table_op(arguments),
             number::CONSOLE_IO => self.console_io(arguments),
             number::SCHED_OP => self.sched_op(arguments),
             number::EVENT_CHANNEL_OP => self.event_channel_op(arguments),

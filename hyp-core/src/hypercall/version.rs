@@ -51,7 +51,8 @@ impl<M: Machine> Call<'_, M> {
     fn xen_features(&self) -> u32 {
         let all = 1 << version::XENFEAT_PAE_PGDIR_ABOVE_4GB
             | 1 << version::XENFEAT_MMU_PT_UPDATE_PRESERVE_AD
-            | 1 << version::XENFEAT_HIGHMEM_ASSIST;
+            | 1 << version::XENFEAT_HIGHMEM_ASSIST
+            | 1 << version::XENFEAT_GNTTAB_MAP_AVAIL_BITS;
         if self.domain.is_control() { all | 1 << version::XENFEAT_DOM0 } else { all }
     }
 

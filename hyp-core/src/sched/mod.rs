@@ -130,7 +130,7 @@ impl<M: Machine> Hypervisor<M> {
             self.close_some(domain);
             return true;
         }
-        if domain.teardown_step(&self.machine, &self.frames) {
+        if domain.teardown_step(self) {
             log::info!("{:?} is gone; {} frames are free", domain.id(), self.frames.free_frames());
             self.raise_control_virq(VIRQ_DOM_EXC);
         }

@@ -113,7 +113,9 @@ impl Guest {
 impl Rig {
     /// A machine with a control domain (number 0) and so many guests.
     pub fn new(guests: usize) -> Self {
-        let hv = fake::hypervisor(MACHINE);
+        // A hundred frames more than three guests need, if there are more.
+        let needed = (guests + 1) * (kernel::MINIMUM_FRAMES as usize + 100);
+        let hv = fake::hypervisor(MACHINE.max(needed));
         let domains = (0..=guests).map(|index| Guest::new(hv, index == 0)).collect();
         Self { hv, domains }
     }

@@ -128,6 +128,7 @@ pub fn judge_mapping(hv: &Hypervisor<Fake>, domain: u16, mapped: u64, writable: 
     let control = hv.domain(DomainId::new(domain)).is_some_and(|domain| domain.is_control());
     match owner {
         None => return Some(format!("d{domain} reaches {mapped:#x}, which nobody owns")),
+        Some(_) if hv.has_borrowed(DomainId::new(domain), frame, writable) => {}
         Some(owner) if owner.number() != domain && !control => {
             return Some(format!("d{domain} reaches {mapped:#x}, which is {owner:?}'s"));
         }

@@ -126,6 +126,9 @@ impl Slice<'_> {
         });
         holders.for_each_shared(&mut |frame| self.add(frame, Count::writable));
         holders.for_each_descriptor_page(&mut |frame| self.add(frame, Count::descriptors));
+        holders.for_each_pin(&mut |frame, writable| {
+            self.add(frame, if writable { Count::writable } else { Count::reference });
+        });
     }
 
     /// The owners' claims, and pins.

@@ -84,7 +84,10 @@ impl<M: Machine> Judge<'_, M> {
             return self.report.add(Finding::Forbidden { table, index });
         }
         for frame in (0..span).filter_map(|index| leaf.frame.checked_add(index)) {
-            self.belongs(place, frame, |holders, of| holders.may_map(owner, of));
+            self.belongs(place, frame, |holders, of| {
+                let borrowed = || leaf.level == 1 && holders.has_borrowed(owner, frame, leaf.writable);
+                holders.may_map(owner, of) || borrowed()
+            });
         }
     }
 

@@ -110,6 +110,8 @@ pub enum Finding {
     },
     /// A root that hardware may have loaded isn't a complete root table.
     Root(MachineFrame),
+    /// The pins of this domain's grants aren't those of the mappings that others have.
+    Grants(DomainId),
 }
 
 bitflags::bitflags! {
@@ -144,6 +146,8 @@ bitflags::bitflags! {
         const OWNED = 1 << 12;
         /// [`Finding::Root`]
         const ROOT = 1 << 13;
+        /// [`Finding::Grants`]
+        const GRANTS = 1 << 14;
     }
 }
 
@@ -165,6 +169,7 @@ impl Finding {
             Self::Incomplete(_) => Kinds::INCOMPLETE,
             Self::Owned { .. } => Kinds::OWNED,
             Self::Root(_) => Kinds::ROOT,
+            Self::Grants(_) => Kinds::GRANTS,
         }
     }
 }
@@ -210,10 +215,16 @@ pub trait Holders {
     fn for_each_root(&self, visit: &mut dyn FnMut(MachineFrame));
     /// Calls `visit` with each interrupted operation.
     fn for_each_unfinished(&self, visit: &mut dyn FnMut(&TableState));
-    /// Calls `visit` with each frame that the hypervisor itself holds as *writable* (a shared-info page).
+    /// Calls `visit` with each frame that the hypervisor itself holds as *writable* (a shared-info page, a grant table's).
     fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame));
     /// Calls `visit` with each frame that some vCPU holds as a page of segment descriptors.
     fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame));
+    /// Calls `visit` with each frame that a mapping by grant pins, and whether that allows writing.
+    fn for_each_pin(&self, visit: &mut dyn FnMut(MachineFrame, bool));
+    /// Calls `visit` with each domain the pins of whose grants aren't those of the mappings that there are.
+    fn for_each_odd_lender(&self, visit: &mut dyn FnMut(DomainId));
+    /// Whether `domain` has this frame mapped by a grant, with exactly these rights.
+    fn has_borrowed(&self, domain: DomainId, frame: MachineFrame, writable: bool) -> bool;
     /// Whether there is such a domain.
     fn exists(&self, domain: DomainId) -> bool;
     /// Whether `domain` may map frames of `owner`.

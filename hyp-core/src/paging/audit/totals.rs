@@ -16,6 +16,7 @@ pub(super) fn check<M: Machine>(frames: &FrameTable, holders: &dyn Holders, repo
             report.add(Finding::Root(root));
         }
     });
+    holders.for_each_odd_lender(&mut |lender| report.add(Finding::Grants(lender)));
     let owned = count_owners(frames, report);
     check_owners(frames, holders, &owned, report);
     check_free(frames, owned.iter().sum(), report);
