@@ -11,6 +11,7 @@
 //! - `profile=NAME` (control domain): one row of the benchmark, once, when a key is pressed.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `echo=N` (other domains): answer N events, then shut down; see [`events`].
+//! - `lend` (other domains): lend two pages to the control domain; see [`grants`].
 //! - `spin` (other domains): never give the CPU away.
 //! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
 //! - `soak=control|witness|hostile`: a part in the soak; see [`soak`].
@@ -23,6 +24,7 @@ pub mod bench;
 pub mod console;
 pub mod death;
 pub mod events;
+pub mod grants;
 pub mod guest;
 pub mod hypercalls;
 pub mod pages;
@@ -99,6 +101,10 @@ fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     }
     if let Some(count) = guest.words().value("echo").and_then(|count| count.parse().ok()) {
         events::echo(guest, count);
+        hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF);
+    }
+    if guest.words().has("lend") {
+        grants::lend(guest);
         hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF);
     }
     if guest.words().has("spin") {

@@ -117,6 +117,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/multicall", "test=multicall then=poweroff"),
         ("guest-test/console", "test=console then=poweroff"),
         ("guest-test/events", "test=events then=poweroff"),
+        ("guest-test/grant-table", "test=grant-table then=poweroff"),
         // One after another: what a test leaves behind must not disturb the next.
         ("guest-test/all-in-one-run", "test=all then=poweroff"),
     ];
@@ -146,6 +147,9 @@ fn guest_tests(board: Board) -> Vec<Case> {
         let unseen = Case::new(board, "guest-test/unseen-by-the-hypervisor", "test=unseen then=poweroff");
         cases.push(guest_test(Case { icount: true, ..unseen }));
     }
+    let share = Case::new(board, "guest-test/share", "test=share then=poweroff");
+    let taken_back = "(d1) lend: taken back: true, a table since: true, freed: true";
+    cases.push(guest_test(share.domain("domain=lender memory=16M lend").says(&[taken_back])));
     cases
 }
 

@@ -7,6 +7,7 @@ mod balloon;
 mod check;
 mod console;
 mod events;
+mod grant_table;
 mod hypercalls;
 mod instructions;
 mod linear;
@@ -17,6 +18,7 @@ mod pin;
 mod preemption;
 mod reservation;
 mod root;
+mod share;
 mod signal;
 mod unseen;
 mod vcpus;
@@ -46,6 +48,7 @@ fn alone<A: Architecture>() -> [Test<A>; 10] {
         ("multicall", multicall::run),
         ("console", console::run),
         ("events", events::run),
+        ("grant-table", grant_table::run),
     ]
 }
 
@@ -55,8 +58,8 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 }
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
-/// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) or `echo=` (`signal`), nor a
-/// second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
+/// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) `echo=` (`signal`) or `lend`
+/// (`share`), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
@@ -66,6 +69,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
             "unseen" => run_one(guest, ("unseen", unseen::run)),
             "balloon" => run_one(guest, ("balloon", balloon::run)),
+            "share" => run_one(guest, ("share", share::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
             _ => match every::<A>().find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),

@@ -187,11 +187,12 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Locks the tables of `owner`, to map frames of `target`.
     fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
         let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
-        space.target = target;
-        // Another domain's, or unhooked by another vCPU since the hypercall began.
+        // Another domain's, or unhooked by another vCPU since the hypercall began. Before the target is set: what the domain has
+        // written there by itself may lead to its own frames only.
         if owner.has_unhooked() {
             let _ = space.hook_all();
         }
+        space.target = target;
         space
     }
 }
