@@ -1,9 +1,11 @@
 //! Pages lent to other domains: one's own grant table, what is borrowed, and the part of a lender.
 //!
-//! The word `lend` makes a domain lend two pages to the control domain: one to be written to, by which they talk, and one to be read. They find
-//! each other by what both know: the lender is domain 1, the grant references are [`TALK`] and [`TEXT`].
+//! The word `lend` makes a domain lend two pages to the control domain: one to be written to, by which they talk, signalling each
+//! other by an event channel, and one to be read. They find each other by what both know: the lender is domain 1, the grant
+//! references are [`TALK`] and [`TEXT`], and the lender's port stands in the page.
 
 use crate::architecture::{Architecture, PAGE_SIZE};
+use crate::events::{Events, alloc_unbound, send, unmask};
 use crate::guest::Guest;
 use crate::hypercalls::{address_of_mut, call, mmuext, update_va_mapping, yield_cpu};
 use crate::pages::Page;
@@ -25,6 +27,8 @@ pub const QUESTION: u64 = 0;
 pub const ANSWER: u64 = 1;
 /// Holds [`HELLO`] once the lender listens.
 pub const GREETING: u64 = 2;
+/// The lender's port.
+pub const PORT: u64 = 3;
 /// The lender listens.
 pub const HELLO: u64 = 0x6e75_6d62_7261;
 /// The question after which the lender takes the page back. Its answer are the entry's flags, while the page is still lent.
@@ -144,17 +148,25 @@ pub fn lend<A: Architecture>(guest: &Guest<A>) {
         return say!(A, "lend: no table, or no pages");
     };
     (0..PAGE_SIZE / 8).for_each(|index| guest.write(&read, index as usize, text(index)));
+    let (Some(events), Ok(port)) = (Events::open(guest), alloc_unbound::<A>(DOMID_SELF, CONTROL)) else {
+        return say!(A, "lend: no events");
+    };
+    let _ = unmask::<A>(port);
+    guest.write(&talk, PORT as usize, u64::from(port));
     guest.write(&talk, GREETING as usize, HELLO);
-    table.set(TALK, GrantEntry::access(CONTROL, guest.frame(&talk) as u32, true));
     table.set(TEXT, GrantEntry::access(CONTROL, guest.frame(&read) as u32, false));
+    // Last: whoever finds this finds everything.
+    table.set(TALK, GrantEntry::access(CONTROL, guest.frame(&talk) as u32, true));
     let word = |index: u64| guest.read(&talk, index as usize);
     let mut last = 0;
     while last != ENOUGH {
-        wait_until::<A>(|| word(QUESTION) != last);
+        events.wait_until(|| word(QUESTION) != last);
         last = word(QUESTION);
         let said = if last == ENOUGH { u64::from(table.entry(TALK).flags) } else { answer(last) };
         guest.write(&talk, ANSWER as usize, said);
+        let _ = send::<A>(port);
     }
+    let _ = events.close();
     take_back(guest, &table, talk);
 }
 

@@ -1,15 +1,17 @@
-//! Two domains share a page by a grant, and talk by it; then the lender takes it back, and dies with another page still lent.
+//! Two domains share a page by a grant, talk by it, and signal each other by an event channel; then the lender takes it back, and dies with another page still lent.
 //!
 //! Domain 1 is started with the word `lend`; what it does is in [`crate::grants`].
 
 use super::check::Check;
 use crate::architecture::{Architecture, PAGE_SIZE};
+use crate::events::{self, Events, bind_interdomain, send, unmask};
 use crate::grants::{
-    ANSWER, ENOUGH, GREETING, HELLO, QUESTION, TALK, TEXT, answer, map, text, unmap, wait_until,
+    ANSWER, ENOUGH, GREETING, HELLO, PORT, QUESTION, TALK, TEXT, answer, map, text, unmap, wait_until,
 };
 use crate::guest::Guest;
-use crate::hypercalls::{audit, memory_list, update_entry, update_va_mapping};
+use crate::hypercalls::{audit, domain_list, memory_list, update_entry, update_va_mapping};
 use penumbra_abi::Errno;
+use penumbra_abi::domctl::{DOMINF_DYING, DomainInfo};
 use penumbra_abi::grant_table::{GNTMAP_READONLY, GTF_READING, GTF_WRITING, GrantStatus};
 
 /// The domain that lends.
@@ -38,7 +40,13 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
         return check.that("map the lender's pages", false);
     };
     check.that("the lender is there", A::read_word(talk_at + GREETING * 8) == HELLO);
-    talk_by(check, talk_at);
+    let Some(events) = Events::open(guest) else {
+        return check.that("the shared-info page can be mapped", false);
+    };
+    let waiting = A::read_word(talk_at + PORT * 8) as u32;
+    let port = check.done("connect to its port", bind_interdomain::<A>(LENDER, waiting)).unwrap_or(0);
+    check.done("let its events through", unmask::<A>(port));
+    talk_by(check, &events, port, talk_at);
     let right = (0..PAGE_SIZE / 8).all(|index| A::read_word(read_at + index * 8) == text(index));
     check.that("every word of the other page", right);
     no_more_than_granted(guest, check, (read_at, lent.dev_bus_addr >> 12), spare_at);
@@ -50,8 +58,10 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     check.that("undo it", unmap::<A>(handle, spare_at) == GrantStatus::OKAY);
     check.that("the audit finds nothing while pages are lent", audit::<A>() == Ok(0));
     A::write_word(talk_at + QUESTION * 8, ENOUGH);
+    check.done("signal the last question", send::<A>(port));
     let before = answer(QUESTIONS);
-    check.that("the lender has enough", wait_until::<A>(|| A::read_word(talk_at + ANSWER * 8) != before));
+    events.wait_until(|| A::read_word(talk_at + ANSWER * 8) != before);
+    check.that("each answer was signalled", events.count(port) > QUESTIONS);
     let flags = A::read_word(talk_at + ANSWER * 8) as u16;
     check.that(
         "it has seen that the page is in use",
@@ -59,8 +69,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     );
     check.that("give the page back", unmap::<A>(shared.handle, talk_at) == GrantStatus::OKAY);
     check.that("it is gone", guest.mapping(talk_at).is_none());
-    let gone = wait_until::<A>(|| memory_list::<A>(LENDER, 0, &mut [0]) == Err(Errno::ESRCH));
-    check.that("the lender has ended", gone);
+    check.that("the lender has ended", wait_until::<A>(is_dying::<A>));
     let mut turns = 0;
     wait_until::<A>(|| {
         turns += 1;
@@ -69,19 +78,34 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let right = (0..PAGE_SIZE / 8).all(|index| A::read_word(read_at + index * 8) == text(index));
     check.that("what it lent is still there", right);
     check.that("the audit finds nothing after its end", audit::<A>() == Ok(0));
+    check.that("the lender waits for it", is_dying::<A>());
     check.that("give that back, too", unmap::<A>(lent.handle, read_at) == GrantStatus::OKAY);
+    let gone = wait_until::<A>(|| memory_list::<A>(LENDER, 0, &mut [0]) == Err(Errno::ESRCH));
+    check.that("the lender is gone", gone);
+    check.done("close the port", events::close::<A>(port));
+    check.done("give the shared-info page's place back", events.close());
     for page in [talk, read, spare] {
         check.done("map the page's own frame again", guest.release(page));
     }
 }
 
-/// Questions and answers through the page.
-fn talk_by<A: Architecture>(check: &mut Check<A>, at: u64) {
-    let answered = (1..=QUESTIONS).all(|question| {
+/// Whether the lender has ended, and isn't gone yet.
+fn is_dying<A: Architecture>() -> bool {
+    let mut domains = [DomainInfo::default()];
+    let listed = domain_list::<A>(LENDER, &mut domains) == Ok(1);
+    listed && domains[0].domain == LENDER && domains[0].flags & DOMINF_DYING != 0
+}
+
+/// Questions and answers through the page, each of them signalled.
+fn talk_by<A: Architecture>(check: &mut Check<A>, events: &Events<'_, A>, port: u32, at: u64) {
+    let said = || A::read_word(at + ANSWER * 8);
+    for question in 1..=QUESTIONS {
+        let before = said();
         A::write_word(at + QUESTION * 8, question);
-        wait_until::<A>(|| A::read_word(at + ANSWER * 8) == answer(question))
-    });
-    check.that("each question is answered", answered);
+        check.done("signal a question", send::<A>(port));
+        events.wait_until(|| said() != before);
+        check.that("it is answered", said() == answer(question));
+    }
 }
 
 /// By a grant to read nothing can be written, whatever entry is made of it.
