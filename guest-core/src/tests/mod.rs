@@ -36,7 +36,7 @@ const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 pub type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 10] {
+fn alone<A: Architecture>() -> [Test<A>; 11] {
     [
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
