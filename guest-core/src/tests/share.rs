@@ -61,7 +61,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     check.done("signal the last question", send::<A>(port));
     let before = answer(QUESTIONS);
     events.wait_until(|| A::read_word(talk_at + ANSWER * 8) != before);
-    check.that("each answer was signalled", events.count(port) > QUESTIONS);
+    check.that("each answer was signalled", events.count(port) >= QUESTIONS);
     let flags = A::read_word(talk_at + ANSWER * 8) as u16;
     check.that(
         "it has seen that the page is in use",
@@ -100,10 +100,10 @@ fn is_dying<A: Architecture>() -> bool {
 fn talk_by<A: Architecture>(check: &mut Check<A>, events: &Events<'_, A>, port: u32, at: u64) {
     let said = || A::read_word(at + ANSWER * 8);
     for question in 1..=QUESTIONS {
-        let before = said();
+        let (before, seen) = (said(), events.count(port));
         A::write_word(at + QUESTION * 8, question);
         check.done("signal a question", send::<A>(port));
-        events.wait_until(|| said() != before);
+        events.wait_until(|| said() != before && events.count(port) > seen);
         check.that("it is answered", said() == answer(question));
     }
 }

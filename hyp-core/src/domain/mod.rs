@@ -27,8 +27,8 @@ use crate::console::line::LineBuffer;
 use crate::event::Events;
 use crate::frame::FrameTable;
 use crate::frame::extent::Wanted;
-use crate::hypercall::StoredMap;
 use crate::grant::Grants;
+use crate::hypercall::StoredMap;
 use crate::machine::Machine;
 use crate::paging::{Budget, TableSpace, TableState};
 use vcpu::{FrameSlot, RunState, Vcpu};
@@ -245,7 +245,7 @@ impl<M: Machine> Domain<M> {
 
     /// What a reservation of so many frames for this domain asks for. `end`: one past the highest frame number allowed.
     pub(crate) fn wants(&self, order: u32, end: u64) -> Wanted {
-        let limit = self.max_pages().saturating_add(u64::from(self.shared_info().is_some()));
+        let limit = self.max_pages().saturating_add(self.held_frames());
         Wanted { owner: self.id(), limit, order, end }
     }
 
