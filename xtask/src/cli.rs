@@ -21,6 +21,8 @@ pub enum Command {
     Test(TestOptions),
     /// Let hostile domains try everything, beside one that looks after its memory
     Soak(SoakOptions),
+    /// Random operations on the modelled machine, with new seeds, until the time is up or something is found
+    Fuzz(FuzzOptions),
     /// Leave the hypervisor and the guest kernels in target/penumbra
     Image(ImageOptions),
     /// Format, lints and house rules
@@ -147,6 +149,22 @@ pub struct TestOptions {
     /// Cargo's profile for everything that is built
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,
+    /// Operations of the tests on the modelled machine, in all
+    #[arg(long, value_name = "N", default_value_t = 10_200_000)]
+    pub model_operations: u64,
+}
+
+#[derive(Args)]
+pub struct FuzzOptions {
+    /// Go on for so many hours
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub hours: u64,
+    /// Go on for so many minutes (one, if nothing is said)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub minutes: u64,
+    /// The first seed (chosen by the clock if nothing is said)
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
 }
 
 #[derive(Args)]

@@ -12,6 +12,7 @@ mod check;
 mod cli;
 mod house;
 mod image;
+mod model;
 mod process;
 mod profile;
 mod progress;
@@ -45,6 +46,7 @@ fn dispatch(command: cli::Command) -> anyhow::Result<()> {
     match command {
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Test(options) => test::test(&options),
+        cli::Command::Fuzz(options) => model::fuzz(&options),
         cli::Command::Image(options) => image::command(&options),
         cli::Command::Soak(options) => soak::soak(&options),
         cli::Command::Check => check::check(),

@@ -15,6 +15,7 @@ use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
 use crate::image::{self, Artefacts};
+use crate::model;
 use crate::process;
 use crate::progress::Step;
 use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
@@ -38,7 +39,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     let cases: Vec<Case> = cases.into_iter().filter(|case| chosen(&case.name)).collect();
     let mut style = check::checks();
     style.retain(|(name, _)| chosen(name));
-    let named = !cases.is_empty() || !style.is_empty();
+    let models = model::names().iter().any(|name| chosen(name));
+    let named = !cases.is_empty() || !style.is_empty() || models;
     let host = host_filter(only, named);
     let report = Report::default();
     check::report(&style, &report)?;
@@ -46,6 +48,7 @@ pub fn test(options: &TestOptions) -> Result<()> {
         let tests = host_tests(filter, options.profile, &report)?;
         ensure!(named || tests > 0, "no test's name contains {:?}", only.unwrap_or_default());
     }
+    model::test(chosen, options.model_operations, &report)?;
     if !cases.is_empty() {
         machine_tests(cases, options.profile, &report)?;
     }

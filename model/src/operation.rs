@@ -1,0 +1,360 @@
+//! Operations of guests, and how they are made up.
+
+use penumbra_abi::mmu;
+
+use crate::format::{Hardware, Shape, Walk};
+use crate::guest::PAGES;
+use crate::hardware::content::{Content, FRAMES, SUPERPAGE, number};
+use crate::spec::operations::{Extended, Update};
+use crate::spec::world::World;
+use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
+
+/// What is done in a step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// `mmu_update`: the domain argument (whose tables, whose frames), and the list.
+    Updates(u64, Vec<Update>),
+    /// `mmuext_op`: whose tables, and the list.
+    Extended(u16, Vec<Extended>),
+    /// `update_va_mapping`: address, entry, flags; or its other form, with whose frames.
+    Remap(u64, u64, u64, Option<u16>),
+    /// Several of the above in one.
+    Multicall(Vec<Operation>),
+    /// `increase_reservation` by so many frames.
+    Increase(usize),
+    /// `populate_physmap` for these pseudo-physical frames.
+    Populate(Vec<u64>),
+    /// `decrease_reservation`: these frames.
+    Decrease(Vec<u64>),
+    /// The guest uses an address: reads, or writes a word.
+    Access(u64, Option<u64>),
+    /// The domain crashes.
+    Crash,
+    /// `domctl`: destroy a domain.
+    Destroy(u16),
+    /// The hypervisor takes dead domains apart, so many steps.
+    Background(u8),
+    /// A new domain is built.
+    Build,
+    /// Lines of a frame leave the caches.
+    Evict(usize),
+}
+
+impl Operation {
+    /// Whether it is a list of elements that are done one after another.
+    pub fn is_batch(&self) -> bool {
+        matches!(self, Self::Updates(..) | Self::Extended(..))
+    }
+}
+
+/// How operations are made up, from what is known.
+pub struct Author<'a> {
+    /// Chance.
+    pub chance: &'a mut fastrand::Rng,
+    /// What is known.
+    pub known: &'a Knowledge,
+    /// The world as it is.
+    pub world: &'a World,
+    /// Memory.
+    pub content: &'a Content,
+    /// Who is to do it.
+    pub domain: usize,
+}
+
+impl Author<'_> {
+    fn one_in(&mut self, count: u32) -> bool {
+        self.chance.u32(..count) == 0
+    }
+
+    /// A frame of a domain's.
+    fn of(&mut self, domain: usize) -> u64 {
+        let start = self.chance.usize(..FRAMES);
+        let mut all = (start..FRAMES).chain(0..start);
+        let found = all.find(|at| usize::from(self.known.owner[*at]) == domain);
+        number(found.unwrap_or(start))
+    }
+
+    /// A frame of the domain's own that is a table of `level`, if there is one.
+    fn table_of(&mut self, level: u8) -> Option<usize> {
+        let start = self.chance.usize(..FRAMES);
+        let (world, known, domain) = (self.world, self.known, self.domain);
+        let fits = |at: &usize| {
+            world.table[*at] > 0 && world.level[*at] == level && usize::from(known.owner[*at]) == domain
+        };
+        (start..FRAMES).chain(0..start).find(fits)
+    }
+
+    /// A frame for an entry or an argument: mostly one's own.
+    fn frame(&mut self) -> u64 {
+        match self.chance.u32(..24) {
+            0 => {
+                let domain = self.chance.usize(..DOMAINS);
+                self.of(domain)
+            }
+            1 => {
+                let start = self.chance.usize(..FRAMES);
+                let free = (start..FRAMES).chain(0..start).find(|at| self.known.owner[*at] == NOBODY);
+                free.map_or(700, number)
+            }
+            // A hole, a device, too large a number.
+            2 if self.one_in(4) => [700, 3, 1 << 30, (1 << 36) - 1][self.chance.usize(..4)],
+            _ => self.of(self.domain),
+        }
+    }
+
+    /// A frame that could become a table: the domain's, with no writable mapping, and no table yet.
+    fn candidate(&mut self) -> Option<usize> {
+        let start = self.chance.usize(..FRAMES);
+        let (world, known, domain) = (self.world, self.known, self.domain);
+        let fits = |at: &usize| {
+            usize::from(known.owner[*at]) == domain && world.table[*at] == 0 && world.writable[*at] == 0
+        };
+        (start..FRAMES).chain(0..start).find(fits)
+    }
+
+    /// Makes an entry. Where tables of one level have more entries than those of the level above (the fake format), a root must not be
+    /// proposed as a linear table: seen through itself, a table would show words behind its last entry, which nobody validates.
+    fn compose<F: Hardware>(&mut self, shape: Shape, frame: u64) -> u64 {
+        let linear = (2..=F::LEVELS).all(|level| F::entries(level) >= F::entries(level - 1));
+        let limits = F::compose(Shape::LimitedTable, 0) ^ F::compose(Shape::Table, 0);
+        let noise = if self.chance.u32(..64) == 0 {
+            self.chance.u64(..) & self.chance.u64(..) & self.chance.u64(..)
+        } else {
+            0
+        };
+        match (shape, linear) {
+            (Shape::LimitedTable, false) => F::compose(Shape::Table, frame) ^ noise & !limits,
+            (_, false) => F::compose(shape, frame) ^ noise & !limits,
+            (_, true) => F::compose(shape, frame) ^ noise,
+        }
+    }
+
+    /// An entry for a table of `level`, likely to be admitted.
+    fn entry<F: Hardware>(&mut self, level: u8) -> u64 {
+        let shape = match self.chance.u32(..32) {
+            0 => Shape::Forbidden(self.chance.u8(..8)),
+            1 => Shape::NotPresent,
+            2 => [Shape::Table, Shape::Writable, Shape::LimitedTable][self.chance.usize(..3)],
+            3 => Shape::Superpage { writable: self.chance.bool() },
+            4..8 => Shape::Nothing,
+            _ if level > 1 => [Shape::Table, Shape::Table, Shape::LimitedTable][self.chance.usize(..3)],
+            8..12 => Shape::Lifted,
+            12..20 => Shape::ReadOnly,
+            _ => Shape::Writable,
+        };
+        let frame = match (shape, level) {
+            (Shape::Table | Shape::LimitedTable, 2..) if !self.one_in(4) => {
+                let below = self.table_of(level - 1).or_else(|| self.candidate());
+                below.map_or_else(|| self.frame(), number)
+            }
+            (Shape::Superpage { .. }, _) if !self.one_in(4) => {
+                if self.one_in(3) {
+                    self.of(self.domain) & !15
+                } else {
+                    SUPERPAGE
+                }
+            }
+            (Shape::ReadOnly, _) => {
+                // Anything may be read: tables too.
+                let level = self.chance.u8(1..=F::LEVELS);
+                self.table_of(level).map_or_else(|| self.frame(), number)
+            }
+            _ => self.frame(),
+        };
+        let noise =
+            if self.one_in(64) { self.chance.u64(..) & self.chance.u64(..) & self.chance.u64(..) } else { 0 };
+        F::compose(shape, frame) ^ noise
+    }
+
+    fn index<F: Hardware>(&mut self, level: u8) -> usize {
+        match self.chance.u32(..16) {
+            0 => self.chance.usize(..512),
+            1 if level == F::LEVELS => F::reserved_root_slots().start,
+            2 => F::entries(level) - 1,
+            _ => self.chance.usize(..F::entries(level).min(8)),
+        }
+    }
+
+    fn update<F: Hardware>(&mut self) -> Update {
+        let level = self.chance.u8(1..=F::LEVELS);
+        let table = if self.one_in(3) { self.candidate() } else { self.table_of(level) };
+        let frame = table.map_or_else(|| self.frame(), number);
+        // Of a frame that is no table yet, entries are prepared that fit together by chance.
+        let level = table.map_or(level, |at| {
+            if self.world.table[at] > 0 {
+                self.world.level[at]
+            } else {
+                1 + (at % usize::from(F::LEVELS)) as u8
+            }
+        });
+        let index = self.index::<F>(level);
+        let value = self.entry::<F>(level);
+        let kind = match self.chance.u32(..32) {
+            0 => 3,
+            1 => mmu::MMU_MACHPHYS_UPDATE,
+            2..8 => mmu::MMU_PT_UPDATE_PRESERVE_AD,
+            _ => 0,
+        };
+        let value = if kind == mmu::MMU_MACHPHYS_UPDATE { self.chance.u64(..PAGES) } else { value };
+        let off = if self.one_in(100) { 4 } else { 0 };
+        Update { pointer: (frame << 12 | (index as u64) << 3 | kind) + off, value }
+    }
+
+    /// `DOMID_SELF` mostly; some other otherwise.
+    fn named(&mut self) -> u16 {
+        match self.chance.u32(..if self.domain == 0 { 6 } else { 40 }) {
+            0 => self.chance.u16(..DOMAINS as u16),
+            1 if self.one_in(10) => 0x7ff1,
+            _ => 0x7ff0,
+        }
+    }
+
+    fn updates<F: Hardware>(&mut self) -> Operation {
+        let count = [1, 1, 1, 2, 3, 6][self.chance.usize(..6)];
+        let frames_of = self.named();
+        let tables_of = if self.one_in(60) { u64::from(self.chance.u16(..DOMAINS as u16)) + 1 } else { 0 };
+        Operation::Updates(
+            tables_of << 16 | u64::from(frames_of),
+            (0..count).map(|_| self.update::<F>()).collect(),
+        )
+    }
+
+    /// Takes every writable mapping of a frame away, so that it can become a table.
+    fn unmap<F: Hardware>(&mut self) -> Operation {
+        let frame = self.of(self.domain);
+        let shape = if self.chance.bool() { Shape::ReadOnly } else { Shape::Nothing };
+        let value = F::compose(shape, frame);
+        let mut list = Vec::new();
+        for table in (0..FRAMES).filter(|at| self.world.table[*at] > 0 && self.world.level[*at] == 1) {
+            for index in (0..F::entries(1)).filter(|_| usize::from(self.known.owner[table]) == self.domain) {
+                match F::walk(1, self.content.read(table, index)) {
+                    Walk::Leaf { frame: mapped, writable: true, .. } if mapped == frame => {
+                        list.push(Update { pointer: number(table) << 12 | (index as u64) << 3, value });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Operation::Updates(0x7ff0, list)
+    }
+
+    fn extended<F: Hardware>(&mut self) -> Operation {
+        let count = [1, 1, 1, 2][self.chance.usize(..4)];
+        let of = self.named();
+        let one = |author: &mut Self| {
+            let level = author.chance.u8(1..=F::LEVELS);
+            let table = if author.one_in(2) { author.candidate() } else { author.table_of(level) };
+            let frame = table.map_or_else(|| author.frame(), number);
+            let level = table.map_or(level, |at| {
+                if author.world.table[at] > 0 {
+                    author.world.level[at]
+                } else {
+                    1 + (at % usize::from(F::LEVELS)) as u8
+                }
+            });
+            match author.chance.u32(..24) {
+                0..8 => Extended { command: u32::from(level) - 1, argument: frame },
+                8 => Extended { command: author.chance.u32(..5), argument: frame },
+                9..15 => {
+                    let mine = author.known.pins.iter().filter(|pin| pin.domain == author.domain);
+                    let mine: Vec<_> = mine.map(|pin| number(pin.table)).collect();
+                    let frame = if mine.is_empty() || author.one_in(6) {
+                        frame
+                    } else {
+                        mine[author.chance.usize(..mine.len())]
+                    };
+                    Extended { command: mmu::MMUEXT_UNPIN_TABLE, argument: frame }
+                }
+                15..19 => {
+                    let root = author.table_of(F::LEVELS).map_or(frame, number);
+                    Extended {
+                        command: mmu::MMUEXT_NEW_BASEPTR,
+                        argument: if author.one_in(4) { frame } else { root },
+                    }
+                }
+                19..21 => {
+                    let root = author.table_of(F::LEVELS).map_or(0, number);
+                    Extended {
+                        command: mmu::MMUEXT_NEW_USER_BASEPTR,
+                        argument: if author.one_in(3) { 0 } else { root },
+                    }
+                }
+                _ => Extended {
+                    command: author.chance.u32(mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL),
+                    argument: author.address::<F>(),
+                },
+            }
+        };
+        Operation::Extended(of, (0..count).map(|_| one(self)).collect())
+    }
+
+    /// An address: mostly one that the builder has mapped.
+    fn address<F: Hardware>(&mut self) -> u64 {
+        let page = match self.chance.u32(..8) {
+            0 => self.chance.u64(..4096),
+            _ => self.chance.u64(..PAGES + 4),
+        };
+        F::address(page) + self.chance.u64(..512) * 8
+    }
+
+    fn remap<F: Hardware>(&mut self) -> Operation {
+        let other = if self.one_in(if self.domain == 0 { 3 } else { 30 }) {
+            Some(self.chance.u16(..DOMAINS as u16))
+        } else {
+            None
+        };
+        let mut raw = self.entry::<F>(1);
+        if let Some(other) = other.filter(|_| !self.one_in(3)) {
+            let shape = if self.chance.bool() { Shape::Writable } else { Shape::ReadOnly };
+            raw = F::compose(shape, self.of(usize::from(other)));
+        }
+        let flags = [mmu::UVMF_NONE, mmu::UVMF_INVLPG, mmu::UVMF_TLB_FLUSH, mmu::UVMF_INVLPG | mmu::UVMF_ALL]
+            [self.chance.usize(..4)];
+        let address = self.address::<F>();
+        Operation::Remap(address, raw, flags, other)
+    }
+
+    /// Makes up a step.
+    pub fn operation<F: Hardware>(&mut self) -> Operation {
+        match self.chance.u32(..200) {
+            0..60 => self.updates::<F>(),
+            60..72 => self.unmap::<F>(),
+            72..112 => self.extended::<F>(),
+            112..140 => self.remap::<F>(),
+            140..146 => {
+                let count = self.chance.usize(1..4);
+                let one = |author: &mut Self| match author.chance.u32(..3) {
+                    0 => author.updates::<F>(),
+                    1 => author.extended::<F>(),
+                    _ => author.remap::<F>(),
+                };
+                Operation::Multicall((0..count).map(|_| one(self)).collect())
+            }
+            146..150 => Operation::Increase(self.chance.usize(..4)),
+            150..156 => {
+                let count = self.chance.usize(..4);
+                Operation::Populate((0..count).map(|_| self.chance.u64(..PAGES)).collect())
+            }
+            156..163 => {
+                let count = self.chance.usize(1..4);
+                Operation::Decrease((0..count).map(|_| self.frame()).collect())
+            }
+            163..184 => {
+                let write = if self.chance.bool() { None } else { Some(self.entry::<F>(1)) };
+                let address = self.address::<F>();
+                Operation::Access(address, write)
+            }
+            184 if self.domain != 0 && self.one_in(6) => Operation::Crash,
+            185 if self.one_in(6) => Operation::Destroy(self.chance.u16(..DOMAINS as u16)),
+            186..192 => Operation::Evict(self.chance.usize(..FRAMES)),
+            _ => {
+                let vacant = self.known.domains.iter().filter(|domain| domain.life == Life::Vacant).count();
+                if vacant > DOMAINS - 4 && self.chance.bool() {
+                    Operation::Build
+                } else {
+                    Operation::Background(1)
+                }
+            }
+        }
+    }
+}

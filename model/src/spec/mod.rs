@@ -1,0 +1,103 @@
+//! What must happen, said naively.
+//!
+//! The specification keeps almost nothing: whose each frame is and whether its owner still claims it, which tables are pinned, which roots are
+//! set. Everything else ([`world`]) is worked out anew each time, from the entries that stand in memory, by walking from the holders
+//! down and counting. An operation is allowed if what it asks for can be added to that world without a contradiction. The core, which never
+//! recomputes anything, has to give the same answer, and its records have to say the same numbers.
+
+pub mod errors;
+pub mod operations;
+pub mod world;
+
+use crate::hardware::content::FRAMES;
+use crate::hardware::reach::TAGS;
+
+/// Domains there can be at a time.
+pub const DOMAINS: usize = TAGS;
+/// Nobody's.
+pub const NOBODY: u8 = 0xff;
+/// What the M2P says of a frame without a name.
+pub const NO_NAME: u64 = !0;
+
+/// Where a domain is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Life {
+    /// There is no such domain.
+    #[default]
+    Vacant,
+    /// It can make hypercalls.
+    Alive,
+    /// It is being taken apart.
+    Dying,
+}
+
+/// What is known of a domain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Domain {
+    /// Where it is in its life.
+    pub life: Life,
+    /// Its kernel's root.
+    pub kernel: Option<usize>,
+    /// Its user mode's root.
+    pub user: Option<usize>,
+    /// The page that it shares with the hypervisor.
+    pub shared: Option<usize>,
+    /// Frames it may have, the shared page not counted.
+    pub limit: usize,
+}
+
+/// A pin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pin {
+    /// Who asked for it.
+    pub domain: usize,
+    /// The table.
+    pub table: usize,
+    /// Its level.
+    pub level: u8,
+}
+
+/// All that the specification keeps.
+#[derive(Clone)]
+pub struct Knowledge {
+    /// Whose each frame is, or was last while somebody still holds it.
+    pub owner: [u8; FRAMES],
+    /// Frames that their owners claim.
+    pub claimed: crate::bits::Bits,
+    /// What owners call their frames.
+    pub name: [u64; FRAMES],
+    /// Pins.
+    pub pins: Vec<Pin>,
+    /// Domains by number.
+    pub domains: [Domain; DOMAINS],
+}
+
+impl Default for Knowledge {
+    fn default() -> Self {
+        Self {
+            owner: [NOBODY; FRAMES],
+            claimed: crate::bits::Bits::EMPTY,
+            name: [NO_NAME; FRAMES],
+            pins: Vec::new(),
+            domains: [Domain::default(); DOMAINS],
+        }
+    }
+}
+
+impl Knowledge {
+    /// The level at which a domain has pinned a frame.
+    pub fn pinned(&self, domain: usize, table: usize) -> Option<u8> {
+        self.pins.iter().find(|pin| pin.domain == domain && pin.table == table).map(|pin| pin.level)
+    }
+
+    /// Whether there is such a domain.
+    pub fn is_present(&self, domain: usize) -> bool {
+        self.domains.get(domain).is_some_and(|domain| domain.life != Life::Vacant)
+    }
+
+    /// Frames that count as a domain's, the shared page not among them.
+    pub fn pages(&self, domain: usize) -> usize {
+        let all = self.owner.iter().filter(|owner| usize::from(**owner) == domain).count();
+        all - usize::from(self.domains[domain].shared.is_some())
+    }
+}

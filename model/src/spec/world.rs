@@ -1,0 +1,195 @@
+//! The world as it follows from what holders lead to, counted anew.
+
+use hyp_core::machine::Entry;
+use penumbra_abi::errno::Errno;
+
+use super::errors::Errors;
+use super::{Knowledge, Life, NOBODY};
+use crate::format::{Hardware, Walk};
+use crate::hardware::content::{Content, FRAMES, slot};
+
+/// Why each frame is held, counted.
+#[derive(Clone, Copy)]
+pub struct World {
+    /// All reasons.
+    pub references: [u16; FRAMES],
+    /// Reasons to be writable.
+    pub writable: [u16; FRAMES],
+    /// Reasons to be a table.
+    pub table: [u16; FRAMES],
+    /// Of which level.
+    pub level: [u8; FRAMES],
+}
+
+/// Who asks: tables have to be `owner`'s, frames that are mapped `target`'s.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// Whose the tables are.
+    pub owner: usize,
+    /// Whose frames may be mapped.
+    pub target: usize,
+}
+
+/// Memory, as it will be when writes that are only foreseen have been done.
+pub struct View<'a> {
+    /// Memory as it is.
+    pub content: &'a Content,
+    /// Frame, index, entry: later ones win.
+    pub writes: &'a [(usize, usize, u64)],
+}
+
+impl View<'_> {
+    /// The entry that stands somewhere.
+    pub fn read(&self, table: usize, index: usize) -> u64 {
+        let newer = self.writes.iter().rev().find(|write| (write.0, write.1) == (table, index));
+        newer.map_or_else(|| self.content.read(table, index), |write| write.2)
+    }
+}
+
+impl World {
+    fn empty() -> Self {
+        Self { references: [0; FRAMES], writable: [0; FRAMES], table: [0; FRAMES], level: [0; FRAMES] }
+    }
+
+    /// Counts everything.
+    ///
+    /// # Errors
+    /// The world contradicts itself: a frame that is held in ways that exclude each other.
+    pub fn count<F: Hardware>(known: &Knowledge, view: &View<'_>) -> Result<Self, Errors> {
+        let mut world = Self::empty();
+        let mut wrong = Errors::NONE;
+        for at in 0..FRAMES {
+            world.references[at] += u16::from(known.claimed.has(at));
+        }
+        for domain in known.domains.iter().filter(|domain| domain.life != Life::Vacant) {
+            if let Some(shared) = domain.shared {
+                world.references[shared] += 1;
+                world.writable[shared] += 1;
+            }
+            for root in [domain.kernel, domain.user].into_iter().flatten() {
+                world.add_table::<F>(known, view, root, F::LEVELS, None, &mut wrong);
+            }
+        }
+        for pin in &known.pins {
+            world.add_table::<F>(known, view, pin.table, pin.level, None, &mut wrong);
+        }
+        if wrong.is_empty() { Ok(world) } else { Err(wrong) }
+    }
+
+    /// Whose a frame is: nobody's when nobody holds it any more.
+    pub fn owner(&self, known: &Knowledge, at: usize) -> Option<usize> {
+        (known.owner[at] != NOBODY && self.references[at] > 0).then(|| usize::from(known.owner[at]))
+    }
+
+    /// Adds one use of a frame as a table, with everything below it if it is the first.
+    pub fn add_table<F: Hardware>(
+        &mut self,
+        known: &Knowledge,
+        view: &View<'_>,
+        table: usize,
+        level: u8,
+        asker: Option<Asker>,
+        wrong: &mut Errors,
+    ) {
+        if asker.is_some_and(|asker| self.owner(known, table) != Some(asker.owner)) {
+            return wrong.add(Errno::EINVAL);
+        }
+        if self.writable[table] > 0 || self.table[table] > 0 && self.level[table] != level {
+            return wrong.add(Errno::EINVAL);
+        }
+        self.references[table] += 1;
+        self.table[table] += 1;
+        if self.table[table] > 1 {
+            return;
+        }
+        self.level[table] = level;
+        for index in 0..F::entries(level) {
+            if level == F::LEVELS && F::reserved_root_slots().contains(&index) {
+                continue;
+            }
+            let raw = view.read(table, index);
+            if raw != 0 {
+                self.add_entry::<F>(known, view, (table, level), raw, asker, wrong);
+            }
+        }
+    }
+
+    /// Adds what an entry of a table of `level` leads to.
+    pub fn add_entry<F: Hardware>(
+        &mut self,
+        known: &Knowledge,
+        view: &View<'_>,
+        (above, level): (usize, u8),
+        raw: u64,
+        asker: Option<Asker>,
+        wrong: &mut Errors,
+    ) {
+        let Some(raw) = admitted::<F>(level, raw) else { return wrong.add(Errno::EINVAL) };
+        match F::walk(level, raw) {
+            Walk::Fault => {}
+            // A root may lead to itself, if nothing can be written through that; it holds nothing by it.
+            Walk::Table { frame, limited } if slot(frame) == Some(above) => {
+                if level != F::LEVELS || !limited {
+                    wrong.add(Errno::EINVAL);
+                }
+            }
+            Walk::Table { frame, .. } => match slot(frame) {
+                Some(table) => self.add_table::<F>(known, view, table, level - 1, asker, wrong),
+                None => wrong.add(Errno::EINVAL),
+            },
+            Walk::Leaf { .. } if level > 2 => wrong.add(Errno::EINVAL),
+            Walk::Leaf { frame, writable, .. } => {
+                let span = if level == 1 { 1 } else { F::entries(1) as u64 };
+                for frame in frame..frame + span {
+                    self.add_page(known, frame, writable, asker, wrong);
+                }
+            }
+        }
+    }
+
+    fn add_page(
+        &mut self,
+        known: &Knowledge,
+        frame: u64,
+        writable: bool,
+        asker: Option<Asker>,
+        wrong: &mut Errors,
+    ) {
+        let Some(at) = slot(frame) else {
+            return wrong.add(Errno::EPERM);
+        };
+        if known.owner[at] == NOBODY || asker.is_some_and(|asker| self.owner(known, at) != Some(asker.target))
+        {
+            return wrong.add(Errno::EBUSY);
+        }
+        self.references[at] += 1;
+        if writable {
+            if self.table[at] > 0 {
+                return wrong.add(Errno::EBUSY);
+            }
+            self.writable[at] += 1;
+        }
+    }
+}
+
+/// The entry as it will stand, if the format lets it. What the format believes it means must be what the walker makes of it.
+///
+/// # Panics
+/// When it isn't: a hole in the format.
+pub fn admitted<F: Hardware>(level: u8, raw: u64) -> Option<u64> {
+    let (stands, entry) = F::admit(level, raw).ok()?;
+    let agrees = match (entry, F::walk(level, stands)) {
+        (Entry::Absent, Walk::Fault) => true,
+        (Entry::Table(table), Walk::Table { frame, .. }) => table.number() == frame,
+        (Entry::Leaf(leaf), Walk::Leaf { frame, writable, uncached }) => {
+            leaf.frame.number() == frame && leaf.level == level && leaf.writable >= writable && !uncached
+        }
+        _ => false,
+    };
+    assert!(
+        agrees,
+        "{raw:#x} at level {level} is admitted as {entry:?}, but the walker makes {:?} of it",
+        F::walk(level, stands)
+    );
+    Some(stands)
+}
