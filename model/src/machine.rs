@@ -26,7 +26,7 @@ use crate::hardware::reach::{Astray, CPUS, Reach, TAGS};
 use crate::hardware::tlb::{Cached, Tlb};
 
 /// Where hypercall arguments stand, for every guest.
-pub const WINDOW: u64 = 1 << 62;
+pub const WINDOW: u64 = 1 << 61;
 /// Bytes of the window.
 pub const WINDOW_BYTES: usize = 16384;
 
@@ -458,7 +458,12 @@ pub fn hypervisor<F: Hardware>(seed: u64, flaws: Flaws) -> &'static Hypervisor<M
     boot.add_ram(FIRST << 12, content::END << 12).expect("room for one range");
     let first = MachineFrame::new(FIRST).expect("a frame number");
     hypervisor.initialise(
-        Memory { first, records, free_map: zeros(extent.div_ceil(64)), m2p: zeros(extent) },
+        Memory {
+            first,
+            records,
+            free_map: zeros(hyp_core::frame::allocator::words(extent)),
+            m2p: zeros(extent),
+        },
         &boot,
     );
     hypervisor

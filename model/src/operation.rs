@@ -9,6 +9,9 @@ use crate::spec::operations::{Extended, Update};
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
 
+/// Where a mask stands that names the first vCPU.
+pub const MASK: u64 = crate::machine::WINDOW + 8192;
+
 /// What is done in a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
@@ -161,9 +164,7 @@ impl Author<'_> {
             }
             _ => self.frame(),
         };
-        let noise =
-            if self.one_in(64) { self.chance.u64(..) & self.chance.u64(..) & self.chance.u64(..) } else { 0 };
-        F::compose(shape, frame) ^ noise
+        self.compose::<F>(shape, frame)
     }
 
     fn index<F: Hardware>(&mut self, level: u8) -> usize {
@@ -253,8 +254,8 @@ impl Author<'_> {
                 }
             });
             match author.chance.u32(..24) {
-                0..8 => Extended { command: u32::from(level) - 1, argument: frame },
-                8 => Extended { command: author.chance.u32(..5), argument: frame },
+                0..8 => Extended { command: u32::from(level) - 1, argument: frame, second: MASK },
+                8 => Extended { command: author.chance.u32(..5), argument: frame, second: MASK },
                 9..15 => {
                     let mine = author.known.pins.iter().filter(|pin| pin.domain == author.domain);
                     let mine: Vec<_> = mine.map(|pin| number(pin.table)).collect();
@@ -263,13 +264,14 @@ impl Author<'_> {
                     } else {
                         mine[author.chance.usize(..mine.len())]
                     };
-                    Extended { command: mmu::MMUEXT_UNPIN_TABLE, argument: frame }
+                    Extended { command: mmu::MMUEXT_UNPIN_TABLE, argument: frame, second: MASK }
                 }
                 15..19 => {
                     let root = author.table_of(F::LEVELS).map_or(frame, number);
                     Extended {
                         command: mmu::MMUEXT_NEW_BASEPTR,
                         argument: if author.one_in(4) { frame } else { root },
+                        second: MASK,
                     }
                 }
                 19..21 => {
@@ -277,11 +279,18 @@ impl Author<'_> {
                     Extended {
                         command: mmu::MMUEXT_NEW_USER_BASEPTR,
                         argument: if author.one_in(3) { 0 } else { root },
+                        second: MASK,
                     }
+                }
+                21 if count == 1 => {
+                    let command =
+                        if author.chance.bool() { mmu::MMUEXT_CLEAR_PAGE } else { mmu::MMUEXT_COPY_PAGE };
+                    Extended { command, argument: author.frame(), second: author.frame() }
                 }
                 _ => Extended {
                     command: author.chance.u32(mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL),
                     argument: author.address::<F>(),
+                    second: MASK,
                 },
             }
         };

@@ -140,6 +140,7 @@ impl<F: Hardware> Session<F> {
             tally: Tally::default(),
             plan,
         };
+        session.machine().put(OTHER, &1u64.to_le_bytes());
         for _ in 0..3 {
             session.build()?;
         }
@@ -530,7 +531,7 @@ impl<F: Hardware> Session<F> {
                     command: one.command,
                     pad: 0,
                     argument1: one.argument,
-                    argument2: 0,
+                    argument2: one.second,
                 };
                 let list: Vec<_> = list.iter().map(one).collect();
                 let at = machine.put(LIST, list.as_bytes());

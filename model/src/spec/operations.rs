@@ -25,6 +25,8 @@ pub struct Extended {
     pub command: u32,
     /// Its first argument.
     pub argument: u64,
+    /// Its second: where a mask of vCPUs stands, or a frame to copy from.
+    pub second: u64,
 }
 
 /// What is known, with what is foreseen on top of it.
@@ -71,7 +73,7 @@ impl<'a> Foreseen<'a> {
     pub fn update<F: Hardware>(&mut self, owner: usize, target: usize, update: Update) -> Result<(), Errors> {
         let place = update.pointer & !mmu::MMU_UPDATE_KIND_MASK;
         let refused = |errno| Err(Errors::only(errno));
-        if place >> 52 != 0 || update.pointer & 3 == 3 {
+        if place >> 52 != 0 {
             return refused(Errno::EINVAL);
         }
         if update.pointer & 3 == mmu::MMU_MACHPHYS_UPDATE {
@@ -173,7 +175,18 @@ impl<'a> Foreseen<'a> {
         operation: Extended,
     ) -> Result<(), Errors> {
         let frame = operation.argument;
+        if owner != domain
+            && (mmu::MMUEXT_NEW_BASEPTR..=mmu::MMUEXT_NEW_USER_BASEPTR).contains(&operation.command)
+        {
+            return Err(Errors::only(Errno::EPERM));
+        }
         match operation.command {
+            mmu::MMUEXT_CLEAR_PAGE => self.may_fill::<F>(owner, frame),
+            mmu::MMUEXT_COPY_PAGE => {
+                let from = slot(operation.second).filter(|at| usize::from(self.known.owner[*at]) == owner);
+                from.ok_or(Errors::only(Errno::EINVAL))?;
+                self.may_fill::<F>(owner, frame)
+            }
             command @ mmu::MMUEXT_PIN_L1_TABLE..=mmu::MMUEXT_PIN_L4_TABLE => {
                 self.pin::<F>(owner, frame, command as u8 + 1)
             }
@@ -192,6 +205,13 @@ impl<'a> Foreseen<'a> {
             mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL => Ok(()),
             _ => Err(Errors::only(Errno::ENOSYS)),
         }
+    }
+
+    /// Whether a frame is a domain's and not in use as anything that excludes writing.
+    fn may_fill<F: Hardware>(&self, owner: usize, frame: u64) -> Result<(), Errors> {
+        let world = self.world::<F>();
+        let fits = |at: &usize| world.owner(&self.known, *at) == Some(owner) && world.table[*at] == 0;
+        slot(frame).filter(fits).map(drop).ok_or(Errors::only(Errno::EINVAL))
     }
 
     fn pin<F: Hardware>(&mut self, owner: usize, frame: u64, level: u8) -> Result<(), Errors> {
