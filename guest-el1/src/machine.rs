@@ -1,6 +1,6 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{bench, entries, events, forbidden, made_up, traps, unseen};
+use crate::{bench, entries, events, forbidden, made_up, table_writes, traps, unseen};
 use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
@@ -9,6 +9,7 @@ use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping, Unseen};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
+use guest_core::tests::Test;
 use penumbra_abi::Errno;
 use penumbra_abi::aarch64::{HVC_IMMEDIATE, MACH2PHYS_VIRT_START};
 use penumbra_abi::shared_info::ArmSharedInfo;
@@ -202,6 +203,7 @@ impl<B: Below> Architecture for Kernel<B> {
         made_up::execute(code, data);
     }
 
+    const TESTS: &'static [Test<Self>] = &[("table-writes", table_writes::run::<B>)];
     const UNSEEN: &'static [Unseen] = unseen::UNSEEN;
     const USER_CODE: [u64; 2] = unseen::USER_CODE;
 

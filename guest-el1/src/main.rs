@@ -25,6 +25,8 @@ mod machine;
 #[cfg(target_os = "none")]
 mod made_up;
 #[cfg(target_os = "none")]
+mod table_writes;
+#[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]
 mod unseen;

@@ -146,6 +146,12 @@ fn guest_tests(board: Board) -> Vec<Case> {
     if board == Board::Virt {
         let unseen = Case::new(board, "guest-test/unseen-by-the-hypervisor", "test=unseen then=poweroff");
         cases.push(guest_test(Case { icount: true, ..unseen }));
+        let case = |name| guest_test(Case::new(board, name, "test=instructions then=poweroff"));
+        // More of what must be stopped is there on newer processors.
+        cases.push(Case { cpu: Some("max"), ..case("guest-test/instructions-on-the-largest-processor") });
+        cases.push(Case { cpu: Some("neoverse-n1"), ..case("guest-test/instructions-on-neoverse-n1") });
+        let writes = Case::new(board, "guest-test/table-writes", "test=table-writes then=poweroff");
+        cases.push(guest_test(writes.domain(NEIGHBOUR)));
     }
     let share = Case::new(board, "guest-test/share", "test=share then=poweroff");
     let taken_back = "(d1) lend: taken back: true, a table since: true, freed: true";
