@@ -128,6 +128,22 @@ fn clearing_a_page_that_was_a_table_flushes_and_is_charged() {
     assert_eq!(rig.word(1, 0), 300);
 }
 
+/// A guest that lets a frame change its type again and again pays for the flushes, too.
+#[test]
+fn flushes_that_changes_of_type_cause_are_charged() {
+    let rig = Rig::new(1);
+    let table = rig.prepare(1, 0, &[]).number();
+    let commands = [mmu::MMUEXT_PIN_L1_TABLE, mmu::MMUEXT_UNPIN_TABLE, mmu::MMUEXT_CLEAR_PAGE];
+    let cycle = commands.map(|command| MmuextOp { command, pad: 0, argument1: table, argument2: 0 });
+    // A cycle costs 120 without its two flushes: 30 of them would be done in one go.
+    let at = rig.give(1, LIST, [cycle; 30].as_bytes());
+    let before = rig.hv.machine().flushes();
+    let again = rig.call_once(1, number::MMUEXT_OP, [at, 90, 0, SELF, 0, 0]).expect_err("preempted");
+    assert_eq!(rig.call(1, number::MMUEXT_OP, again), Ok(0));
+    assert!(rig.hv.machine().flushes() - before >= 59);
+    rig.check();
+}
+
 #[test]
 fn the_control_domain_clears_and_copies_for_another() {
     let rig = Rig::new(2);

@@ -209,7 +209,7 @@ impl FreeMap {
 const fn low_bits(count: usize) -> u64 {
     match count {
         0 => 0,
-        1..WORD => u64::MAX >> (WORD - count),
+        1..WORD => u64::MAX >> WORD.saturating_sub(count),
         _ => u64::MAX,
     }
 }
