@@ -68,7 +68,7 @@ impl FrameType {
         match (word & TYPE_MASK) >> TYPE_SHIFT {
             1 => Self::Writable,
             2 => Self::Descriptors,
-            code if code & 4 != 0 => Self::Table((code & 3) as Level + 1),
+            code if code & 4 != 0 => Self::Table(((code & 3) as Level).saturating_add(1)),
             _ => Self::None,
         }
     }
