@@ -52,7 +52,7 @@ fn set_gdt(frames: &[u64], entries: u64) -> Result<(), Errno> {
 }
 
 fn update(guest: &Guest<X86>, page: &Page, index: u64, descriptor: u64) -> Result<(), Errno> {
-    call::<X86>(UPDATE_DESCRIPTOR, &[guest.frame(page) << 12 | index * 8, descriptor]).map(drop)
+    call::<X86>(UPDATE_DESCRIPTOR, &[(guest.frame(page) << 12) | (index * 8), descriptor]).map(drop)
 }
 
 /// Loads `ds`: whether that faulted.
@@ -107,24 +107,24 @@ fn table(guest: &Guest<X86>, check: &mut Check<X86>, page: &Page) {
     check.that("not by a store either", !X86::try_write_word(guest.address(page) + 7 * 8, CALL_GATE));
     check.that("data became ring 3's", guest.read(page, 2) & RING3 == RING3);
     check.that("conforming code too", guest.read(page, 3) & RING3 == RING3);
-    check.that("load the data segment", !refuses(2 * 8 | 3));
+    check.that("load the data segment", !refuses((2 * 8) | 3));
     hypercalls::yield_cpu::<X86>();
-    check.that("it survives other domains' turns", data_segment() == 2 * 8 | 3);
-    check.that("what isn't present can't be loaded", refuses(4 * 8 | 3));
+    check.that("it survives other domains' turns", data_segment() == (2 * 8) | 3);
+    check.that("what isn't present can't be loaded", refuses((4 * 8) | 3));
     check.that("the hypervisor's own segments can't", refuses(0xe010));
     check.that("but its segments for ring 3 can", !refuses(0xe02b));
-    check.that("nor can anything behind the page", refuses(600 * 8 | 3));
+    check.that("nor can anything behind the page", refuses((600 * 8) | 3));
     check.that("back to no data segment", !refuses(0));
 }
 
 fn updates(guest: &Guest<X86>, check: &mut Check<X86>, page: &Page) {
     check.refused("update to a call gate", update(guest, page, 5, CALL_GATE), REFUSED);
     check.done("update to a data segment", update(guest, page, 5, DATA));
-    check.that("it can be loaded", !refuses(5 * 8 | 3));
+    check.that("it can be loaded", !refuses((5 * 8) | 3));
     check.done("update to nothing while it is loaded", update(guest, page, 5, 0));
     hypercalls::yield_cpu::<X86>();
     check.that("the kernel is still there", matches!(data_segment(), 0 | 0x2b));
-    check.that("and it can't be loaded any more", refuses(5 * 8 | 3));
+    check.that("and it can't be loaded any more", refuses((5 * 8) | 3));
     check.that("no data segment", !refuses(0));
     let root = call::<X86>(UPDATE_DESCRIPTOR, &[guest.root_frame() << 12, DATA]).map(drop);
     check.refused("an update of a page table", root, REFUSED);
