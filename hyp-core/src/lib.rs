@@ -40,6 +40,7 @@ pub mod options;
 pub mod paging;
 pub mod sched;
 pub(crate) mod time;
+pub mod sync;
 
 pub use domain::vcpu::Vcpu;
 pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};

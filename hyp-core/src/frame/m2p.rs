@@ -4,7 +4,7 @@
 //! hypervisor writes it when it builds a domain, and when a domain asks for it with `MMU_MACHPHYS_UPDATE`. It
 //! never relies on it: what stands there is a guest's claim.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::{MachineFrame, PseudoFrame};
 

@@ -19,7 +19,7 @@
 //! A type outlives its last use: the field stays, with no uses, until another type is asked for. Then translations of the
 //! old kind may still be cached, which is why `FrameRecord::take_type` tells when a flush is due.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::DomainId;
 use crate::machine::Level;
@@ -183,8 +183,6 @@ pub struct FrameRecord {
     using: AtomicU64,
 }
 
-const _: () = assert!(size_of::<FrameRecord>() == 16);
-
 impl Default for FrameRecord {
     fn default() -> Self {
         Self::new()
@@ -291,7 +289,7 @@ impl FrameRecord {
                 (word.wrapping_add(1), Taken::Ready)
             } else if kind == FrameType::Writable {
                 // Someone is flushing before its first use: a wait of one flush, on another CPU.
-                core::hint::spin_loop();
+                crate::sync::spin_loop();
                 continue;
             } else {
                 (word.wrapping_add(1), Taken::Unfinished)

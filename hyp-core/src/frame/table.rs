@@ -4,7 +4,7 @@
 //! drops the last reference frees the frame, at once and in one place: translations are flushed, the content is scrubbed,
 //! the record vacated, and only then the frame is free.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 

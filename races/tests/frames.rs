@@ -1,0 +1,212 @@
+//! Stories of CPUs that want the same frame at the same time.
+//!
+//! Each names the flaw that it would show. Seeded once, by hand, to see each of them fail; what was broken stands at the test.
+
+use loom::thread;
+use races::cpu::{ONE, TWO, World};
+use races::frame::FrameType;
+use races::frame::table::Locked;
+
+/// Every interleaving, with so many interruptions that aren't the CPU's own doing.
+fn explore(story: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = model.preemption_bound.or(Some(2));
+    model.max_branches = 20_000;
+    model.check(story);
+}
+
+/// One CPU takes a reference while another drops the last: either the reference holds the frame, or there is none to be had.
+/// Never is a frame free, or another's, that somebody holds.
+#[test]
+fn getting_against_freeing() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let getter = thread::spawn(move || {
+            if world.frames.get(frame, ONE).is_ok() {
+                let hold = world.frames.hold(frame).expect("memory");
+                assert_eq!(hold.owner, Some(ONE), "held, and yet another's");
+                assert!(!world.frames.free_map().expect("a map").is_free(0), "held, and yet free");
+                world.frames.put(frame, &world.machine);
+            }
+        });
+        if world.frames.unclaim(frame) {
+            world.frames.put(frame, &world.machine);
+        }
+        getter.join().expect("the getter");
+        assert_eq!(world.frames.free_frames(), 1, "all references are gone, so the frame is free");
+        assert_eq!(world.frames.owned(ONE), 0);
+    });
+}
+
+/// Two CPUs give the same frame back: the claim is given up once, and the frame freed once.
+#[test]
+fn giving_back_twice() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let give_back = move || {
+            // As `decrease_reservation`: hold it, give up the claim if it is still there, let go.
+            if world.frames.get(frame, ONE).is_err() {
+                return false;
+            }
+            let given = world.frames.unclaim(frame);
+            if given {
+                world.frames.put(frame, &world.machine);
+            }
+            world.frames.put(frame, &world.machine);
+            given
+        };
+        let other = thread::spawn(give_back);
+        let mine = give_back();
+        let others = other.join().expect("the other");
+        assert!(mine != others, "given back once: {mine} {others}");
+        assert_eq!((world.frames.free_frames(), world.frames.owned(ONE)), (1, 0));
+    });
+}
+
+/// A frame goes from one domain to another: the new owner finds it scrubbed and without a type, and the old one, who comes late
+/// with its number, gets nothing.
+#[test]
+fn vacating_against_assigning() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        world.frames.get_writable(frame, ONE, &world.machine).expect("one's own");
+        world.use_mapping(frame);
+        let next_owner = thread::spawn(move || {
+            let Some(got) = world.allocate(TWO) else { return };
+            assert!(!world.is_dirty(got), "another domain's bytes");
+            assert!(!world.is_cached_writable(got), "another domain's translations");
+            let usage = world.frames.usage(got).expect("memory");
+            assert_eq!((usage.kind, usage.uses), (FrameType::None, 0), "a type from a former life");
+            assert!(world.frames.get(got, ONE).is_err(), "the old owner");
+        });
+        assert!(world.frames.unclaim(frame));
+        world.frames.put(frame, &world.machine);
+        world.frames.put_writable(frame, &world.machine);
+        next_owner.join().expect("the next owner");
+    });
+}
+
+/// XSA-401: the cache was flushed *before* the type was locked. Between the two, another CPU mapped the frame writable, used
+/// the mapping, and let it go (A-B-A): the frame became a table with a writable translation still cached.
+#[test]
+fn a_frame_that_is_written_while_it_becomes_a_table() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let writer = thread::spawn(move || {
+            for _ in 0..2 {
+                if world.frames.get_writable(frame, ONE, &world.machine).is_ok() {
+                    world.use_mapping(frame);
+                    world.frames.put_writable(frame, &world.machine);
+                }
+            }
+        });
+        if let Ok(locked) = world.frames.lock_table(frame, 1, ONE, &world.machine) {
+            assert_eq!(locked, Locked::Incomplete, "nobody has validated it");
+            assert!(!world.is_cached_writable(frame), "a table that some CPU can still write to");
+            world.frames.complete(frame);
+            world.frames.unlock_table(frame, &world.machine);
+        }
+        writer.join().expect("the writer");
+    });
+}
+
+/// XSA-408: the mend of the former looked at the new type to decide whether to flush, not at the old. Here two CPUs go the
+/// other way, too: from a table back to a writable frame, whose first user flushes while the second has to wait for it.
+#[test]
+fn two_writers_of_what_was_a_table() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
+        world.frames.complete(frame);
+        world.frames.unlock_table(frame, &world.machine);
+        let map = move || {
+            world.frames.get_writable(frame, ONE, &world.machine).expect("no table any more");
+            assert!(world.frames.usage(frame).expect("memory").complete, "mapped before the flush was done");
+            world.frames.put_writable(frame, &world.machine);
+        };
+        let other = thread::spawn(map);
+        map();
+        other.join().expect("the other");
+    });
+}
+
+/// The last use of a type goes while another CPU asks for the same type: the use is counted to the old life or begins a
+/// new one, and in a new one the table has to be validated again.
+#[test]
+fn the_last_use_against_a_new_one() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
+        world.frames.complete(frame);
+        let user = thread::spawn(move || {
+            let locked = world.frames.lock_table(frame, 2, ONE, &world.machine).expect("the same type");
+            let usage = world.frames.usage(frame).expect("memory");
+            assert_eq!(locked == Locked::Complete, usage.complete, "complete, if and only if it says so");
+            if locked == Locked::Incomplete {
+                world.frames.complete(frame);
+            }
+            world.frames.unlock_table(frame, &world.machine);
+        });
+        world.frames.unlock_table(frame, &world.machine);
+        user.join().expect("the user");
+        assert_eq!(world.frames.usage(frame).expect("memory").uses, 0);
+    });
+}
+
+/// One CPU wants a frame as a table, another wants it writable, both at once: at most one has it.
+#[test]
+fn types_exclude_each_other() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let writer = thread::spawn(move || world.frames.get_writable(frame, ONE, &world.machine).is_ok());
+        let table = world.frames.lock_table(frame, 1, ONE, &world.machine).is_ok();
+        let writable = writer.join().expect("the writer");
+        assert!(table != writable, "table: {table}, writable: {writable}");
+        let references = world.frames.hold(frame).expect("memory").references;
+        assert_eq!(references, 2, "the claim, and the one that won");
+    });
+}
+
+/// Two domains ask for the last free frame.
+#[test]
+fn one_frame_for_two() {
+    explore(|| {
+        let world = World::new(1);
+        let other = thread::spawn(move || world.allocate(TWO).is_some());
+        let mine = world.allocate(ONE).is_some();
+        let others = other.join().expect("the other");
+        assert!(mine != others);
+        assert_eq!((world.frames.owned(ONE), world.frames.owned(TWO)), (u64::from(mine), u64::from(others)));
+    });
+}
+
+/// One CPU completes a table while another reads an entry under the flag: it sees what the validation saw.
+#[test]
+fn complete_means_that_the_entries_are_there() {
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let entry: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
+        let other = thread::spawn(move || {
+            if world.frames.lock_table(frame, 1, ONE, &world.machine) == Ok(Locked::Complete) {
+                assert_eq!(
+                    entry.load(Ordering::Relaxed),
+                    7,
+                    "complete, but what was validated can't be seen"
+                );
+            }
+        });
+        entry.store(7, Ordering::Relaxed);
+        world.frames.complete(frame);
+        other.join().expect("the other");
+    });
+}
