@@ -146,6 +146,9 @@ pub struct TestOptions {
     /// Only the tests whose name contains this, such as `tour`, `style/format` or `host/ring` (`host`: all host tests)
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
+    /// How long each fuzz target runs
+    #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub fuzz_seconds: u64,
     /// Cargo's profile for everything that is built
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,

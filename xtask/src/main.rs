@@ -5,6 +5,7 @@
 //! emulator's command line, [`qemu`] runs it, and [`run`] judges what it said. [`test`] does the same for each row
 //! of the table in the `machine-tests` crate.
 
+mod apart;
 mod bench;
 mod boot;
 mod build;

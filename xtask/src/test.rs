@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use machine_tests::case::{self, Board, Case, Ended, File, Hypervisor};
 use machine_tests::table;
 
+use crate::apart;
 use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
@@ -40,7 +41,10 @@ pub fn test(options: &TestOptions) -> Result<()> {
     let mut style = check::checks();
     style.retain(|(name, _)| chosen(name));
     let models = model::names().iter().any(|name| chosen(name));
-    let named = !cases.is_empty() || !style.is_empty() || models;
+    let targets: Vec<_> = apart::TARGETS.into_iter().filter(|name| chosen(&format!("fuzz/{name}"))).collect();
+    let races = races_filter(only);
+    let apart = !targets.is_empty() || races.is_some();
+    let named = !cases.is_empty() || !style.is_empty() || models || apart;
     let host = host_filter(only, named);
     let report = Report::default();
     check::report(&style, &report)?;
@@ -49,6 +53,12 @@ pub fn test(options: &TestOptions) -> Result<()> {
         ensure!(named || tests > 0, "no test's name contains {:?}", only.unwrap_or_default());
     }
     model::test(chosen, options.model_operations, &report)?;
+    if let Some(filter) = races {
+        apart::races(filter, &report)?;
+    }
+    if !targets.is_empty() {
+        apart::fuzz(targets, options.fuzz_seconds, &report)?;
+    }
     if !cases.is_empty() {
         machine_tests(cases, options.profile, &report)?;
     }
@@ -76,6 +86,14 @@ fn host_filter(only: Option<&str>, names_others: bool) -> Option<&str> {
     match only {
         None | Some("host") => Some(""),
         Some(only) => only.strip_prefix("host/").or((!names_others).then_some(only)),
+    }
+}
+
+/// Which of loom's tests to run, in the same way; they have to be asked for by `loom`.
+fn races_filter(only: Option<&str>) -> Option<&str> {
+    match only {
+        None | Some("loom") => Some(""),
+        Some(only) => only.strip_prefix("loom/"),
     }
 }
 
@@ -108,7 +126,7 @@ fn host_tests(filter: &str, profile: Profile, report: &Report) -> Result<usize> 
 }
 
 /// A line of the test harness: `test NAME ... ok`.
-fn host_test(line: &str) -> Option<(&str, Fate)> {
+pub fn host_test(line: &str) -> Option<(&str, Fate)> {
     let (name, fate) = line.strip_prefix("test ")?.split_once(" ... ")?;
     match fate.split_once(',').map_or(fate, |(word, _)| word).trim() {
         "ok" => Some((name, Fate::Passed)),
@@ -119,7 +137,7 @@ fn host_test(line: &str) -> Option<(&str, Fate)> {
 }
 
 /// Of what cargo said, the part that explains a failure.
-fn relevant(stdout: &str, stderr: &str) -> String {
+pub fn relevant(stdout: &str, stderr: &str) -> String {
     let failures = stdout.lines().filter(|line| host_test(line).is_none() && !line.starts_with("running "));
     let errors = stderr.lines().skip_while(|line| !line.starts_with("error"));
     failures.chain(errors).filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
@@ -311,6 +329,8 @@ mod tests {
         assert_eq!(host_filter(Some("host/ring"), false), Some("ring"));
         assert_eq!(host_filter(Some("tour"), true), None);
         assert_eq!(host_filter(Some("ring::"), false), Some("ring::"));
+        assert_eq!((races_filter(None), races_filter(Some("loom/last"))), (Some(""), Some("last")));
+        assert_eq!(races_filter(Some("tour")), None);
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! Tests that are compiled apart, each in a workspace of its own: `races/` with loom's atomics, `fuzz/` with counters at every
+//! branch.
+//!
+//! The fuzz targets are libFuzzer's, laid out as cargo-fuzz wants them, and `cargo fuzz run TARGET` works with
+//! `RUSTC_BOOTSTRAP=1`. Here they are built with the instrumentation alone, which a stable compiler has, and without a
+//! sanitizer, since the code under test has no unsafe block.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process;
+use crate::progress::Step;
+use crate::report::{self, Fate, Report};
+use crate::toolchain;
+use crate::workspace;
+
+/// The fuzz targets.
+pub const TARGETS: [&str; 7] =
+    ["hypercalls", "tables", "image", "device_tree", "multiboot", "command_line", "emulate"];
+/// Targets that run at the same time.
+const AT_ONCE: usize = 2;
+/// What cargo-fuzz gives to the compiler, but for its sanitizer.
+const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+     -Cllvm-args=-sanitizer-coverage-trace-compares";
+/// How often loom interrupts a CPU where it doesn't wait by itself.
+const PREEMPTIONS: &str = "3";
+/// How many lines of a crash are shown.
+const COMPLAINT: usize = 12;
+
+/// loom's tests whose names contain `filter`; their number.
+pub fn races(filter: &str, report: &Report) -> Result<usize> {
+    let mut command = cargo("races");
+    command.args(["test", "--no-fail-fast", "--", filter]);
+    command.env("LOOM_MAX_PREEMPTIONS", PREEMPTIONS);
+    let output = Step::around("every interleaving: cargo test in races", |_| process::output(&mut command))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut tests = 0;
+    for (name, fate) in text.lines().filter_map(crate::test::host_test) {
+        tests += 1;
+        report.enter(&format!("loom/{name}"), &fate, None);
+    }
+    if !output.status.success() {
+        println!("{}", crate::test::relevant(&text, &String::from_utf8_lossy(&output.stderr)));
+        report.enter("loom/all", &Fate::Failed("see above".into()), None);
+    }
+    Ok(tests)
+}
+
+/// Runs these targets, each for so many seconds.
+pub fn fuzz(targets: Vec<&'static str>, seconds: u64, report: &Report) -> Result<()> {
+    if let Some(why) = obstacle() {
+        for target in targets {
+            report.enter(&format!("fuzz/{target}"), &Fate::Skipped(why.into()), None);
+        }
+        return Ok(());
+    }
+    let host = host()?;
+    let mut build = cargo("fuzz");
+    build.args(["build", "--release", "--target", &host]).env("RUSTFLAGS", INSTRUMENTATION);
+    process::step("building the fuzz targets", &mut build)?;
+    let bar = report::bar(targets.len(), "fuzz targets");
+    let queue = Mutex::new(targets.into_iter());
+    let next = || queue.lock().ok().and_then(|mut targets| targets.next());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(target) = next() {
+                    let fate = run(target, &host, seconds).unwrap_or_else(|e| Fate::Failed(format!("{e:#}")));
+                    report.enter(&format!("fuzz/{target}"), &fate, bar.as_ref());
+                    bar.iter().for_each(|bar| bar.inc(1));
+                }
+            });
+        }
+    });
+    bar.iter().for_each(|bar| bar.finish_and_clear());
+    Ok(())
+}
+
+/// Why the targets can't be built here.
+fn obstacle() -> Option<&'static str> {
+    let compiler = which::which("c++").is_err();
+    compiler.then_some("libFuzzer takes a C++ compiler, and there is none (Debian's package g++)")
+}
+
+/// Runs one target: what it finds goes into a folder of the artefacts, and the corpus of the repository stays as it is.
+fn run(target: &str, host: &str, seconds: u64) -> Result<Fate> {
+    let found = workspace::folder(workspace::artefacts()?.join("fuzz").join(target))?;
+    let crash = found.with_extension("crash");
+    let _ = fs::remove_file(&crash);
+    let program = folder("fuzz").join(host).join("release").join(target);
+    let mut command = Command::new(program);
+    command.arg(&found).arg(workspace::root().join("fuzz/corpus").join(target));
+    command.arg(format!("-max_total_time={seconds}")).arg(format!("-exact_artifact_path={}", crash.display()));
+    command.args(["-timeout=60", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0"]);
+    let output = process::output(&mut command)?;
+    if output.status.success() {
+        return Ok(Fate::Passed);
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).take(COMPLAINT);
+    let told: String = lines.map(|line| format!("\n    | {line}")).collect();
+    Ok(Fate::Failed(format!("the input is in {}{told}", workspace::shown(&crash))))
+}
+
+/// Where a workspace of its own is built.
+fn folder(name: &str) -> PathBuf {
+    workspace::target().join(name)
+}
+
+/// Cargo, in a folder of the house that is no member of its workspace.
+fn cargo(name: &str) -> Command {
+    let mut command = Command::new(toolchain::cargo());
+    command.current_dir(workspace::root().join(name)).env("CARGO_TARGET_DIR", folder(name));
+    command
+}
+
+/// The host's name, as the compiler has it. Named as a target, it keeps the counters out of build scripts.
+fn host() -> Result<String> {
+    let output = process::output(Command::new("rustc").arg("-vV"))?;
+    ensure!(output.status.success(), "rustc -vV failed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc doesn't say what its host is")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_its_file_and_its_corpus() {
+        for target in TARGETS {
+            let root = workspace::root().join("fuzz");
+            assert!(root.join("fuzz_targets").join(format!("{target}.rs")).exists(), "{target}");
+            assert!(root.join("corpus").join(target).is_dir(), "{target}");
+        }
+        let files = fs::read_dir(workspace::root().join("fuzz/fuzz_targets")).expect("the targets' folder");
+        assert_eq!(files.count(), TARGETS.len());
+    }
+}
