@@ -39,8 +39,8 @@ pub mod machine;
 pub mod options;
 pub mod paging;
 pub mod sched;
-pub(crate) mod time;
 pub mod sync;
+pub(crate) mod time;
 
 pub use domain::vcpu::Vcpu;
 pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};

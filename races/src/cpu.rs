@@ -10,6 +10,7 @@ use hyp_core::machine::{
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::DomainId;
+use crate::frame::allocator::words;
 use crate::frame::{BootMemory, FrameRecord, FrameTable, Memory};
 use crate::sync::atomic::AtomicU64 as Word;
 
@@ -45,7 +46,8 @@ impl World {
         let mut boot = BootMemory::new();
         boot.add_ram(FIRST << 12, (FIRST + frames) << 12).expect("one range");
         let first = frame(0);
-        let memory = Memory { first, records, free_map: zeros(frames.div_ceil(64)), m2p: zeros(frames) };
+        let memory =
+            Memory { first, records, free_map: zeros(words(frames as usize) as u64), m2p: zeros(frames) };
         world.frames.initialise(memory, &boot, !0);
         // Every atomic is made before there are other threads.
         for index in 0..frames {

@@ -97,6 +97,25 @@ pub mod sync {
         lazily!(AtomicUsize, usize);
     }
 
+    /// loom's lock, with the face of a spin lock.
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub fn new(content: T) -> Self {
+            Self(loom::sync::Mutex::new(content))
+        }
+
+        pub fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().expect("no thread panics and goes on")
+        }
+    }
+
+    impl<T> std::fmt::Debug for Mutex<T> {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "lock")
+        }
+    }
+
     /// Lets the other CPUs go on: this one waits for them.
     pub fn spin_loop() {
         loom::thread::yield_now();

@@ -1,6 +1,10 @@
 //! Stories of CPUs that want the same frame at the same time.
 //!
-//! Each names the flaw that it would show. Seeded once, by hand, to see each of them fail; what was broken stands at the test.
+//! Each was seen failing, with these defects put in by hand: the flush before the type is locked, no flush, or one that the
+//! new type decides on; `complete` and `take_type` relaxed; a second writer that doesn't wait; a last use that
+//! forgets the type; a claim read and then cleared; a reference looked up and then added; the owner not looked at; a frame
+//! free before its record is vacated, or without a flush. Not to be seen, since another ordering does the same work: the two
+//! stores of `vacate` swapped.
 
 use loom::thread;
 use races::cpu::{ONE, TWO, World};

@@ -11,9 +11,8 @@
 //! One lock, taken last and held for no longer than a search, guards the map; reading a single frame's bit needs none. The map is only told about frames whose
 //! record says that nobody holds them, so that map and records can be checked against each other.
 
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use spin::Mutex;
 
 /// Frames to the word.
 const WORD: usize = 64;

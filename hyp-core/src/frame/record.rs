@@ -197,6 +197,7 @@ impl FrameRecord {
 
     /// The references and the owner, as they are at this moment.
     pub fn hold(&self) -> Hold {
+        // Acquire: whoever sees an owner sees what was done before the frame was given to it.
         let word = self.holding.load(Ordering::Acquire);
         let references = (word & COUNT_MASK) as u32;
         let owner = (references != 0).then(|| DomainId::new((word >> OWNER_SHIFT) as u16));
@@ -205,6 +206,7 @@ impl FrameRecord {
 
     /// The type and its uses, as they are at this moment.
     pub fn usage(&self) -> Use {
+        // Acquire: pairs with `complete`, as in `take_type`.
         Use::from_word(self.using.load(Ordering::Acquire))
     }
 
@@ -218,6 +220,7 @@ impl FrameRecord {
 
     /// Makes the record that of a free frame. Only for who dropped the last reference.
     pub(super) fn vacate(&self, scrubbed: bool) {
+        // Relaxed: nobody has a reference, so nobody looks; the next store publishes it.
         self.using.store(0, Ordering::Relaxed);
         // Release: the type's reset is visible before anyone can be given the frame.
         self.holding.store(if scrubbed { SCRUBBED } else { 0 }, Ordering::Release);
@@ -271,12 +274,14 @@ impl FrameRecord {
 
     /// Takes away the owner's claim (its reference is the caller's to drop); `false` if it was gone already.
     pub(super) fn unclaim(&self) -> bool {
+        // AcqRel: what was done with the frame under the claim comes before, what is done for want of it comes after.
         self.holding.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED != 0
     }
 
     /// Counts one more use as `kind`, changing the type when no use is left.
     pub(super) fn take_type(&self, kind: FrameType) -> Result<Taken, TypeError> {
         loop {
+            // Acquire: pairs with `complete`; a type that is said to hold does, with all that was checked for it.
             let word = self.using.load(Ordering::Acquire);
             let now = Use::from_word(word);
             let (next, taken) = if now.uses == 0 {
@@ -312,6 +317,7 @@ impl FrameRecord {
 
     /// Drops one use; returns how many are left. A count of zero stays zero.
     pub(super) fn drop_type(&self) -> u32 {
+        // Release: what was done under the type comes before its next life. Acquire: who tears it down sees what all did.
         let before = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let left = (word & USES_MASK).checked_sub(1)?;
             // The last use takes the flags along; the type stays, for the flush that its successor may owe.
@@ -331,6 +337,7 @@ impl FrameRecord {
     /// Says that a table is incomplete and holds references for its first `progress` entries.
     pub(super) fn set_progress(&self, progress: usize) {
         let field = (progress as u64) << LINK_SHIFT;
+        // Release: the references of the entries up to here are taken, or given back, before anyone goes on from here.
         let _ = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             Some((word & !(COMPLETE | LINK_MASK)) | field)
         });
@@ -347,6 +354,7 @@ impl FrameRecord {
 
     /// Marks one of the uses as a pin, or no longer; returns whether it was marked before.
     pub(super) fn set_pinned(&self, pinned: bool) -> bool {
+        // AcqRel: who finds the mark also finds what was done before it was set, and is the only one to take it away.
         let before = if pinned {
             self.using.fetch_or(PINNED, Ordering::AcqRel)
         } else {
