@@ -96,7 +96,9 @@ fn run(target: &str, host: &str, seconds: u64) -> Result<Fate> {
     let program = folder("fuzz").join(host).join("release").join(target);
     let mut command = Command::new(program);
     command.arg(&found).arg(workspace::root().join("fuzz/corpus").join(target));
-    command.arg(format!("-max_total_time={seconds}")).arg(format!("-exact_artifact_path={}", crash.display()));
+    command
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-exact_artifact_path={}", crash.display()));
     command.args(["-timeout=60", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0"]);
     let output = process::output(&mut command)?;
     if output.status.success() {

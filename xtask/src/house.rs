@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
+use crate::attacks;
 use crate::workspace;
 
 /// A rule: its name, and how to find what breaks it.
@@ -18,7 +19,7 @@ pub struct Rule {
 }
 
 /// All of them.
-pub const RULES: [Rule; 8] = [
+pub const RULES: [Rule; 9] = [
     Rule { name: "files-are-short", broken: || sources(long_file) },
     Rule { name: "files-begin-with-their-idea", broken: || sources(no_module_doc) },
     Rule { name: "functions-are-short", broken: || sources(long_functions) },
@@ -27,6 +28,7 @@ pub const RULES: [Rule; 8] = [
     Rule { name: "architectures-only-in-backends", broken: || sources(misplaced_architecture) },
     Rule { name: "core-cannot-panic-in-words", broken: || sources(panics_in_the_core) },
     Rule { name: "arrows-point-one-way", broken: wrong_arrows },
+    Rule { name: "attacks-name-their-tests", broken: attacks::without_a_test },
 ];
 
 /// Lines of a file without its tests.

@@ -6,6 +6,7 @@
 //! of the table in the `machine-tests` crate.
 
 mod apart;
+mod attacks;
 mod bench;
 mod boot;
 mod build;

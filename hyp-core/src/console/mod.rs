@@ -126,6 +126,7 @@ impl<M: Machine> Hypervisor<M> {
     pub fn console_input(&self, byte: u8) {
         let console = &self.console;
         if byte == ESCAPE {
+            // Relaxed, here and below: keys come in on one CPU, and these words say nothing of anything else.
             let escapes = console.escapes.load(Ordering::Relaxed).saturating_add(1);
             console.escapes.store(escapes % ESCAPE_COUNT, Ordering::Relaxed);
             if escapes == ESCAPE_COUNT {

@@ -136,6 +136,7 @@ impl<M: Machine> Domain<M> {
     }
 
     pub(crate) fn change_life(&self, from: Life, to: Life) -> bool {
+        // AcqRel, with the acquire of `life`: who sees the domain alive sees it whole, and who ends it has it for himself.
         self.life.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
@@ -144,6 +145,7 @@ impl<M: Machine> Domain<M> {
         if !self.change_life(Life::Vacant, Life::Building) {
             return false;
         }
+        // Relaxed, with their loads: `life` publishes them; later changes are numbers that stand for themselves.
         self.number.store(id.number(), Ordering::Relaxed);
         self.control.store(control, Ordering::Relaxed);
         self.max_pages.store(max_pages, Ordering::Relaxed);

@@ -102,6 +102,7 @@ impl<M: Machine> Vcpu<M> {
 
     /// A new life begins.
     pub(super) fn begin(&self, domain: DomainId, index: u16) {
+        // Relaxed, with their loads: nobody looks at a vCPU before its domain's life says so, or its state, and these order.
         self.domain.store(domain.number(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.initialised.store(false, Ordering::Relaxed);
@@ -213,6 +214,7 @@ impl<M: Machine> Vcpu<M> {
 
     /// Whether it can run.
     pub fn state(&self) -> RunState {
+        // Acquire, with the release of whoever changes it: who takes a vCPU to run it sees what it left behind on another CPU.
         RunState::from_number(self.state.load(Ordering::Acquire))
     }
 
@@ -226,6 +228,7 @@ impl<M: Machine> Vcpu<M> {
     }
 
     pub(crate) fn set_on_cpu(&self, on_cpu: bool) {
+        // Release, with the acquire below: who finds that no CPU has it sees its roots unloaded.
         self.on_cpu.store(on_cpu, Ordering::Release);
     }
 

@@ -34,6 +34,9 @@ pub const fn words(frames: usize) -> usize {
 /// The lock's content: for each class, the first of its words that may hold a bit.
 type Hints = [usize; CLASSES];
 
+// Orderings of the words below: relaxed under the lock, which orders them; a single frame's bit, which is read without it, is
+// written with release and read with acquire; `free` is a number that nothing hangs on.
+
 /// The map of free frames. Indices count from the first frame that the frame table covers.
 #[derive(Debug)]
 pub struct FreeMap {

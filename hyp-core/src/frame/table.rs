@@ -76,6 +76,9 @@ impl<const COUNT: usize> Unreferenced<COUNT> {
 /// Owners whose frames are counted: every domain there can be.
 pub const OWNERS: usize = 32;
 
+// The counters below are relaxed throughout: each is a number by itself, compared with a limit or shown, and what it counts is
+// ordered by the records.
+
 /// All frames of the machine.
 pub struct FrameTable {
     pub(super) tables: Once<Tables>,

@@ -65,6 +65,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Chooses who runs next. The one who ran goes to the end of the line, if it still can run.
     pub fn schedule(&'static self) -> Next<M> {
+        // Relaxed, all of these: they are this CPU's own; a vCPU's state orders what goes with the vCPU.
         self.scheduler.wanted.store(false, Ordering::Relaxed);
         let start = self.scheduler.next.load(Ordering::Relaxed);
         if let Some(last) = start.checked_sub(1).and_then(|last| self.vcpu_at(last)) {

@@ -1,0 +1,15 @@
+//! A kernel as a boot loader leaves it: an ELF file with notes. Every piece of one that is let through lies within it.
+#![no_main]
+
+use hyp_core::domain::image::KernelImage;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|file: &[u8]| {
+    for platform in ["x86_64", "aarch64"] {
+        let Ok(image) = KernelImage::parse(file, platform) else { continue };
+        for segment in image.segments() {
+            let end = segment.start.checked_add(segment.content.len() as u64);
+            assert!(end.is_some_and(|end| end <= image.end), "a piece beyond the kernel's own end");
+        }
+    }
+});
