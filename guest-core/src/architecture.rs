@@ -41,6 +41,9 @@ pub type Forbidden = (&'static str, fn() -> bool);
 /// mode may execute, with [`Architecture::USER_CODE`] at its start.
 pub type Unseen = (&'static str, u64, fn(u64, u64) -> u64);
 
+/// A function that tries to start a vCPU (number, root, stack) in a state that guests must not have.
+pub type ForbiddenStart = fn(u64, u64, u64) -> Result<(), Errno>;
+
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
 pub trait Architecture: Sized + 'static {
     /// Name, for the greeting.
@@ -115,7 +118,7 @@ pub trait Architecture: Sized + 'static {
     fn initialise_vcpu(vcpu: u64, root: u64, entry: extern "C" fn(u64) -> !, stack: u64)
     -> Result<(), Errno>;
     /// Tries to start a vCPU (number, root, stack) in states that guests must not have.
-    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>];
+    const FORBIDDEN_STARTS: &'static [ForbiddenStart];
 
     /// Reads an entry of a table of `level`, `None` when it isn't present.
     fn decode(level: Level, entry: u64) -> Option<Mapping>;

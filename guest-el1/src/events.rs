@@ -5,6 +5,7 @@
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
+use guest_core::architecture::ForbiddenStart;
 use guest_core::events;
 use guest_core::hypercalls::{address_of, call};
 use penumbra_abi::Errno;
@@ -131,7 +132,7 @@ fn initialise_with(
 const ENTRY: u64 = crate::machine::VIRT_BASE;
 
 /// Registers that no guest may start with.
-pub const FORBIDDEN_STARTS: &[fn(u64, u64, u64) -> Result<(), Errno>] = &[
+pub const FORBIDDEN_STARTS: &[ForbiddenStart] = &[
     // The MMU off: all of machine memory.
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.sctlr &= !1),
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.sctlr = 0),

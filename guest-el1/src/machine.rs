@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use guest_core::Architecture;
-use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping, Unseen};
+use guest_core::architecture::{CODE_WORDS, Forbidden, ForbiddenStart, Level, Mapping, Unseen};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
@@ -169,7 +169,7 @@ impl<B: Below> Architecture for Kernel<B> {
         events::initialise(vcpu, root, entry, stack)
     }
 
-    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>] = events::FORBIDDEN_STARTS;
+    const FORBIDDEN_STARTS: &'static [ForbiddenStart] = events::FORBIDDEN_STARTS;
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)

@@ -5,6 +5,7 @@
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
+use guest_core::architecture::ForbiddenStart;
 use guest_core::events::{self, VCPUS};
 use guest_core::hypercalls::{self, address_of, call};
 use penumbra_abi::Errno;
@@ -142,7 +143,7 @@ fn initialise_with(
 const NOT_CANONICAL: u64 = 1 << 63;
 
 /// Registers that no guest may start with, or that nobody could return to.
-pub const FORBIDDEN_STARTS: &[fn(u64, u64, u64) -> Result<(), Errno>] = &[
+pub const FORBIDDEN_STARTS: &[ForbiddenStart] = &[
     |vcpu, root, stack| initialise_with(vcpu, root, NOT_CANONICAL, stack, |_| {}),
     |vcpu, root, stack| initialise_with(vcpu, root, callback(), stack, |context| context.flags = 0),
     |vcpu, root, stack| initialise_with(vcpu, root, callback(), stack, |context| context.gdt_ents = 1 << 32),

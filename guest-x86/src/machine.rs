@@ -4,7 +4,7 @@ use crate::{bench, descriptors, entries, events, forbidden, made_up, table_write
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
-use guest_core::architecture::{CODE_WORDS, Forbidden, Level, Mapping};
+use guest_core::architecture::{CODE_WORDS, Forbidden, ForbiddenStart, Level, Mapping};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
@@ -146,7 +146,7 @@ impl Architecture for X86 {
         events::initialise(vcpu, root, entry, stack)
     }
 
-    const FORBIDDEN_STARTS: &'static [fn(u64, u64, u64) -> Result<(), Errno>] = events::FORBIDDEN_STARTS;
+    const FORBIDDEN_STARTS: &'static [ForbiddenStart] = events::FORBIDDEN_STARTS;
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)
