@@ -15,7 +15,7 @@ use penumbra_abi::grant_table::*;
 use penumbra_abi::hypercall::GRANT_TABLE_OP;
 use penumbra_abi::memory::XENMEM_DECREASE_RESERVATION;
 use proptest::prelude::*;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const OKAY: GrantStatus = GrantStatus::OKAY;
 const ERROR: GrantStatus = GrantStatus::GENERAL_ERROR;
@@ -1021,7 +1021,7 @@ impl Books {
                 assert!(!pinned || !lent, "a table of a page that is lent for writing");
             }
             Step::Give { who, page } => {
-                drop(rig.memory(who, XENMEM_DECREASE_RESERVATION, SELF, &[rig.pool(who, page).number()]))
+                let _ = rig.memory(who, XENMEM_DECREASE_RESERVATION, SELF, &[rig.pool(who, page).number()]);
             }
             Step::Swap { who, one, other } => {
                 rig.operate(
