@@ -8,6 +8,7 @@
 //! - `tour`: the documented experiment; in both domains.
 //! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
 //! - `bench` (control domain): what each operation costs; see [`bench`].
+//! - `stretches` (control domain): the longest stretch without a preemption point of the longest operations, one of which is the end of domain 1.
 //! - `profile=NAME` (control domain): one row of the benchmark, once, when a key is pressed.
 //! - `then=poweroff|reboot|shell` (control domain): what comes afterwards; `shell` if nothing is said.
 //! - `echo=N` (other domains): answer N events, then shut down; see [`events`].
@@ -84,6 +85,9 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
         bench::run(guest);
     }
     soak::take_part(guest);
+    if words.has("stretches") {
+        bench::stretches::run(guest);
+    }
     if let Some(name) = words.value("profile") {
         bench::profile(guest, name);
     }

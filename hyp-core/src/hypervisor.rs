@@ -22,6 +22,7 @@ use crate::options::{Options, parse_size, parse_vcpus};
 use crate::paging::TableState;
 use crate::paging::audit::{Holders, Ledger, Report, audit};
 use crate::sched::Scheduler;
+use crate::stretch::Stretches;
 use crate::time::Earliest;
 
 /// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
@@ -93,6 +94,7 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) p2m_directory: Mutex<P2mDirectory>,
     /// The chunk of memory that is being exchanged.
     pub(crate) exchange: Mutex<Chunk>,
+    pub(crate) stretches: Stretches,
     ledger: Mutex<Ledger>,
 }
 
@@ -108,6 +110,7 @@ impl<M: Machine> Hypervisor<M> {
             earliest: Earliest::new(),
             p2m_directory: Mutex::new(P2mDirectory::new()),
             exchange: Mutex::new(Chunk::new()),
+            stretches: Stretches::new(),
             ledger: Mutex::new(Ledger::new()),
         }
     }

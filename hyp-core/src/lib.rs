@@ -39,6 +39,7 @@ pub mod machine;
 pub mod options;
 pub mod paging;
 pub mod sched;
+mod stretch;
 pub mod sync;
 pub(crate) mod time;
 

@@ -14,6 +14,7 @@ mod memory;
 mod meter;
 mod pinning;
 mod roots;
+pub mod stretches;
 mod tables;
 mod window;
 

@@ -22,8 +22,20 @@ impl<M: Machine> Call<'_, M> {
             }
             number::PENUMBRA_UNHOOK => self.unhook(arguments),
             number::PENUMBRA_HOOK => self.hook(arguments),
+            number::PENUMBRA_LONGEST_STRETCH => self.longest_stretch(arguments),
             _ => Err(Errno::ENOSYS.into()),
         }
+    }
+
+    /// Argument: 1 to forget it and to measure from now on. Control domain only: it tells of other domains' hypercalls.
+    fn longest_stretch(&self, arguments: Arguments) -> Outcome {
+        self.require_control()?;
+        let [_, reset, ..] = arguments;
+        let longest = self.hypervisor.stretches.longest();
+        if reset == 1 {
+            self.hypervisor.stretches.reset();
+        }
+        Ok(longest)
     }
 
     /// Argument: the address at which a level-1 table is mapped read-only.

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use hyp_core::frame::FrameRecord;
 use machine_tests::verdict;
 
-use super::machines::{MEMORY, run_until};
+use super::machines::{MEMORY, machine, run_until};
 use crate::boot::{Machine, Module};
 use crate::cli::Arch;
 use crate::image::{self, Artefacts};
@@ -35,11 +35,34 @@ pub fn facts(arch: Arch, artefacts: &Artefacts) -> Result<Vec<Fact>> {
     let size = image::size(&artefacts.hypervisor)?;
     let boot = Step::around(format!("counting {arch}'s boot instructions"), |_| boot(arch, artefacts))?;
     let start = format!("instructions from entry to the control domain's first, {MEMORY} MiB");
-    Ok(vec![
+    let stretches =
+        Step::around(format!("measuring {arch}'s longest stretches"), |_| stretches(arch, artefacts))?;
+    let stretches = stretches.into_iter().map(|(name, longest)| {
+        fact(format!("longest stretch without a preemption point, {name}"), longest, "at most 1000000")
+    });
+    let mut facts = vec![
         fact("hypervisor image, bytes".into(), size, "under 524288"),
         fact(start, boot.instructions, "at most 20000000"),
         fact("of scrubbing, not counted above".into(), boot.scrubbing, ""),
-    ])
+    ];
+    facts.extend(stretches);
+    Ok(facts)
+}
+
+/// The longest operations, among them the end of a domain of 4 GiB: instructions between two preemption points, by name.
+fn stretches(arch: Arch, artefacts: &Artefacts) -> Result<Vec<(String, u64)>> {
+    let words = "stretches then=reboot";
+    let mut machine = machine(arch, artefacts.hypervisor.clone(), artefacts, words, "");
+    machine.memory = 6 * MEMORY;
+    machine.modules.push(Module::kernel(&artefacts.guest, "domain=victim memory=4096M"));
+    let outcome = run_until(&machine, "stretches", vec!["STRETCH end".into()])?;
+    Ok(verdict::lines_of(&outcome.text, verdict::CONTROL).filter_map(stretch).collect())
+}
+
+/// Reads `STRETCH name instructions`.
+fn stretch(line: &str) -> Option<(String, u64)> {
+    let (name, longest) = line.strip_prefix("STRETCH ")?.split_once(' ')?;
+    Some((name.to_owned(), longest.parse().ok()?))
 }
 
 /// What the hypervisor says of its boot.

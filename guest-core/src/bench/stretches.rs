@@ -1,0 +1,179 @@
+//! The longest operations that a guest can ask for, and the longest stretch of each without a preemption point.
+//!
+//! The hypervisor measures the stretches itself (`PENUMBRA_LONGEST_STRETCH`), since a preempted hypercall goes on without the guest's
+//! noticing. One line for each: `STRETCH name instructions`. Long lists of requests are one page of them, mapped over and over in the
+//! window, so that a small kernel can hand over a hundred thousand.
+
+use super::window::{self, Say, Window};
+use crate::architecture::{Architecture, PAGE_SIZE, TABLE_ENTRIES};
+use crate::guest::Guest;
+use crate::hypercalls::{self, address_of, address_of_mut, call, mmu_update, mmuext};
+use crate::pages::Page;
+use crate::say;
+use penumbra_abi::domctl::{DESTROYDOMAIN, DomainInfo, Domctl};
+use penumbra_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP};
+use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate};
+use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
+use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
+
+/// Requests in the long `mmu_update`.
+const REQUESTS: u64 = 100_000;
+/// Calls in the long `multicall`.
+const CALLS: u64 = 30_000;
+/// Level-1 tables of the large tree, each of 512 mappings.
+const TABLES: usize = 64;
+/// How often this kernel sleeps while it waits for the end of domain 1, and for how long (nanoseconds).
+const PATIENCE: u32 = 1000;
+const NAP: u64 = 20_000_000;
+/// The domain that is destroyed.
+const VICTIM: u16 = 1;
+
+/// Measures every operation.
+pub fn run<A: Architecture>(guest: &Guest<A>) {
+    let operations: [(&str, fn(&Guest<A>) -> Result<(), Errno>); 5] = [
+        ("mmu-update-100000", many_updates),
+        ("multicall-30000", many_calls),
+        ("tree-of-64-tables", large_tree),
+        ("balloon-512", balloon),
+        ("destroy-domain", destroy),
+    ];
+    for (name, operation) in operations {
+        match longest::<A>(true).and_then(|_| operation(guest)).and_then(|()| longest::<A>(false)) {
+            Ok(ticks) => say!(A, "STRETCH {name} {}", ticks * A::COUNTER_UNIT),
+            Err(error) => say!(A, "STRETCH {name} failed {error}"),
+        }
+    }
+    say!(A, "STRETCH end");
+}
+
+fn longest<A: Architecture>(reset: bool) -> Result<u64, Errno> {
+    call::<A>(number::PENUMBRA, &[number::PENUMBRA_LONGEST_STRETCH, reset.into()])
+}
+
+/// Hands `request` a list that repeats `page` over the whole window.
+fn with_long_list<A: Architecture>(
+    guest: &Guest<A>,
+    page: &Page,
+    request: impl FnOnce(u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let window = Window::open(guest)?;
+    let entry = A::leaf(guest.frame(page), true);
+    let mut result = Ok(());
+    for index in 0..TABLE_ENTRIES as u64 {
+        let update = MmuUpdate { pointer: window.slot(index), value: entry };
+        result = result.and(mmu_update::<A>(&[update], DOMID_SELF.into()).map(drop));
+    }
+    let result = result.and_then(|()| request(window.address(0)));
+    window.close()?;
+    result
+}
+
+/// `mmu_update` of 100,000 entries: 128 of a table are mapped and unmapped in turn.
+fn many_updates<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let (page, table) =
+        (guest.zeroed_page().ok_or(Errno::ENOMEM)?, guest.zeroed_page().ok_or(Errno::ENOMEM)?);
+    guest.set_writable(&table, false)?;
+    mmuext::<A>(MMUEXT_PIN_L1_TABLE, guest.frame(&table), 0)?;
+    for request in 0..256 {
+        let say = if request < 128 { Say::Writable } else { Say::Absent };
+        let index = request as u64 % 128;
+        guest.write(&page, request * 2, guest.frame(&table) << 12 | index * 8);
+        guest.write(&page, request * 2 + 1, window::entry(guest, index, say));
+    }
+    let result = with_long_list(guest, &page, |list| {
+        call::<A>(number::MMU_UPDATE, &[list, REQUESTS, 0, DOMID_SELF.into()]).map(drop)
+    });
+    mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(&table), 0)?;
+    guest.pages.free(page);
+    guest.release(table)?;
+    result
+}
+
+/// `multicall` of 30,000 calls, which make a page read-only and writable in turn.
+fn many_calls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let page = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
+    let scratch = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
+    for entry in 0..64 {
+        // Operation, result, six arguments: the page's own mapping, again and again.
+        let words = [
+            number::UPDATE_VA_MAPPING,
+            0,
+            guest.address(&scratch),
+            A::leaf(guest.frame(&scratch), entry % 2 == 0),
+        ];
+        words.iter().enumerate().for_each(|(word, value)| guest.write(&page, entry * 8 + word, *value));
+    }
+    let result = with_long_list(guest, &page, |list| call::<A>(number::MULTICALL, &[list, CALLS]).map(drop));
+    guest.release(scratch)?;
+    guest.pages.free(page);
+    result
+}
+
+/// Pins and unpins a tree of 64 full tables.
+fn large_tree<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let tables = [const { None }; TABLES].map(|_: Option<Page>| guest.zeroed_page());
+    let uppers = [guest.zeroed_page(), guest.zeroed_page(), guest.zeroed_page()];
+    let [Some(second), Some(third), Some(root)] = &uppers else { return Err(Errno::ENOMEM) };
+    for (index, table) in tables.iter().flatten().enumerate() {
+        for slot in 0..TABLE_ENTRIES {
+            let page = (index * TABLE_ENTRIES + slot) as u64;
+            guest.write(table, slot, window::entry(guest, page, Say::Writable));
+        }
+        guest.set_writable(table, false)?;
+        guest.write(second, index, A::table(guest.frame(table)));
+    }
+    guest.write(third, 0, A::table(guest.frame(second)));
+    guest.write(root, 0, A::table(guest.frame(third)));
+    for table in [second, third, root] {
+        guest.set_writable(table, false)?;
+    }
+    mmuext::<A>(MMUEXT_PIN_L4_TABLE, guest.frame(root), 0)?;
+    mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(root), 0)?;
+    for page in uppers.into_iter().chain(tables).flatten() {
+        guest.release(page)?;
+    }
+    Ok(())
+}
+
+/// Gives 512 pages back in one call, and takes them again.
+fn balloon<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let list = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
+    let pages = PAGE_SIZE / 8;
+    let request = MemoryReservation {
+        extent_start: guest.address(&list),
+        nr_extents: pages,
+        domid: DOMID_SELF,
+        ..Default::default()
+    };
+    (0..pages).for_each(|index| guest.write(&list, index as usize, window::spare(guest, index)));
+    call::<A>(number::MEMORY_OP, &[XENMEM_DECREASE_RESERVATION, address_of(&request)])?;
+    let pfn = |index: u64| guest.info.nr_pages - 1 - index;
+    (0..pages).for_each(|index| guest.write(&list, index as usize, pfn(index)));
+    let got = call::<A>(number::MEMORY_OP, &[XENMEM_POPULATE_PHYSMAP, address_of(&request)])?;
+    (0..got).for_each(|index| guest.set_p2m(pfn(index), guest.read(&list, index as usize)));
+    guest.pages.free(list);
+    if got == pages { Ok(()) } else { Err(Errno::ENOMEM) }
+}
+
+/// Destroys domain 1, and waits until nothing is left of it.
+fn destroy<A: Architecture>(_guest: &Guest<A>) -> Result<(), Errno> {
+    let mut operation = Domctl::new(DESTROYDOMAIN, VICTIM, &[]);
+    call::<A>(number::DOMCTL, &[address_of_mut(&mut operation)])?;
+    for _ in 0..PATIENCE {
+        sleep::<A>();
+        let mut domains = [DomainInfo::default(); 4];
+        let count = hypercalls::domain_list::<A>(VICTIM, &mut domains)?;
+        if !domains.iter().take(count).any(|domain| domain.domain == VICTIM) {
+            return Ok(());
+        }
+    }
+    Err(Errno::ETIMEDOUT)
+}
+
+/// Leaves the CPU idle for a while, in which the hypervisor does its work in the background. While instructions are counted, the
+/// counter is no earlier than the system time.
+fn sleep<A: Architecture>() {
+    let poll = SchedPoll { timeout: A::counter() * A::COUNTER_UNIT + NAP, ..Default::default() };
+    // Should it be refused, this is a yield without rest.
+    let _ = call::<A>(number::SCHED_OP, &[SCHEDOP_POLL, address_of(&poll)]);
+}
