@@ -190,6 +190,11 @@ impl Author<'_> {
         });
         let index = self.index::<F>(level);
         let value = self.entry::<F>(level);
+        // On AArch64 a root that leads to itself is read-only by its leaves' form, which the specification doesn't know yet.
+        let value = match F::walk(F::LEVELS, value) {
+            Walk::Table { frame: to, .. } if F::BREAKS && to == frame => 0,
+            _ => value,
+        };
         let kind = match self.chance.u32(..32) {
             0 => 3,
             1 => mmu::MMU_MACHPHYS_UPDATE,
