@@ -3,7 +3,7 @@
 //! All RAM is mapped at [`layout::DIRECT_MAP`], and nothing else is. Whoever turns a frame into a pointer asks the map of
 //! RAM first, so no frame number, whoever made it, leads astray.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::address::{MachineFrame, PAGE_SIZE};
 use hyp_x86::layout;
@@ -11,15 +11,31 @@ use hyp_x86::ram::RamMap;
 use spin::Once;
 
 static RAM: Once<RamMap> = Once::new();
+/// The largest stretch of RAM, where nearly every frame is: its first frame's number, and how many there are.
+static LARGEST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Says what is RAM. Only the first call counts.
 pub fn set_ram(map: RamMap) {
-    RAM.call_once(|| map);
+    let map = RAM.call_once(|| map);
+    if let Some(stretch) = map.stretches().iter().max_by_key(|stretch| stretch.end - stretch.first) {
+        let [first, count] = &LARGEST;
+        // Relaxed: no other CPU is started yet. With a count of zero the first means nothing.
+        first.store(stretch.first, Ordering::Relaxed);
+        count.store(stretch.end - stretch.first, Ordering::Relaxed);
+    }
 }
 
 /// Whether the frame is RAM; nothing is before [`set_ram`].
 #[inline]
 pub fn is_ram(frame: MachineFrame) -> bool {
+    let [first, count] = &LARGEST;
+    // Below the first, this wraps around to more than any count.
+    let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
+    index < count.load(Ordering::Relaxed) || is_elsewhere_in_ram(frame)
+}
+
+#[cold]
+fn is_elsewhere_in_ram(frame: MachineFrame) -> bool {
     RAM.get().is_some_and(|ram| ram.holds(frame))
 }
 

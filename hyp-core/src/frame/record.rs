@@ -48,6 +48,8 @@ const SCRUBBED: u64 = 1 << 49;
 const USES_MASK: u64 = 0xf_ffff;
 const TYPE_SHIFT: u32 = 20;
 const TYPE_MASK: u64 = 0x7 << TYPE_SHIFT;
+/// Set in the type of every table.
+const ANY_TABLE: u64 = 4 << TYPE_SHIFT;
 const COMPLETE: u64 = 1 << 23;
 const PINNED: u64 = 1 << 24;
 const LINK_SHIFT: u32 = 25;
@@ -247,35 +249,90 @@ impl FrameRecord {
         taken && self.usage().uses == 0
     }
 
+    /// Whether `owner` owns the frame, by its `holding` word.
+    #[inline]
+    const fn is_owned(word: u64, owner: DomainId) -> bool {
+        word & COUNT_MASK != 0 && (word >> OWNER_SHIFT) as u16 == owner.number()
+    }
+
+    /// Whether the frame is `owner`'s at this moment.
+    #[inline]
+    pub(super) fn is_owned_by(&self, owner: DomainId) -> bool {
+        Self::is_owned(self.holding.load(Ordering::Acquire), owner)
+    }
+
+    /// The level at which the frame is a complete table of `owner`'s, in use; 0 if it is none.
+    #[inline]
+    pub(super) fn table_level(&self, owner: DomainId) -> Level {
+        let using = self.using.load(Ordering::Acquire);
+        let is_table = using & (COMPLETE | ANY_TABLE) == COMPLETE | ANY_TABLE && using & USES_MASK != 0;
+        let is_ours = Self::is_owned(self.holding.load(Ordering::Acquire), owner);
+        if is_table && is_ours { ((using >> TYPE_SHIFT) & 3) as Level + 1 } else { 0 }
+    }
+
     /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
+    #[inline]
     pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
-        let mut outcome = None;
-        // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
-        let _ = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let count = word & COUNT_MASK;
-            let mine = count != 0 && (word >> OWNER_SHIFT) as u16 == owner.number();
-            outcome = mine.then_some(count < COUNT_LIMIT);
-            (outcome == Some(true)).then(|| word.wrapping_add(1))
-        });
-        outcome
+        let mut word = self.holding.load(Ordering::Acquire);
+        loop {
+            if !Self::is_owned(word, owner) {
+                return None;
+            }
+            if word & COUNT_MASK >= COUNT_LIMIT {
+                return Some(false);
+            }
+            // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
+            let next = word.wrapping_add(1);
+            match self.holding.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(true),
+                Err(now) => word = now,
+            }
+        }
     }
 
     /// Drops one reference. If it was the last, returns whose frame it was, and the caller has to free it.
     /// A count of zero stays zero (a bug elsewhere must not become a wrap-around).
     #[must_use]
+    #[inline]
     pub(super) fn put(&self) -> Option<DomainId> {
-        // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
-        let before = self.holding.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            (word & COUNT_MASK != 0).then(|| word.wrapping_sub(1))
-        });
-        let last = before.ok().filter(|word| word & COUNT_MASK == 1)?;
-        Some(DomainId::new((last >> OWNER_SHIFT) as u16))
+        let mut word = self.holding.load(Ordering::Acquire);
+        while word & COUNT_MASK != 0 {
+            // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
+            let next = word.wrapping_sub(1);
+            match self.holding.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    let last = word & COUNT_MASK == 1;
+                    return last.then(|| DomainId::new((word >> OWNER_SHIFT) as u16));
+                }
+                Err(now) => word = now,
+            }
+        }
+        None
     }
 
     /// Takes away the owner's claim (its reference is the caller's to drop); `false` if it was gone already.
     pub(super) fn unclaim(&self) -> bool {
         // AcqRel: what was done with the frame under the claim comes before, what is done for want of it comes after.
         self.holding.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED != 0
+    }
+
+    /// Counts one more use as *writable*, if that needs nothing else: no flush, and no wait. Otherwise nothing has changed (`false`), and
+    /// [`Self::take_type`] says what there is to do.
+    #[inline]
+    pub(super) fn take_writable(&self) -> bool {
+        const WRITABLE: u64 = FrameType::Writable.encode();
+        let word = self.using.load(Ordering::Acquire);
+        let uses = word & USES_MASK;
+        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && uses != 0 && uses != USES_MASK {
+            word.wrapping_add(1)
+        } else if uses == 0 && word & TYPE_MASK <= WRITABLE {
+            // Never used, or writable before: no translation of another kind can be cached.
+            WRITABLE | COMPLETE | 1
+        } else {
+            return false;
+        };
+        // AcqRel: as in `take_type`.
+        self.using.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Counts one more use as `kind`, changing the type when no use is left.
@@ -316,14 +373,19 @@ impl FrameRecord {
     }
 
     /// Drops one use; returns how many are left. A count of zero stays zero.
+    #[inline]
     pub(super) fn drop_type(&self) -> u32 {
-        // Release: what was done under the type comes before its next life. Acquire: who tears it down sees what all did.
-        let before = self.using.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let left = (word & USES_MASK).checked_sub(1)?;
+        let mut word = self.using.load(Ordering::Acquire);
+        while word & USES_MASK != 0 {
             // The last use takes the flags along; the type stays, for the flush that its successor may owe.
-            Some(if left == 0 { word & TYPE_MASK } else { word.wrapping_sub(1) })
-        });
-        before.map_or(0, |word| Use::from_word(word).uses.saturating_sub(1))
+            let next = if word & USES_MASK == 1 { word & TYPE_MASK } else { word.wrapping_sub(1) };
+            // Release: what was done under the type comes before who takes another; acquire: after what others did.
+            match self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return (next & USES_MASK) as u32,
+                Err(now) => word = now,
+            }
+        }
+        0
     }
 
     /// Says that the type holds now.

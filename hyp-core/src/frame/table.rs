@@ -142,12 +142,20 @@ impl FrameTable {
         }
     }
 
+    #[inline(always)]
     pub(super) fn record(&self, frame: MachineFrame) -> Result<&'static FrameRecord, FrameError> {
         let lookup = || {
             let tables = self.tables.get()?;
-            tables.records.get(usize::try_from(frame.number().checked_sub(tables.first)?).ok()?)
+            // Below the first, this wraps around, to an index that no array has.
+            tables.records.get(frame.number().wrapping_sub(tables.first) as usize)
         };
         lookup().ok_or(FrameError::NotMemory(frame))
+    }
+
+    /// The level at which a frame is a complete table of `owner`'s, in use; `None` if it is none.
+    #[inline]
+    pub fn table_level(&self, frame: MachineFrame, owner: DomainId) -> Option<Level> {
+        self.record(frame).ok().map(|record| record.table_level(owner)).filter(|level| *level != 0)
     }
 
     /// The references and owner of a frame, or `None` if it isn't memory.
@@ -256,8 +264,14 @@ impl FrameTable {
     ///
     /// # Errors
     /// Not memory, not the owner's, or too many references.
+    #[inline(always)]
     pub fn get(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
-        match self.record(frame)?.get(owner) {
+        Self::get_record(frame, self.record(frame)?, owner)
+    }
+
+    #[inline(always)]
+    fn get_record(frame: MachineFrame, record: &FrameRecord, owner: DomainId) -> Result<(), FrameError> {
+        match record.get(owner) {
             Some(true) => Ok(()),
             Some(false) => Err(FrameError::TooManyReferences(frame)),
             None => Err(FrameError::NotOwned(frame)),
@@ -265,13 +279,29 @@ impl FrameTable {
     }
 
     /// Drops a reference; frees the frame if it was the last, and says so.
+    #[inline(always)]
     pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
-        let Ok(record) = self.record(frame) else { return false };
+        self.record(frame).is_ok_and(|record| self.put_record(frame, record, machine))
+    }
+
+    #[inline(always)]
+    fn put_record<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, machine: &M) -> bool {
         let Some(owner) = record.put() else { return false };
+        self.free_flushed(frame, record, owner, machine);
+        true
+    }
+
+    #[cold]
+    fn free_flushed<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        owner: DomainId,
+        machine: &M,
+    ) {
         // Someone may have cached a translation of this frame, if only to read it.
         machine.flush(FlushScope::Everything);
         self.free(frame, record, owner, machine);
-        true
     }
 
     /// Drops a reference; if it was the last, the frame goes into `dropped`, to be freed with others by [`Self::free_all`].
@@ -315,24 +345,67 @@ impl FrameTable {
     ///
     /// # Errors
     /// As [`Self::get`]; or the frame is in use as a table.
+    #[inline(always)]
     pub fn get_writable<M: Machine>(
         &self,
         frame: MachineFrame,
         owner: DomainId,
         machine: &M,
     ) -> Result<(), FrameError> {
-        self.get(frame, owner)?;
-        self.lock_type(frame, FrameType::Writable, machine).map(drop).inspect_err(|_| {
+        let record = self.record(frame)?;
+        Self::get_record(frame, record, owner)?;
+        if record.take_writable() {
+            return Ok(());
+        }
+        self.lock_writable(frame, machine).inspect_err(|_| {
             self.put(frame, machine);
         })
     }
 
-    /// Gives back what [`Self::get_writable`] took; says whether that freed the frame.
-    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+    /// Counts a use as *writable* of a frame that the caller holds by a reference which stays its own; the frame is `owner`'s.
+    ///
+    /// # Errors
+    /// As [`Self::get_writable`].
+    #[inline]
+    pub fn use_writable<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<(), FrameError> {
+        self.check_owner(frame, owner)?;
+        if self.record(frame)?.take_writable() { Ok(()) } else { self.lock_writable(frame, machine) }
+    }
+
+    /// Fails unless the frame is `owner`'s. It stays so only while somebody holds a reference.
+    ///
+    /// # Errors
+    /// Not memory, or not the owner's.
+    #[inline]
+    pub fn check_owner(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
+        if self.record(frame)?.is_owned_by(owner) { Ok(()) } else { Err(FrameError::NotOwned(frame)) }
+    }
+
+    #[cold]
+    fn lock_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> Result<(), FrameError> {
+        self.lock_type(frame, FrameType::Writable, machine).map(drop)
+    }
+
+    /// Gives back a use of any type, and keeps the reference.
+    #[inline]
+    pub fn drop_use(&self, frame: MachineFrame) {
         if let Ok(record) = self.record(frame) {
             record.drop_type();
         }
-        self.put(frame, machine)
+    }
+
+    /// Gives back what [`Self::get_writable`] took; says whether that freed the frame.
+    #[inline(always)]
+    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+        self.record(frame).is_ok_and(|record| {
+            record.drop_type();
+            self.put_record(frame, record, machine)
+        })
     }
 
     /// Counts a reference and a use as a table of `level`. An incomplete table is the caller's to validate.

@@ -28,6 +28,7 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok((owner, self.named_domain(frame_owner)?.id()))
     }
 
+    #[inline(always)]
     fn one_update(&self, space: &mut TableSpace<'_, M>, update: MmuUpdate) -> Result<(), NotDone> {
         // Charged before anything is judged: a guest can have refusals by the thousand, too.
         self.budget.charge(Budget::OPERATION);
@@ -46,6 +47,7 @@ impl<'a, M: Machine> Call<'a, M> {
 }
 
 /// The domain says what it calls one of its frames.
+#[inline(never)]
 fn name_frame<M: Machine>(space: &TableSpace<'_, M>, frame: MachineFrame, name: u64) -> Result<(), Refusal> {
     space.frames.get(frame, space.target).map_err(Refusal::Table)?;
     if let Some(m2p) = space.frames.m2p() {

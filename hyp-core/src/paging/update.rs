@@ -29,6 +29,8 @@ impl<M: Machine> TableSpace<'_, M> {
     ///
     /// # Errors
     /// The refusal, and then the old entry stands; or preempted, and then likewise, until it is asked again.
+    // Always inlined, as what it calls for a leaf: a batch of updates is one loop, and refusals are made outside of it.
+    #[inline(always)]
     pub fn update_at(&mut self, place: MachineAddress, raw: u64, bits: HardwareBits) -> Result<(), Stop> {
         if !place.bytes().is_multiple_of(8) {
             return Err(Refusal::Unaligned.into());
@@ -36,11 +38,14 @@ impl<M: Machine> TableSpace<'_, M> {
         let frame = MachineFrame::containing(place);
         let index = place.offset_in_frame() / 8;
         match self.table_level(frame) {
+            // Nearly all updates: a leaf, in a table that was found just now, with nothing unfinished.
+            Some(1) if self.state.unfinished.is_none() => Ok(self.update_leaf(frame, index, raw, bits)?),
             Some(level) => self.update(frame, level, index, raw, bits),
             None => self.write_plain(frame, index, raw),
         }
     }
 
+    #[cold]
     fn write_plain(&mut self, frame: MachineFrame, index: usize, raw: u64) -> Result<(), Stop> {
         self.settle(None)?;
         self.frames.get_writable(frame, self.owner, self.machine).map_err(Refusal::from)?;
@@ -53,6 +58,7 @@ impl<M: Machine> TableSpace<'_, M> {
     ///
     /// # Errors
     /// As [`Self::update_at`].
+    #[inline(never)]
     pub fn update(
         &mut self,
         table: MachineFrame,
@@ -68,14 +74,17 @@ impl<M: Machine> TableSpace<'_, M> {
         if self.table_level(table) != Some(level) {
             return Err(Refusal::NotATable(table).into());
         }
+        if level == 1 {
+            return Ok(self.update_leaf(table, index, raw, bits)?);
+        }
         let old = self.entry(table, level, index);
         if old == new && !resumed {
-            return self.write(table, level, index, admitted, bits);
+            return Ok(self.write(table, level, index, admitted, bits)?);
         }
         self.hold_entry(level, new)?;
-        if let Err(stop) = self.write(table, level, index, admitted, bits) {
+        if let Err(refusal) = self.write(table, level, index, admitted, bits) {
             self.give_back(level, new);
-            return Err(stop);
+            return Err(refusal.into());
         }
         if let (2, Entry::Table(child)) = (level, new) {
             self.frames.set_hint(child, table, index);
@@ -117,25 +126,36 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
-    fn write(
+    #[inline(always)]
+    pub(super) fn write(
         &self,
         table: MachineFrame,
         level: Level,
         index: usize,
         new: u64,
         bits: HardwareBits,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Refusal> {
         match bits {
             HardwareBits::Replace => {
                 self.machine.write_entry(table, index, new);
-                return Ok(());
+                Ok(())
             }
             HardwareBits::Exactly(old) => {
                 let exchanged = self.machine.exchange_entry(table, index, old, new);
-                return exchanged.map_err(|_| Refusal::Changed.into());
+                exchanged.map_err(|_| Refusal::Changed)
             }
-            HardwareBits::Preserve => {}
+            HardwareBits::Preserve => self.write_preserving(table, level, index, new),
         }
+    }
+
+    /// Writes an entry with the accessed and dirty bits that stand there.
+    fn write_preserving(
+        &self,
+        table: MachineFrame,
+        level: Level,
+        index: usize,
+        new: u64,
+    ) -> Result<(), Refusal> {
         let kept = M::Format::hardware_bits(level);
         let mut current = self.machine.read_entry(table, index);
         for _ in 0..EXCHANGE_ATTEMPTS {
@@ -144,7 +164,7 @@ impl<M: Machine> TableSpace<'_, M> {
                 Err(changed) => current = changed,
             }
         }
-        Err(Refusal::Changed.into())
+        Err(Refusal::Changed)
     }
 }
 

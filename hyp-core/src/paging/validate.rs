@@ -13,7 +13,6 @@
 
 use super::{Budget, Refusal, Stop, TableSpace, Unfinished};
 use crate::address::MachineFrame;
-use crate::frame::FrameType;
 use crate::frame::table::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 
@@ -90,6 +89,7 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     /// Takes what an entry of a level-1 table needs: a leaf or nothing.
+    #[inline(always)]
     pub(super) fn acquire_leaf_entry(&self, entry: Entry) -> Result<(), Refusal> {
         match entry {
             Entry::Absent => Ok(()),
@@ -98,6 +98,7 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
+    #[inline(always)]
     fn acquire_leaf(&self, leaf: Leaf) -> Result<(), Refusal> {
         if leaf.level == 1 {
             self.acquire_page(leaf.frame, leaf.writable)
@@ -106,6 +107,7 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
+    #[inline(always)]
     fn acquire_page(&self, frame: MachineFrame, writable: bool) -> Result<(), Refusal> {
         match writable {
             true => self.frames.get_writable(frame, self.target, self.machine)?,
@@ -160,6 +162,9 @@ impl<M: Machine> TableSpace<'_, M> {
             return Ok(());
         }
         self.resume_last_child(table, level, usage.progress())?;
+        if level == 1 {
+            return self.validate_leaves(table, usage.progress());
+        }
         let count = M::Format::entries(level);
         for index in usage.progress()..count {
             if self.is_reserved(level, index) {
@@ -221,6 +226,9 @@ impl<M: Machine> TableSpace<'_, M> {
         let Some(usage) = self.frames.usage(table) else { return Ok(()) };
         let count = M::Format::entries(level);
         let mut progress = if usage.complete { count } else { usage.progress().min(count) };
+        if level == 1 {
+            return self.invalidate_leaves(table, progress);
+        }
         if usage.complete && level == M::Format::LEVELS {
             self.clear_reserved_slots(table);
         }
@@ -301,14 +309,8 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     /// The level at which a frame is a complete table of the domain, if it is one.
+    #[inline]
     pub fn table_level(&self, frame: MachineFrame) -> Option<Level> {
-        let ours = self.frames.hold(frame)?.owner == Some(self.owner);
-        match self.frames.usage(frame) {
-            Some(usage) if ours && usage.complete && usage.uses > 0 => match usage.kind {
-                FrameType::Table(level) => Some(level),
-                _ => None,
-            },
-            _ => None,
-        }
+        self.frames.table_level(frame, self.owner)
     }
 }
