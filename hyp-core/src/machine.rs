@@ -208,6 +208,18 @@ pub enum FlushScope {
 
 /// The memory-management unit.
 pub trait Mmu {
+    /// A table that was found once, to be read and written many times.
+    type Table: Copy;
+
+    /// Finds a table; `None` if the frame isn't RAM.
+    fn table(&self, table: MachineFrame) -> Option<Self::Table>;
+
+    /// As [`Self::read_entry`].
+    fn read_in(&self, table: Self::Table, index: usize) -> u64;
+
+    /// As [`Self::write_entry`].
+    fn write_in(&self, table: Self::Table, index: usize, raw: u64);
+
     /// Reads an entry of a table, atomically. `index` is below 512.
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64;
 

@@ -48,22 +48,48 @@ fn clip(offset: usize, length: usize) -> usize {
     PAGE_SIZE.saturating_sub(offset).min(length)
 }
 
+/// A frame as words that anyone may change at any time.
+pub type Words = [AtomicU64; PAGE_SIZE / 8];
+
+/// A frame of RAM as words.
+fn words(frame: MachineFrame) -> Option<&'static Words> {
+    // SAFETY: the frame is RAM and in the direct map for ever, aligned; guests and table walkers access it concurrently, which is why
+    // it is read and written atomically only.
+    frame_pointer(frame).map(|pointer| unsafe { &*pointer.cast::<Words>() })
+}
+
 /// The entry `index` of a table.
 fn entry(table: MachineFrame, index: usize) -> Option<&'static AtomicU64> {
-    let pointer = frame_pointer(table)?.cast::<AtomicU64>();
-    // SAFETY: the frame is RAM and in the direct map for ever; `index % 512` stays within it; guests and table walkers access it
-    // concurrently, which is why it is read and written atomically only.
-    Some(unsafe { &*pointer.add(index % 512) })
+    words(table)?.get(index)
 }
 
 impl Mmu for El2 {
-    fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
+    type Table = &'static Words;
+
+    #[inline]
+    fn table(&self, table: MachineFrame) -> Option<Self::Table> {
+        words(table)
+    }
+
+    #[inline]
+    fn read_in(&self, table: Self::Table, index: usize) -> u64 {
         // Acquire: what the entry leads to was written before.
-        entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))
+        table.get(index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
+        words(table).map_or(0, |words| self.read_in(words, index))
     }
 
     fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
-        if let Some(entry) = entry(table, index) {
+        if let Some(words) = words(table) {
+            self.write_in(words, index, raw);
+        }
+    }
+
+    #[inline]
+    fn write_in(&self, table: Self::Table, index: usize, raw: u64) {
+        if let Some(entry) = table.get(index) {
             if must_break_before_make(entry.load(Ordering::Relaxed), raw) {
                 entry.store(0, Ordering::Relaxed);
                 roots::forget_translations();

@@ -70,6 +70,27 @@ impl Machine for X86 {
 }
 
 impl Mmu for X86 {
+    type Table = &'static memory::Words;
+
+    #[inline(always)]
+    fn table(&self, table: MachineFrame) -> Option<Self::Table> {
+        memory::words(table)
+    }
+
+    #[inline(always)]
+    fn read_in(&self, table: Self::Table, index: usize) -> u64 {
+        // Acquire: what the entry leads to was written before.
+        table.get(index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    fn write_in(&self, table: Self::Table, index: usize, raw: u64) {
+        if let Some(entry) = table.get(index) {
+            // Release: what it leads to is written before the walker can find it.
+            entry.store(raw, Ordering::Release);
+        }
+    }
+
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         memory::entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))

@@ -50,13 +50,21 @@ pub fn page(frame: MachineFrame) -> Option<*mut u8> {
     is_ram(frame).then(|| direct(frame.start().bytes()))
 }
 
+/// A page as words that anyone may change at any time.
+pub type Words = [AtomicU64; PAGE_SIZE / 8];
+
+/// A page of RAM as words.
+#[inline]
+pub fn words(frame: MachineFrame) -> Option<&'static Words> {
+    // SAFETY: the page is RAM, so the direct map has it for ever, aligned. Memory that guests and table walkers change is only ever
+    // seen through atomics or copies.
+    page(frame).map(|page| unsafe { &*page.cast::<Words>() })
+}
+
 /// An entry of a table in RAM.
 #[inline]
 pub fn entry(table: MachineFrame, index: usize) -> Option<&'static AtomicU64> {
-    let page = page(table)?.cast::<AtomicU64>();
-    // SAFETY: the page is RAM, so the direct map has it for ever, aligned; the index stays within its 512 words. Memory that
-    // guests and table walkers change is only ever seen through atomics or copies.
-    (index < PAGE_SIZE / 8).then(|| unsafe { &*page.add(index) })
+    words(table)?.get(index)
 }
 
 /// Words that [`zero`] writes at a time.

@@ -201,6 +201,20 @@ impl Machine for Fake {
 }
 
 impl Mmu for Fake {
+    type Table = MachineFrame;
+
+    fn table(&self, table: MachineFrame) -> Option<MachineFrame> {
+        self.word(table, 0).map(|_| table)
+    }
+
+    fn read_in(&self, table: MachineFrame, index: usize) -> u64 {
+        self.read_entry(table, index)
+    }
+
+    fn write_in(&self, table: MachineFrame, index: usize, raw: u64) {
+        self.write_entry(table, index, raw);
+    }
+
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         self.word(table, index).map_or(0, |word| word.load(Ordering::SeqCst))
     }

@@ -323,7 +323,8 @@ impl FrameRecord {
         const WRITABLE: u64 = FrameType::Writable.encode();
         let word = self.using.load(Ordering::Acquire);
         let uses = word & USES_MASK;
-        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && uses != 0 && uses != USES_MASK {
+        // A type without uses is never complete: the last use takes the flag along.
+        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && uses != USES_MASK {
             word.wrapping_add(1)
         } else if uses == 0 && word & TYPE_MASK <= WRITABLE {
             // Never used, or writable before: no translation of another kind can be cached.

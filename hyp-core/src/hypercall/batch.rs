@@ -6,7 +6,7 @@
 
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::MMU_UPDATE_PREEMPTED;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Arguments, Call, Failure, Outcome};
 use crate::machine::Machine;
@@ -42,10 +42,54 @@ impl From<Stop> for NotDone {
     }
 }
 
+/// Operations that are read from the guest at once: what it changes of them meanwhile, it changes too late.
+const AHEAD: usize = 8;
+
+/// The part of a guest's array that was read ahead.
+struct Ahead<T> {
+    operations: [T; AHEAD],
+    at: usize,
+    end: usize,
+}
+
+impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
+    fn new() -> Self {
+        Self { operations: <[T; AHEAD]>::new_zeroed(), at: 0, end: 0 }
+    }
+
+    /// The operation at `next`, of which `left` are to come.
+    #[inline(always)]
+    fn take<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<T, NotDone> {
+        if self.at == self.end {
+            self.fill(call, next, left)?;
+        }
+        let operation = self.operations.get(self.at).copied();
+        self.at = self.at.saturating_add(1);
+        operation.ok_or(NotDone::Errno(Errno::EFAULT))
+    }
+
+    #[inline(never)]
+    fn fill<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<(), Errno> {
+        let wanted = usize::try_from(left).unwrap_or(AHEAD).min(AHEAD);
+        // Where the last of them can't be read, the first may be.
+        self.end = match self.read(call, next, wanted) {
+            Ok(()) => wanted,
+            Err(_) => self.read(call, next, 1).map(|()| 1)?,
+        };
+        self.at = 0;
+        Ok(())
+    }
+
+    fn read<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, count: usize) -> Result<(), Errno> {
+        let operations = self.operations.get_mut(..count).ok_or(Errno::EFAULT)?;
+        call.read_bytes(next, operations.as_mut_bytes())
+    }
+}
+
 impl<M: Machine> Call<'_, M> {
     /// Does `one` for each operation. Arguments: guest address of the array; how many operations; where to write how many were
     /// done (4 bytes), or 0; a fourth one that is the hypercall's own.
-    pub(super) fn batch<T: FromBytes + IntoBytes>(
+    pub(super) fn batch<T: FromBytes + IntoBytes + Copy>(
         &self,
         arguments: Arguments,
         mut one: impl FnMut(T) -> Result<(), NotDone>,
@@ -54,19 +98,23 @@ impl<M: Machine> Call<'_, M> {
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };
+        let mut ahead = Ahead::new();
+        let mut flushes = self.hypervisor.frames.type_flushes();
         let outcome = loop {
             if left == 0 {
                 break Ok(0);
             }
-            let flushes = self.hypervisor.frames.type_flushes();
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                self.read(next).map_err(NotDone::from).and_then(&mut one)
+                ahead.take(self, next, left).and_then(&mut one)
             };
-            // Frames that changed their type have cost a flush each.
-            let flushes = self.hypervisor.frames.type_flushes().wrapping_sub(flushes);
-            self.budget.charge((flushes as u32).saturating_mul(Budget::FLUSH));
+            let flushed = self.hypervisor.frames.type_flushes();
+            if flushed != flushes {
+                // Frames that changed their type have cost a flush each.
+                self.budget.charge((flushed.wrapping_sub(flushes) as u32).saturating_mul(Budget::FLUSH));
+                flushes = flushed;
+            }
             match result {
                 Ok(()) => {}
                 Err(NotDone::Errno(errno)) => break Err(errno.into()),

@@ -8,6 +8,7 @@ use super::{Arguments, Call, Outcome};
 use crate::address::{DomainId, MachineAddress, MachineFrame, PseudoFrame};
 use crate::domain::Domain;
 use crate::machine::Machine;
+use crate::paging::leaf::LeafTable;
 use crate::paging::update::HardwareBits;
 use crate::paging::{Budget, Refusal, TableSpace};
 
@@ -18,7 +19,8 @@ impl<'a, M: Machine> Call<'a, M> {
         let [_, _, _, foreign, ..] = arguments;
         let (owner, target) = self.foreign_domains(foreign)?;
         let mut space = self.tables(owner, target);
-        self.batch(arguments, |update| self.one_update(&mut space, update))
+        let mut leaves = None;
+        self.batch(arguments, |update| self.one_update(&mut space, &mut leaves, update))
     }
 
     /// Whose tables, and whose frames they may map.
@@ -28,10 +30,36 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok((owner, self.named_domain(frame_owner)?.id()))
     }
 
+    /// Nearly all updates are of a leaf, and most are of the same table as the one before: `leaves`. Always inlined, so that a batch is one
+    /// loop, and refusals are made outside of it.
     #[inline(always)]
-    fn one_update(&self, space: &mut TableSpace<'_, M>, update: MmuUpdate) -> Result<(), NotDone> {
+    fn one_update(
+        &self,
+        space: &mut TableSpace<'_, M>,
+        leaves: &mut Option<LeafTable<M>>,
+        update: MmuUpdate,
+    ) -> Result<(), NotDone> {
         // Charged before anything is judged: a guest can have refusals by the thousand, too.
         self.budget.charge(Budget::OPERATION);
+        if update.pointer % 8 == mmu::MMU_NORMAL_PT_UPDATE
+            && let Some(place) = MachineAddress::new(update.pointer)
+        {
+            let frame = MachineFrame::containing(place);
+            if !leaves.as_ref().is_some_and(|leaves| leaves.is(frame)) {
+                *leaves = space.leaf_table(frame);
+            }
+            if let Some(leaves) = leaves {
+                let index = place.offset_in_frame() / 8;
+                return Ok(space.update_leaf(leaves, index, update.value, HardwareBits::Replace)?);
+            }
+        }
+        // Whatever happens now may be the end of the table that was found.
+        *leaves = None;
+        self.other_update(space, update)
+    }
+
+    #[inline(never)]
+    fn other_update(&self, space: &mut TableSpace<'_, M>, update: MmuUpdate) -> Result<(), NotDone> {
         let place = MachineAddress::new(update.pointer & !mmu::MMU_UPDATE_KIND_MASK).ok_or(Errno::EINVAL)?;
         match update.pointer & mmu::MMU_UPDATE_KIND_MASK {
             mmu::MMU_NORMAL_PT_UPDATE | mmu::MMU_PT_UPDATE_NO_TRANSLATE => {

@@ -10,15 +10,38 @@ use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::MachineFrame;
 use crate::machine::{Entry, Machine, PageTableFormat};
 
+/// A complete level-1 table of the domain, found once for several updates. It stays one as long as nothing but leaves of
+/// the domain's tables is changed, under the same lock.
+pub struct LeafTable<M: Machine> {
+    frame: MachineFrame,
+    words: M::Table,
+}
+
+impl<M: Machine> LeafTable<M> {
+    /// Whether it is the table with this frame.
+    #[inline]
+    pub fn is(&self, frame: MachineFrame) -> bool {
+        self.frame == frame
+    }
+}
+
 impl<M: Machine> TableSpace<'_, M> {
-    /// Writes entry `index` of a complete level-1 table of the domain. Nothing may be unfinished.
+    /// The complete level-1 table with this frame; `None` if it is none, or if something is unfinished.
+    #[inline]
+    pub fn leaf_table(&self, frame: MachineFrame) -> Option<LeafTable<M>> {
+        let found = self.state.unfinished.is_none() && self.table_level(frame) == Some(1);
+        let words = if found { self.machine.table(frame) } else { None };
+        words.map(|words| LeafTable { frame, words })
+    }
+
+    /// Writes entry `index` of a level-1 table.
     ///
     /// # Errors
     /// The refusal, and then the old entry stands.
     #[inline(always)]
-    pub(super) fn update_leaf(
+    pub fn update_leaf(
         &self,
-        table: MachineFrame,
+        table: &LeafTable<M>,
         index: usize,
         raw: u64,
         bits: HardwareBits,
@@ -27,19 +50,19 @@ impl<M: Machine> TableSpace<'_, M> {
             return Err(Refusal::Unaligned);
         }
         let (admitted, new) = M::Format::admit(1, raw)?;
-        let old = M::Format::decode(1, self.machine.read_entry(table, index));
-        if old == new {
-            return self.write(table, 1, index, admitted, bits);
-        }
+        let old = M::Format::decode(1, self.machine.read_in(table.words, index));
+        let write = || self.write_leaf(table, index, admitted, bits);
         match (old, new) {
+            (Entry::Absent, Entry::Absent) => write(),
             (Entry::Leaf(before), Entry::Leaf(after)) if before.frame == after.frame => {
-                self.change_rights(after.frame, after.writable, || {
-                    self.write(table, 1, index, admitted, bits)
-                })
+                match before.writable == after.writable {
+                    true => write(),
+                    false => self.change_rights(after.frame, after.writable, write),
+                }
             }
             _ => {
                 self.acquire_leaf_entry(new)?;
-                if let Err(refusal) = self.write(table, 1, index, admitted, bits) {
+                if let Err(refusal) = write() {
                     self.release_leaf(new);
                     return Err(refusal);
                 }
@@ -47,6 +70,21 @@ impl<M: Machine> TableSpace<'_, M> {
                 Ok(())
             }
         }
+    }
+
+    #[inline(always)]
+    fn write_leaf(
+        &self,
+        table: &LeafTable<M>,
+        index: usize,
+        raw: u64,
+        bits: HardwareBits,
+    ) -> Result<(), Refusal> {
+        if bits == HardwareBits::Replace {
+            self.machine.write_in(table.words, index, raw);
+            return Ok(());
+        }
+        self.write(table.frame, 1, index, raw, bits)
     }
 
     /// From read-only to writable or back, of the same frame: the entry's reference stays, the use comes or goes.
@@ -84,8 +122,9 @@ impl<M: Machine> TableSpace<'_, M> {
 
     /// Validates the entries of a locked level-1 table, from `progress` on. On error the table stays incomplete.
     pub(super) fn validate_leaves(&self, table: MachineFrame, progress: usize) -> Result<(), Stop> {
+        let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         for index in progress..M::Format::entries(1) {
-            if let Err(refusal) = self.validate_leaf(table, index) {
+            if let Err(refusal) = self.validate_leaf(words, index) {
                 self.frames.set_progress(table, index);
                 return Err(refusal.into());
             }
@@ -100,19 +139,20 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     #[inline(always)]
-    fn validate_leaf(&self, table: MachineFrame, index: usize) -> Result<(), Refusal> {
-        let proposed = self.machine.read_entry(table, index);
+    fn validate_leaf(&self, table: M::Table, index: usize) -> Result<(), Refusal> {
+        let proposed = self.machine.read_in(table, index);
         let (admitted, entry) = M::Format::admit(1, proposed)?;
         if admitted != proposed {
-            self.machine.write_entry(table, index, admitted);
+            self.machine.write_in(table, index, admitted);
         }
         self.acquire_leaf_entry(entry)
     }
 
     /// Gives back what the entries of a level-1 table hold, from number `progress` down to the first.
     pub(super) fn invalidate_leaves(&self, table: MachineFrame, mut progress: usize) -> Result<(), Stop> {
+        let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         while let Some(index) = progress.checked_sub(1) {
-            self.release_leaf(M::Format::decode(1, self.machine.read_entry(table, index)));
+            self.release_leaf(M::Format::decode(1, self.machine.read_in(words, index)));
             progress = index;
             self.budget.charge(1);
             if self.budget.is_spent() {

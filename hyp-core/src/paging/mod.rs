@@ -13,7 +13,7 @@
 //! does anything else. So there is never more than one.
 
 pub mod audit;
-mod leaf;
+pub mod leaf;
 pub mod pin;
 pub mod table_write;
 pub mod update;

@@ -29,8 +29,7 @@ impl<M: Machine> TableSpace<'_, M> {
     ///
     /// # Errors
     /// The refusal, and then the old entry stands; or preempted, and then likewise, until it is asked again.
-    // Always inlined, as what it calls for a leaf: a batch of updates is one loop, and refusals are made outside of it.
-    #[inline(always)]
+    #[inline(never)]
     pub fn update_at(&mut self, place: MachineAddress, raw: u64, bits: HardwareBits) -> Result<(), Stop> {
         if !place.bytes().is_multiple_of(8) {
             return Err(Refusal::Unaligned.into());
@@ -38,8 +37,6 @@ impl<M: Machine> TableSpace<'_, M> {
         let frame = MachineFrame::containing(place);
         let index = place.offset_in_frame() / 8;
         match self.table_level(frame) {
-            // Nearly all updates: a leaf, in a table that was found just now, with nothing unfinished.
-            Some(1) if self.state.unfinished.is_none() => Ok(self.update_leaf(frame, index, raw, bits)?),
             Some(level) => self.update(frame, level, index, raw, bits),
             None => self.write_plain(frame, index, raw),
         }
@@ -74,8 +71,8 @@ impl<M: Machine> TableSpace<'_, M> {
         if self.table_level(table) != Some(level) {
             return Err(Refusal::NotATable(table).into());
         }
-        if level == 1 {
-            return Ok(self.update_leaf(table, index, raw, bits)?);
+        if let (1, Some(leaves)) = (level, self.leaf_table(table)) {
+            return Ok(self.update_leaf(&leaves, index, raw, bits)?);
         }
         let old = self.entry(table, level, index);
         if old == new && !resumed {
