@@ -495,6 +495,20 @@ impl<F: Hardware> Machine for Model<F> {
 }
 
 impl<F: Hardware> Mmu for Model<F> {
+    type Table = MachineFrame;
+
+    fn table(&self, table: MachineFrame) -> Option<MachineFrame> {
+        Some(table)
+    }
+
+    fn read_in(&self, table: MachineFrame, index: usize) -> u64 {
+        self.read_entry(table, index)
+    }
+
+    fn write_in(&self, table: MachineFrame, index: usize, raw: u64) {
+        self.write_entry(table, index, raw);
+    }
+
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         let Some(at) = slot(table.number()) else { return 0 };

@@ -16,6 +16,7 @@ use super::vcpu::RunState;
 use super::{Domain, Life};
 use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
 use crate::event::upcall;
+use crate::frame::allocator::MAX_ORDER;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
 use crate::paging::{Budget, Stop};
@@ -120,6 +121,15 @@ struct Builder<'a, M: Machine> {
 }
 
 const ENTRIES: u64 = (PAGE_SIZE / 8) as u64;
+/// A run has as many frames as a table has entries.
+const _: () = assert!(ENTRIES == 1 << MAX_ORDER);
+
+/// A run of frames that the domain has got, and how many more frames it lacks.
+struct Run {
+    next: Option<MachineFrame>,
+    left: u64,
+    wanted: u64,
+}
 
 impl<M: Machine> Hypervisor<M> {
     /// Builds a domain and makes its first vCPU runnable.
@@ -214,18 +224,19 @@ impl<M: Machine> Builder<'_, M> {
     /// Takes the domain's memory, and writes its P2M and M2P.
     fn allocate(&mut self, pages: u64) -> Result<(), BuildError> {
         for index in 0..self.layout.p2m_frames {
-            let frame = self.claim().ok_or_else(|| self.out_of_memory(pages))?;
+            let frame = self.claim_one().ok_or_else(|| self.out_of_memory(pages))?;
             let slot = self.directory.frames.get_mut(index as usize).ok_or(BuildError::TooLarge(pages))?;
             *slot = frame.number();
         }
         let p2m = self.layout.p2m..self.layout.p2m.saturating_add(self.layout.p2m_frames);
+        let mut run = Run { next: None, left: 0, wanted: pages.saturating_sub(self.layout.p2m_frames) };
         for page in 0..self.layout.p2m_frames {
             let mut entries = [0u64; ENTRIES as usize];
             let first = page.saturating_mul(ENTRIES);
             for (entry, pseudo) in entries.iter_mut().zip(first..pages) {
                 let frame = match pseudo.checked_sub(p2m.start).filter(|_| p2m.contains(&pseudo)) {
                     Some(index) => self.p2m_frame(index),
-                    None => self.claim(),
+                    None => self.claim(&mut run),
                 };
                 let frame = frame.ok_or_else(|| self.out_of_memory(pages))?;
                 if let Some(m2p) = self.hypervisor.frames.m2p() {
@@ -239,8 +250,30 @@ impl<M: Machine> Builder<'_, M> {
         Ok(())
     }
 
-    fn claim(&self) -> Option<MachineFrame> {
+    fn claim_one(&self) -> Option<MachineFrame> {
         self.domain.claim(&self.hypervisor.machine, &self.hypervisor.frames)
+    }
+
+    /// The next frame of the domain's memory: out of a run of frames, so that the guest can map it by superpages, for as long as free
+    /// memory has such runs and the domain lacks as many frames.
+    fn claim(&self, run: &mut Run) -> Option<MachineFrame> {
+        if run.left == 0 && run.wanted >= ENTRIES {
+            let wanted = self.domain.wants(MAX_ORDER, MachineFrame::LIMIT);
+            let frames = &self.hypervisor.frames;
+            if let Ok(extent) = frames.reserve(wanted, &self.hypervisor.machine, || true) {
+                run.next = Some(extent.first);
+                run.left = ENTRIES;
+                frames.commit(extent);
+            }
+        }
+        run.wanted = run.wanted.saturating_sub(1);
+        if run.left == 0 {
+            return self.claim_one();
+        }
+        let frame = run.next?;
+        run.left = run.left.saturating_sub(1);
+        run.next = frame.checked_add(1);
+        Some(frame)
     }
 
     fn p2m_frame(&self, index: u64) -> Option<MachineFrame> {

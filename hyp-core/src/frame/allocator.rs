@@ -31,8 +31,18 @@ pub const fn words(frames: usize) -> usize {
     chunks.saturating_mul(CHUNK_WORDS).saturating_add(chunks.div_ceil(WORD).saturating_mul(CLASSES))
 }
 
-/// The lock's content: for each class, the first of its words that may hold a bit.
-type Hints = [usize; CLASSES];
+/// The lock's content: for each class, how many chunks stand in it, and the first of its words that may hold a bit.
+#[derive(Debug)]
+struct Hints {
+    chunks: [usize; CLASSES],
+    first: [usize; CLASSES],
+}
+
+impl Hints {
+    const fn new() -> Self {
+        Self { chunks: [0; CLASSES], first: [0; CLASSES] }
+    }
+}
 
 // Orderings of the words below: relaxed under the lock, which orders them; a single frame's bit, which is read without it, is
 // written with release and read with acquire; `free` is a number that nothing hangs on.
@@ -54,7 +64,7 @@ impl FreeMap {
         let of_frames = frames.div_ceil(CHUNK).saturating_mul(CHUNK_WORDS);
         let enough = memory.len() >= words(frames);
         let (words, classes) = memory.split_at_checked(of_frames).filter(|_| enough).unwrap_or((&[], &[]));
-        Self { words, classes, free: AtomicUsize::new(0), hints: Mutex::new([0; CLASSES]) }
+        Self { words, classes, free: AtomicUsize::new(0), hints: Mutex::new(Hints::new()) }
     }
 
     /// How many frames are free.
@@ -82,12 +92,15 @@ impl FreeMap {
 
     /// Takes a run out of the lowest chunk of a class.
     fn take_from(&self, hints: &mut Hints, class: usize, order: u32, end: usize) -> Option<usize> {
-        let start = *hints.get(class)?;
+        if *hints.chunks.get(class)? == 0 {
+            return None;
+        }
+        let start = *hints.first.get(class)?;
         let mut empty_so_far = true;
         for at in start..self.class_words() {
             let mut bits = self.class_word(class, at)?.load(Ordering::Relaxed);
             if empty_so_far {
-                *hints.get_mut(class)? = at;
+                *hints.first.get_mut(class)? = at;
                 empty_so_far = bits == 0;
             }
             while bits != 0 {
@@ -192,10 +205,16 @@ impl FreeMap {
         if let Some(word) = from.and_then(|class| self.class_word(class, chunk / WORD)) {
             word.fetch_and(!bit, Ordering::Relaxed);
         }
+        if let Some(count) = from.and_then(|class| hints.chunks.get_mut(class)) {
+            *count = count.saturating_sub(1);
+        }
         if let Some(word) = to.and_then(|class| self.class_word(class, chunk / WORD)) {
             word.fetch_or(bit, Ordering::Relaxed);
         }
-        if let Some(hint) = to.and_then(|class| hints.get_mut(class)) {
+        if let Some(count) = to.and_then(|class| hints.chunks.get_mut(class)) {
+            *count = count.saturating_add(1);
+        }
+        if let Some(hint) = to.and_then(|class| hints.first.get_mut(class)) {
             *hint = (*hint).min(chunk / WORD);
         }
     }
@@ -260,6 +279,7 @@ fn is_run(words: &[AtomicU64], start: usize, size: usize) -> bool {
 }
 
 /// Sets or clears the bits `at..at + count` of a chunk; returns how many changed.
+#[inline]
 fn change_run(words: &[AtomicU64], at: usize, count: usize, free: bool) -> usize {
     let end = at.saturating_add(count);
     let mut changed = 0usize;
