@@ -168,16 +168,21 @@ fn impossible_reservations_do_nothing() {
 fn a_limit_of_address_bits_holds() {
     let rig = Rig::new(1);
     let below = |bits: u32| MemoryReservation { mem_flags: bits, ..own(0) };
-    // The domains' frames begin at 512; those above 2^11 are 2^23 bytes and more away.
-    let low = rig.unmap(1, SPARE, 1);
-    assert!(low[0] < 2048, "the test's layout");
-    assert_eq!(rig.reserve(1, DECREASE, &low, own(0)), Ok(1));
-    let high = rig.unmap(1, SPARE + 511, 1);
-    assert!(high[0] >= 2048, "the test's layout");
-    assert_eq!(rig.reserve(1, DECREASE, &high, own(0)), Ok(1));
-    assert_eq!(rig.reserve(1, INCREASE, &[0, 0], below(23)), Ok(1));
-    assert_eq!(rig.list(1, 1), low);
-    assert_eq!(rig.reserve(1, INCREASE, &[0], below(64)), Ok(1));
+    // Two free frames of the control domain's, and two of domain 1's, which got its memory further up.
+    let (low, high) = (rig.unmap(0, SPARE, 2), rig.unmap(1, SPARE, 2));
+    let limit = 1 << (64 - low[1].leading_zeros());
+    assert!(
+        low[0] < limit && high.iter().all(|frame| *frame >= limit),
+        "the test's layout: {low:?} {high:?}"
+    );
+    assert_eq!(rig.reserve(0, DECREASE, &low, own(0)), Ok(2));
+    assert_eq!(rig.reserve(1, DECREASE, &high, own(0)), Ok(2));
+    assert_eq!(rig.reserve(1, INCREASE, &[0], below(21)), Ok(0), "no frame is that low");
+    let bits = 12 + limit.trailing_zeros();
+    assert_eq!(rig.reserve(1, INCREASE, &[0, 0], below(bits)), Ok(2));
+    assert!(rig.list(1, 2).iter().all(|frame| low.contains(frame)));
+    assert_eq!(rig.reserve(0, INCREASE, &[0, 0], below(bits)), Ok(0), "the low ones are gone");
+    assert_eq!(rig.reserve(0, INCREASE, &[0, 0], below(64)), Ok(2));
     rig.check();
 }
 
