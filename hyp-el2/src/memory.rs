@@ -196,7 +196,7 @@ pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
 }
 
 /// Size of a cache line, or of what `dc zva` zeroes, in bytes: from a register's log2 of words.
-fn words(log2: u64) -> usize {
+fn bytes_of_words(log2: u64) -> usize {
     4 << (log2 & 0xf)
 }
 
@@ -213,7 +213,7 @@ pub unsafe fn zero(start: *mut u8, size: usize) {
         unsafe { ptr::write_bytes(start, 0, size) };
         return;
     }
-    let step = words(zva);
+    let step = bytes_of_words(zva);
     let mut at = start;
     let end = start.wrapping_add(size);
     while at < end {
@@ -232,7 +232,7 @@ fn cache_types() -> u64 {
 
 /// Calls `line` with an address in each of the data cache's lines that the range touches.
 fn each_line(start: *mut u8, size: usize, types: u64, line: impl Fn(*mut u8)) {
-    let step = words(types >> 16);
+    let step = bytes_of_words(types >> 16);
     let end = start.wrapping_add(size);
     let mut at = start.wrapping_sub(start.addr() % step);
     while at < end {
