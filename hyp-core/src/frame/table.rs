@@ -373,8 +373,11 @@ impl FrameTable {
         owner: DomainId,
         machine: &M,
     ) -> Result<(), FrameError> {
-        self.check_owner(frame, owner)?;
-        if self.record(frame)?.take_writable() { Ok(()) } else { self.lock_writable(frame, machine) }
+        let record = self.record(frame)?;
+        if !record.is_owned_by(owner) {
+            return Err(FrameError::NotOwned(frame));
+        }
+        if record.take_writable() { Ok(()) } else { self.lock_writable(frame, machine) }
     }
 
     /// Fails unless the frame is `owner`'s. It stays so only while somebody holds a reference.

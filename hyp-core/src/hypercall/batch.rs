@@ -87,6 +87,21 @@ impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
 }
 
 impl<M: Machine> Call<'_, M> {
+    /// The operation at `next`, of which `left` are to come. A single one isn't worth reading ahead.
+    #[inline(always)]
+    fn next_operation<T: FromBytes + IntoBytes + Copy>(
+        &self,
+        ahead: &mut Option<Ahead<T>>,
+        next: u64,
+        left: u64,
+    ) -> Result<T, NotDone> {
+        match ahead {
+            Some(ahead) => ahead.take(self, next, left),
+            None if left == 1 => Ok(self.read(next)?),
+            None => ahead.insert(Ahead::new()).take(self, next, left),
+        }
+    }
+
     /// Does `one` for each operation. Arguments: guest address of the array; how many operations; where to write how many were
     /// done (4 bytes), or 0; a fourth one that is the hypercall's own.
     pub(super) fn batch<T: FromBytes + IntoBytes + Copy>(
@@ -98,7 +113,7 @@ impl<M: Machine> Call<'_, M> {
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };
-        let mut ahead = Ahead::new();
+        let mut ahead = None;
         let mut flushes = self.hypervisor.frames.type_flushes();
         let outcome = loop {
             if left == 0 {
@@ -107,7 +122,7 @@ impl<M: Machine> Call<'_, M> {
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                ahead.take(self, next, left).and_then(&mut one)
+                self.next_operation(&mut ahead, next, left).and_then(&mut one)
             };
             let flushed = self.hypervisor.frames.type_flushes();
             if flushed != flushes {

@@ -64,6 +64,9 @@ impl<M: Machine> TableSpace<'_, M> {
         raw: u64,
         bits: HardwareBits,
     ) -> Result<(), Stop> {
+        if let (1, Some(leaves)) = (level, self.leaf_table(table)) {
+            return Ok(self.update_leaf(&leaves, index, raw, bits)?);
+        }
         let (admitted, new) = self.judge(table, level, index, raw)?;
         let resumed = self.settle(child(level, new))?;
         // Settling may have dropped the very table that was asked for, or one on the way to it: whoever found the

@@ -165,12 +165,15 @@ impl<M: Machine> TableSpace<'_, M> {
         if level == 1 {
             return self.validate_leaves(table, usage.progress());
         }
+        let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         let count = M::Format::entries(level);
         for index in usage.progress()..count {
-            if self.is_reserved(level, index) {
-                continue;
-            }
-            if let Err(not_held) = self.validate_entry(table, level, index) {
+            let proposed = self.machine.read_in(words, index);
+            // Most entries of an upper table are empty.
+            if proposed != 0
+                && !self.is_reserved(level, index)
+                && let Err(not_held) = self.validate_entry(table, level, index, proposed)
+            {
                 self.frames.set_progress(table, index.saturating_add(usize::from(not_held.taken)));
                 return Err(not_held.stop);
             }
@@ -196,8 +199,13 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
-    fn validate_entry(&self, table: MachineFrame, level: Level, index: usize) -> Result<(), NotHeld> {
-        let proposed = self.machine.read_entry(table, index);
+    fn validate_entry(
+        &self,
+        table: MachineFrame,
+        level: Level,
+        index: usize,
+        proposed: u64,
+    ) -> Result<(), NotHeld> {
         let (admitted, entry) = self.judge_entry(table, level, proposed)?;
         if admitted != proposed {
             self.machine.write_entry(table, index, admitted);
@@ -232,8 +240,10 @@ impl<M: Machine> TableSpace<'_, M> {
         if usage.complete && level == M::Format::LEVELS {
             self.clear_reserved_slots(table);
         }
+        let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         while let Some(index) = progress.checked_sub(1) {
-            if !self.is_reserved(level, index)
+            if self.machine.read_in(words, index) != 0
+                && !self.is_reserved(level, index)
                 && let Err(stop) = self.release_entry(level, self.entry(table, level, index))
             {
                 self.frames.set_progress(table, progress);
