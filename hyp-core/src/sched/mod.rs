@@ -17,9 +17,6 @@ use crate::domain::{Life, MAX_DOMAINS, MAX_VCPUS};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 
-/// vCPUs of all domains, in the order in which they take their turns.
-const PLACES: u32 = (MAX_DOMAINS * MAX_VCPUS) as u32;
-
 /// What a CPU does next.
 pub enum Next<M: Machine> {
     /// Run this vCPU.
@@ -72,16 +69,30 @@ impl<M: Machine> Hypervisor<M> {
             self.charge(last);
             self.change_state(last, RunState::Running, RunState::Runnable);
         }
-        for step in 0..PLACES {
-            let place = start.saturating_add(step).checked_rem(PLACES).unwrap_or(0);
-            let Some(vcpu) = self.vcpu_at(place) else { continue };
-            if self.may_run(vcpu) && self.change_state(vcpu, RunState::Runnable, RunState::Running) {
-                self.scheduler.next.store(place.saturating_add(1), Ordering::Relaxed);
-                vcpu.set_on_cpu(true);
-                return Next::Run(vcpu);
+        let Some((place, vcpu)) = self.take_runnable(start as usize) else { return Next::Idle };
+        self.scheduler.next.store(place.saturating_add(1) as u32, Ordering::Relaxed);
+        vcpu.set_on_cpu(true);
+        Next::Run(vcpu)
+    }
+
+    /// The first vCPU from a place on that can run, which it does from now on, and its own place. Domains that don't run are passed
+    /// over as a whole.
+    fn take_runnable(&self, start: usize) -> Option<(usize, &Vcpu<M>)> {
+        let (first, skipped) = (start / MAX_VCPUS, start % MAX_VCPUS);
+        // The first domain comes once more at the end, for the vCPUs before the place.
+        for step in 0..=MAX_DOMAINS {
+            let number = first.saturating_add(step) % MAX_DOMAINS;
+            let Some(domain) = self.domains.get(number).filter(|domain| domain.life() == Life::Alive) else {
+                continue;
+            };
+            let skipped = if step == 0 { skipped } else { 0 };
+            for (index, vcpu) in domain.vcpus.iter().enumerate().skip(skipped) {
+                if self.change_state(vcpu, RunState::Runnable, RunState::Running) {
+                    return Some((number.saturating_mul(MAX_VCPUS).saturating_add(index), vcpu));
+                }
             }
         }
-        Next::Idle
+        None
     }
 
     /// Adds the time since the last choice to the domain of the vCPU that had the CPU, if it was not idle.
@@ -98,13 +109,10 @@ impl<M: Machine> Hypervisor<M> {
         self.domains.get(place.checked_div(MAX_VCPUS)?)?.vcpus.get(place.checked_rem(MAX_VCPUS)?)
     }
 
-    fn may_run(&self, vcpu: &Vcpu<M>) -> bool {
-        self.domain(vcpu.domain_id()).is_some_and(|domain| domain.life() == Life::Alive)
-    }
-
     /// The backend has left whatever ran before: no root but the running vCPU's is loaded on this CPU.
     pub fn switched(&self) {
-        for vcpu in self.domains.iter().flat_map(|domain| &domain.vcpus) {
+        for vcpu in self.domains.iter().filter(|domain| domain.is_present()).flat_map(|domain| &domain.vcpus)
+        {
             if !vcpu.is_on_cpu() {
                 continue;
             }
