@@ -425,7 +425,8 @@ impl Types {
         let mut above = Bits::EMPTY;
         for level in (1..6).rev() {
             above = above.union(&self.tables[level]);
-            // Below the root, a linear entry makes tables of higher levels appear; nothing can be written through it.
+            // On special ways only: a linear entry makes tables of higher levels appear below the root. What could be written by that was
+            // judged above.
             for (set, fine) in [(0, self.tables[level]), (1, above)] {
                 if let Some(frame) = reach.tables[level][set].first_outside(&fine) {
                     return Err(format!(

@@ -190,10 +190,10 @@ impl Author<'_> {
         });
         let index = self.index::<F>(level);
         let value = self.entry::<F>(level);
-        // On AArch64 a root that leads to itself is read-only by its leaves' form, which the specification doesn't know yet.
-        let value = match F::walk(F::LEVELS, value) {
-            Walk::Table { frame: to, .. } if F::BREAKS && to == frame => 0,
-            _ => value,
+        // A root that leads to itself: too rare if left to chance alone.
+        let value = match level == F::LEVELS && self.one_in(24) {
+            true => self.compose::<F>(Shape::LimitedTable, frame),
+            false => value,
         };
         let kind = match self.chance.u32(..32) {
             0 => 3,

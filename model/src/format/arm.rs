@@ -19,6 +19,8 @@ impl Hardware for VmsaStage1 {
     const KERNEL_SLOT: u64 = 300;
     const TAGGED: bool = true;
     const BREAKS: bool = true;
+    // Rights in table entries can be switched off (HPD): they are never credited.
+    const LIMITS: bool = false;
 
     fn root_of(
         address: GuestVirtual,
@@ -38,7 +40,6 @@ impl Hardware for VmsaStage1 {
         let frame = (raw & ADDRESS) >> 12;
         match (raw & 3, level) {
             (3, 1) => Walk::Leaf { frame, writable, uncached },
-            // Rights in table entries can be switched off (HPD): they are never credited.
             (3, _) => Walk::Table { frame, limited: false },
             (1, 2 | 3) => {
                 let span = (1 << (9 * u32::from(level - 1))) - 1;

@@ -21,6 +21,7 @@ impl Hardware for FakeFormat {
     const KERNEL_SLOT: u64 = 16;
     const TAGGED: bool = true;
     const BREAKS: bool = false;
+    const LIMITS: bool = true;
 
     fn root_of(
         address: GuestVirtual,

@@ -74,6 +74,9 @@ pub trait Hardware: PageTableFormat + Send + Sync + 'static {
     /// Whether a present entry may be replaced by another only by way of an absent one, forgotten by all TLBs.
     const BREAKS: bool;
 
+    /// Whether what an entry that leads to a table says of writing holds for all below. If not, nothing limits a leaf but itself.
+    const LIMITS: bool;
+
     /// Which root translates an address.
     fn root_of(
         address: GuestVirtual,
@@ -92,6 +95,18 @@ pub trait Hardware: PageTableFormat + Send + Sync + 'static {
     /// Whether the backend makes the entry absent first. It is the backend's own rule, which [`Self::conflict`] is to judge.
     fn backend_breaks(_old: u64, _new: u64) -> bool {
         false
+    }
+
+    /// Whether a root may lead to itself by this entry of its: nothing can be written through it, whether because the entry limits what is
+    /// below it, or because table entries make read-only pages where a walk ends in one of them.
+    fn is_harmless_to_itself(raw: u64) -> bool {
+        match Self::LIMITS {
+            true => matches!(Self::walk(Self::LEVELS, raw), Walk::Table { limited: true, .. }),
+            false => matches!(
+                Self::walk(1, raw),
+                Walk::Fault | Walk::Leaf { writable: false, uncached: false, .. }
+            ),
+        }
     }
 
     /// The bits that hardware sets when it uses an entry.

@@ -69,6 +69,7 @@ impl<F: Hardware> Hardware for Trimmed<F> {
     const KERNEL_SLOT: u64 = F::KERNEL_SLOT >> CUT;
     const TAGGED: bool = F::TAGGED;
     const BREAKS: bool = F::BREAKS;
+    const LIMITS: bool = F::LIMITS;
 
     fn root_of(
         address: GuestVirtual,

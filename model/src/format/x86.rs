@@ -16,6 +16,7 @@ impl Hardware for X86Format {
     const KERNEL_SLOT: u64 = 300;
     const TAGGED: bool = false;
     const BREAKS: bool = false;
+    const LIMITS: bool = true;
 
     fn root_of(
         address: GuestVirtual,

@@ -22,7 +22,8 @@ pub struct Reach {
     pub readable: Bits,
     /// Frames that some cached translation lets be written.
     pub writable: Bits,
-    /// Tables that the walker could go on from, by level: with writes allowed by what leads there, or not.
+    /// Tables that the walker could go on from, by level, and by whether the way there was *special*: through an entry that forbids
+    /// writes to all that is below; or, where no entry does, through one by which a table leads to itself.
     pub tables: [[Bits; 2]; LEVELS],
 }
 
@@ -45,13 +46,13 @@ impl Reach {
         content: &Content,
         table: usize,
         level: u8,
-        limited: bool,
+        special: bool,
     ) -> Result<(), Astray> {
-        if !self.tables[usize::from(level)][usize::from(limited)].insert(table) {
+        if !self.tables[usize::from(level)][usize::from(special)].insert(table) {
             return Ok(());
         }
         for index in 0..F::entries(level) {
-            self.take_in::<F>(content, (table, level, index), content.read(table, index), limited)?;
+            self.take_in::<F>(content, (table, level, index), content.read(table, index), special)?;
         }
         Ok(())
     }
@@ -66,7 +67,7 @@ impl Reach {
         content: &Content,
         (table, level, index): (usize, u8, usize),
         raw: u64,
-        limited: bool,
+        special: bool,
     ) -> Result<(), Astray> {
         if raw == 0 || level == F::LEVELS && F::reserved_root_slots().contains(&index) {
             return Ok(());
@@ -75,14 +76,15 @@ impl Reach {
             Walk::Fault => Ok(()),
             Walk::Table { frame, limited: here } => {
                 let next = slot(frame).ok_or(Astray { table, raw })?;
-                self.meet::<F>(content, next, level - 1, limited || here)
+                let becomes_special = if F::LIMITS { here } else { next == table };
+                self.meet::<F>(content, next, level - 1, special || becomes_special)
             }
             Walk::Leaf { frame, writable, .. } => {
                 let span: usize = (1..level).map(|below| F::entries(below)).product();
                 for number in frame..frame + span as u64 {
                     let at = slot(number).ok_or(Astray { table, raw })?;
                     self.readable.insert(at);
-                    if writable && !limited {
+                    if writable && !(F::LIMITS && special) {
                         self.writable.insert(at);
                     }
                 }
@@ -103,10 +105,10 @@ impl Reach {
         raw: u64,
     ) -> Result<(), Astray> {
         for level in 1..=F::LEVELS {
-            for limited in [false, true] {
-                let walked = self.tables[usize::from(level)][usize::from(limited)].has(table);
+            for special in [false, true] {
+                let walked = self.tables[usize::from(level)][usize::from(special)].has(table);
                 if walked && index < F::entries(level) {
-                    self.take_in::<F>(content, (table, level, index), raw, limited)?;
+                    self.take_in::<F>(content, (table, level, index), raw, special)?;
                 }
             }
         }

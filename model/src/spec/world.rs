@@ -128,8 +128,8 @@ impl World {
         match F::walk(level, raw) {
             Walk::Fault => {}
             // A root may lead to itself, if nothing can be written through that; it holds nothing by it.
-            Walk::Table { frame, limited } if slot(frame) == Some(above) => {
-                if level != F::LEVELS || !limited {
+            Walk::Table { frame, .. } if slot(frame) == Some(above) => {
+                if level != F::LEVELS || !F::is_harmless_to_itself(raw) {
                     wrong.add(Errno::EINVAL);
                 }
             }
