@@ -129,85 +129,104 @@ const AGAIN: usize = 40;
 impl Step {
     /// Does it.
     pub fn take(&self, rig: &Rig) {
-        let number = |claim: &Claim, who| claim.number(rig, who);
+        let by = |who: &u8| Caller { rig, who: usize::from(*who) % DOMAINS };
         match self {
             Step::Write(who, offset, words) => {
-                let words: Vec<u64> = words.iter().take(LONGEST).map(|word| number(word, at(*who))).collect();
-                give(rig, at(*who), u64::from(*offset) % 0x3000, &words);
+                let caller = by(who);
+                caller.give(u64::from(*offset) % 0x3000, &caller.numbers(words));
             }
             Step::Call(who, call, claims) => {
-                let arguments = claims.map(|claim| number(&claim, at(*who)));
-                issue(rig, at(*who), u64::from(*call) % 72, arguments);
+                let caller = by(who);
+                caller.issue(u64::from(*call) % 72, claims.map(|claim| caller.number(&claim)));
             }
-            Step::Update(who, requests, foreign) => {
-                let words: Vec<u64> = requests
-                    .iter()
-                    .take(LONGEST)
-                    .flat_map(|(place, entry)| [number(place, at(*who)), number(entry, at(*who))])
-                    .collect();
-                let list = give(rig, at(*who), 64, &words);
-                let arguments = [list, words.len() as u64 / 2, list - 32, number(foreign, at(*who)), 0, 0];
-                issue(rig, at(*who), number::MMU_UPDATE, arguments);
-            }
-            Step::Remap(who, place, entry, flags) => {
-                let arguments = [number(place, at(*who)), number(entry, at(*who)), u64::from(*flags), SELF, 0, 0];
-                let call = if flags & 0x80 == 0 {
-                    number::UPDATE_VA_MAPPING
-                } else {
-                    number::UPDATE_VA_MAPPING_OTHERDOMAIN
-                };
-                issue(rig, at(*who), call, arguments);
-            }
-            Step::Extended(who, operations, foreign) => {
-                let words: Vec<u64> = operations
-                    .iter()
-                    .take(LONGEST)
-                    .flat_map(|(command, a, b)| {
-                        [u64::from(*command % 24), number(a, at(*who)), number(b, at(*who))]
-                    })
-                    .collect();
-                let list = give(rig, at(*who), 64, &words);
-                let arguments = [list, words.len() as u64 / 3, 0, number(foreign, at(*who)), 0, 0];
-                issue(rig, at(*who), number::MMUEXT_OP, arguments);
-            }
-            Step::Memory(who, operation, list, domain) => {
-                let words: Vec<u64> = list.iter().take(LONGEST).map(|word| number(word, at(*who))).collect();
-                let list = give(rig, at(*who), 0x400, &words);
-                let structure =
-                    [list, words.len() as u64, u64::from(*operation >> 6) * 9, number(domain, at(*who)), 1, 0, list, SELF];
-                let place = give(rig, at(*who), 64, &structure);
-                issue(rig, at(*who), number::MEMORY_OP, [u64::from(*operation) & 63, place, 0, 0, 0, 0]);
-            }
-            Step::Several(who, calls) => {
-                let words: Vec<u64> = calls
-                    .iter()
-                    .take(8)
-                    .flat_map(|(call, claims)| {
-                        let arguments = claims.map(|claim| number(&claim, at(*who)));
-                        [u64::from(*call) % 72, 0].into_iter().chain(arguments)
-                    })
-                    .collect();
-                let list = give(rig, at(*who), 64, &words);
-                issue(rig, at(*who), number::MULTICALL, [list, words.len() as u64 / 8, 0, 0, 0, 0]);
-            }
+            Step::Update(who, requests, foreign) => by(who).update(requests, foreign),
+            Step::Remap(who, place, entry, flags) => by(who).remap(place, entry, *flags),
+            Step::Extended(who, operations, foreign) => by(who).extended(operations, foreign),
+            Step::Memory(who, operation, list, domain) => by(who).memory(*operation, list, domain),
+            Step::Several(who, calls) => by(who).several(calls),
             Step::Structured(who, call, operation, words) => {
-                let words: Vec<u64> = words.iter().take(LONGEST).map(|word| number(word, at(*who))).collect();
-                let place = give(rig, at(*who), 64, &words);
+                let caller = by(who);
+                let place = caller.give(64, &caller.numbers(words));
                 let arguments = [u64::from(*operation) % 40, place, 1, 0, 0, 0];
-                issue(rig, at(*who), u64::from(*call) % 72, arguments);
+                caller.issue(u64::from(*call) % 72, arguments);
             }
-            Step::Background(times) => {
-                for _ in 0..times % 8 {
-                    rig.hv.background();
-                }
+            Step::Background(times) => (0..times % 8).for_each(|_| _ = rig.hv.background()),
+            Step::Kill(which) => {
+                rig.hv.kill(rig.domains[1 + usize::from(*which)].vcpu(), format_args!("a fuzzer"));
             }
-            Step::Kill(which) => rig.hv.kill(rig.domains[1 + usize::from(*which)].vcpu(), format_args!("a fuzzer")),
         }
     }
 }
 
-fn at(who: u8) -> usize {
-    usize::from(who) % DOMAINS
+/// The domain whose step it is.
+struct Caller<'a> {
+    rig: &'a Rig,
+    who: usize,
+}
+
+impl Caller<'_> {
+    fn number(&self, claim: &Claim) -> u64 {
+        claim.number(self.rig, self.who)
+    }
+
+    fn numbers(&self, claims: &[Claim]) -> Vec<u64> {
+        claims.iter().take(LONGEST).map(|claim| self.number(claim)).collect()
+    }
+
+    fn give(&self, offset: u64, words: &[u64]) -> u64 {
+        give(self.rig, self.who, offset, words)
+    }
+
+    fn issue(&self, call: u64, arguments: [u64; 6]) {
+        issue(self.rig, self.who, call, arguments);
+    }
+
+    fn update(&self, requests: &[(Claim, Claim)], foreign: &Claim) {
+        let requests = requests.iter().take(LONGEST);
+        let words: Vec<u64> =
+            requests.flat_map(|(place, entry)| [self.number(place), self.number(entry)]).collect();
+        let list = self.give(64, &words);
+        let arguments = [list, words.len() as u64 / 2, list - 32, self.number(foreign), 0, 0];
+        self.issue(number::MMU_UPDATE, arguments);
+    }
+
+    fn remap(&self, place: &Claim, entry: &Claim, flags: u8) {
+        let arguments = [self.number(place), self.number(entry), u64::from(flags), SELF, 0, 0];
+        let others = flags & 0x80 != 0;
+        let call = if others { number::UPDATE_VA_MAPPING_OTHERDOMAIN } else { number::UPDATE_VA_MAPPING };
+        self.issue(call, arguments);
+    }
+
+    fn extended(&self, operations: &[(u8, Claim, Claim)], foreign: &Claim) {
+        let operations = operations.iter().take(LONGEST);
+        let words: Vec<u64> = operations
+            .flat_map(|(command, a, b)| [u64::from(*command % 24), self.number(a), self.number(b)])
+            .collect();
+        let list = self.give(64, &words);
+        let arguments = [list, words.len() as u64 / 3, 0, self.number(foreign), 0, 0];
+        self.issue(number::MMUEXT_OP, arguments);
+    }
+
+    fn memory(&self, operation: u8, list: &[Claim], domain: &Claim) {
+        let words = self.numbers(list);
+        let list = self.give(0x400, &words);
+        let (order, domain) = (u64::from(operation >> 6) * 9, self.number(domain));
+        let place = self.give(64, &[list, words.len() as u64, order, domain, 1, 0, list, SELF]);
+        self.issue(number::MEMORY_OP, [u64::from(operation) & 63, place, 0, 0, 0, 0]);
+    }
+
+    fn several(&self, calls: &[(u8, [Claim; 6])]) {
+        let words: Vec<u64> = calls
+            .iter()
+            .take(8)
+            .flat_map(|(call, claims)| {
+                let arguments = claims.map(|claim| self.number(&claim));
+                [u64::from(*call) % 72, 0].into_iter().chain(arguments)
+            })
+            .collect();
+        let list = self.give(64, &words);
+        self.issue(number::MULTICALL, [list, words.len() as u64 / 8, 0, 0, 0, 0]);
+    }
 }
 
 /// Writes words into a domain's scratch memory, as far as it is still mapped; returns where.

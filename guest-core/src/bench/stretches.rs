@@ -28,9 +28,12 @@ const NAP: u64 = 20_000_000;
 /// The domain that is destroyed.
 const VICTIM: u16 = 1;
 
+/// A hypercall, or several, that take long.
+type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
+
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, fn(&Guest<A>) -> Result<(), Errno>); 5] = [
+    let operations: [(&str, Operation<A>); 5] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
@@ -77,7 +80,7 @@ fn many_updates<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     for request in 0..256 {
         let say = if request < 128 { Say::Writable } else { Say::Absent };
         let index = request as u64 % 128;
-        guest.write(&page, request * 2, guest.frame(&table) << 12 | index * 8);
+        guest.write(&page, request * 2, (guest.frame(&table) << 12) | (index * 8));
         guest.write(&page, request * 2 + 1, window::entry(guest, index, say));
     }
     let result = with_long_list(guest, &page, |list| {

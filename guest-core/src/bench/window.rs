@@ -64,7 +64,7 @@ impl<'a, A: Architecture> Window<'a, A> {
 
     /// Machine address of entry `index`.
     pub fn slot(&self, index: u64) -> u64 {
-        self.guest.frame(&self.table) << PAGE_SHIFT | index * 8
+        (self.guest.frame(&self.table) << PAGE_SHIFT) | (index * 8)
     }
 
     /// Virtual address at which entry `index` can be read.

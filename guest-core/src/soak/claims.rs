@@ -197,11 +197,11 @@ impl<'a, A: Architecture> Claims<'a, A> {
                 let address = self.arena_address();
                 self.guest.leaf(address).map_or(0, |step| step.machine_address())
             }
-            4..=6 => self.own_frame() << 12 | index * 8,
-            7 if self.sober => self.guest.root_frame() << 12 | self.random.below(256) * 8,
-            8 | 9 if self.sober => self.own_frame() << 12 | index * 8,
-            7 | 8 => self.guest.root_frame() << 12 | self.random.below(A::RESERVED_SLOTS.end as u64) * 8,
-            _ => self.foreign_frame() << 12 | self.random.below(PAGE_SIZE),
+            4..=6 => (self.own_frame() << 12) | (index * 8),
+            7 if self.sober => (self.guest.root_frame() << 12) | (self.random.below(256) * 8),
+            8 | 9 if self.sober => (self.own_frame() << 12) | (index * 8),
+            7 | 8 => (self.guest.root_frame() << 12) | (self.random.below(A::RESERVED_SLOTS.end as u64) * 8),
+            _ => (self.foreign_frame() << 12) | self.random.below(PAGE_SIZE),
         }
     }
 

@@ -57,6 +57,19 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let handle = other_rights.map_or(u32::MAX, |answer| answer.handle);
     check.that("undo it", unmap::<A>(handle, spare_at) == GrantStatus::OKAY);
     check.that("the audit finds nothing while pages are lent", audit::<A>() == Ok(0));
+    last_words(check, &events, port, talk_at);
+    check.that("give the page back", unmap::<A>(shared.handle, talk_at) == GrantStatus::OKAY);
+    check.that("it is gone", guest.mapping(talk_at).is_none());
+    outlives_its_lender(check, lent.handle, read_at);
+    check.done("close the port", events::close::<A>(port));
+    check.done("give the shared-info page's place back", events.close());
+    for page in [talk, read, spare] {
+        check.done("map the page's own frame again", guest.release(page));
+    }
+}
+
+/// The lender hears that this was all, and says what it sees of the grant's use.
+fn last_words<A: Architecture>(check: &mut Check<A>, events: &Events<'_, A>, port: u32, talk_at: u64) {
     A::write_word(talk_at + QUESTION * 8, ENOUGH);
     check.done("signal the last question", send::<A>(port));
     let before = answer(QUESTIONS);
@@ -67,8 +80,10 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
         "it has seen that the page is in use",
         flags & (GTF_READING | GTF_WRITING) == GTF_READING | GTF_WRITING,
     );
-    check.that("give the page back", unmap::<A>(shared.handle, talk_at) == GrantStatus::OKAY);
-    check.that("it is gone", guest.mapping(talk_at).is_none());
+}
+
+/// What the lender lent stays until it is given back, and so does what is left of the lender.
+fn outlives_its_lender<A: Architecture>(check: &mut Check<A>, handle: u32, read_at: u64) {
     check.that("the lender has ended", wait_until::<A>(is_dying::<A>));
     let mut turns = 0;
     wait_until::<A>(|| {
@@ -79,14 +94,9 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     check.that("what it lent is still there", right);
     check.that("the audit finds nothing after its end", audit::<A>() == Ok(0));
     check.that("the lender waits for it", is_dying::<A>());
-    check.that("give that back, too", unmap::<A>(lent.handle, read_at) == GrantStatus::OKAY);
+    check.that("give that back, too", unmap::<A>(handle, read_at) == GrantStatus::OKAY);
     let gone = wait_until::<A>(|| memory_list::<A>(LENDER, 0, &mut [0]) == Err(Errno::ESRCH));
     check.that("the lender is gone", gone);
-    check.done("close the port", events::close::<A>(port));
-    check.done("give the shared-info page's place back", events.close());
-    for page in [talk, read, spare] {
-        check.done("map the page's own frame again", guest.release(page));
-    }
 }
 
 /// Whether the lender has ended, and isn't gone yet.

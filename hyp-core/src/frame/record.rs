@@ -267,7 +267,7 @@ impl FrameRecord {
         let using = self.using.load(Ordering::Acquire);
         let is_table = using & (COMPLETE | ANY_TABLE) == COMPLETE | ANY_TABLE && using & USES_MASK != 0;
         let is_ours = Self::is_owned(self.holding.load(Ordering::Acquire), owner);
-        if is_table && is_ours { ((using >> TYPE_SHIFT) & 3) as Level + 1 } else { 0 }
+        if is_table && is_ours { (((using >> TYPE_SHIFT) & 3) as Level).saturating_add(1) } else { 0 }
     }
 
     /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
