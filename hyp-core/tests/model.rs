@@ -287,7 +287,7 @@ impl Model {
         let known = 1 << 63 | ((1 << 30) - 1) << 20 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4 | 3;
         let is_table = raw & 1 << 9 != 0;
         // A superpage stands at level 2 only, at a multiple of its 16 frames.
-        let superpage = level == 2 && !is_table && target(raw) % 16 == 0;
+        let superpage = level == 2 && !is_table && target(raw).is_multiple_of(16);
         if raw & !known != 0 || (is_table != (level > 1) && !superpage) {
             return world.wrong.push(Errno::EINVAL);
         }

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::frame::FrameType;
-use hyp_core::frame::table::Locked;
+use hyp_core::frame::uses::Locked;
 use hyp_core::hypercall::Call;
 use hyp_core::machine::{Entry, Mmu, PageTableFormat};
 use hyp_core::paging::Budget;

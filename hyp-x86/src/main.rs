@@ -5,7 +5,7 @@
 //! | `boot.s`, `boot.rs` | from the multiboot loader to the first guest |
 //! | `tables.rs`, `stack.rs`, `descriptors.rs` | the hypervisor's own tables, stacks, segments and gates |
 //! | `entry.s`, `entry.rs`, `trap.rs` | in from a guest and out again |
-//! | `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
+//! | `frame.rs`, `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
 //! | `writable_tables.rs` | page faults that the guest never hears of |
 //! | `guest_descriptors.rs` | segment descriptors of guests |
 //! | `hypercall.rs`, `bounce.rs`, `emulate.rs` | what x86 adds to the core: its own hypercalls, exceptions, instructions |
@@ -38,6 +38,8 @@ mod emulate;
 mod entry;
 #[cfg(target_os = "none")]
 mod fault;
+#[cfg(target_os = "none")]
+mod frame;
 #[cfg(target_os = "none")]
 mod guest_descriptors;
 #[cfg(target_os = "none")]

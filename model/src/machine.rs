@@ -203,7 +203,7 @@ impl<F: Hardware> Model<F> {
     fn mark(&self, reach: &Reach) {
         let tables = reach.tables.iter().flatten().fold(Bits::EMPTY, |all, some| all.union(some));
         for (at, watch) in self.watch.iter().enumerate() {
-            let bits = u8::from(reach.writable.has(at)) * WRITABLE | u8::from(tables.has(at)) * WALKED;
+            let bits = (u8::from(reach.writable.has(at)) * WRITABLE) | (u8::from(tables.has(at)) * WALKED);
             if bits != 0 {
                 watch.fetch_or(bits, Relaxed);
             }

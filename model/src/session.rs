@@ -850,7 +850,7 @@ impl<F: Hardware> Session<F> {
         if !self.is_unfinished() {
             self.compare_records()?;
         }
-        if step % self.plan.audit_every == 0 {
+        if step.is_multiple_of(self.plan.audit_every) {
             let report = self.hypervisor.audit();
             if report.findings != 0 {
                 return Err(format!("{report}"));
@@ -933,10 +933,7 @@ impl Prediction {
         operation: &Operation,
         begun: usize,
     ) {
-        self.refusal = match self.elements::<F>(foreseen, domain, operation, begun) {
-            Ok(()) => None,
-            Err(errors) => Some(errors),
-        };
+        self.refusal = self.elements::<F>(foreseen, domain, operation, begun).err();
     }
 
     fn elements<F: Hardware>(

@@ -9,7 +9,7 @@
 use loom::thread;
 use races::cpu::{ONE, TWO, World};
 use races::frame::FrameType;
-use races::frame::table::Locked;
+use races::frame::uses::Locked;
 
 /// Every interleaving, with so many interruptions that aren't the CPU's own doing.
 fn explore(story: impl Fn() + Sync + Send + 'static) {

@@ -4,14 +4,14 @@
 //! validated by the same code that validates whatever the guest does later; nothing about them is taken on trust, not
 //! even that they come from here. Source: `xen.h` of Xen's public headers, "Start-of-day memory layout".
 
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use penumbra_abi::start_info::{SIF_INITDOMAIN, SIF_PRIVILEGED, StartInfo};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::image::{ImageError, KernelImage};
+use super::image::KernelImage;
 use super::layout::{Layout, Needs, span_shift};
+pub use super::plan::{BuildError, MAX_P2M_FRAMES, Plan};
 use super::vcpu::RunState;
 use super::{Domain, Life};
 use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
@@ -19,80 +19,7 @@ use crate::event::upcall;
 use crate::frame::allocator::MAX_ORDER;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Entry, Leaf, Level, Machine, PageTableFormat, StartOfDay};
-use crate::paging::{Budget, Stop};
-
-/// P2M frames that a new domain can have: 8 GiB of memory.
-pub const MAX_P2M_FRAMES: usize = 4096;
-
-/// What a domain is built from.
-pub struct Plan<'a> {
-    /// The kernel's file.
-    pub kernel: &'a [u8],
-    /// The ramdisk's file, or empty.
-    pub ramdisk: &'a [u8],
-    /// The kernel's command line.
-    pub arguments: &'a str,
-    /// Frames of memory.
-    pub pages: u64,
-    /// Whether it is the control domain.
-    pub control: bool,
-}
-
-/// Why a domain can't be built.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BuildError {
-    /// The kernel is no good.
-    Image(ImageError),
-    /// The domain table is full.
-    TooManyDomains,
-    /// More memory than the builder lays out in one go (frames).
-    TooLarge(u64),
-    /// The kernel and what goes with it needs this many frames, of which the domain has fewer.
-    TooSmall {
-        /// Frames needed.
-        needed: u64,
-        /// Frames asked for.
-        given: u64,
-    },
-    /// The machine has fewer free frames than this.
-    OutOfMemory {
-        /// Frames needed.
-        needed: u64,
-        /// Frames free.
-        free: u64,
-    },
-    /// The first tables were refused; the layout that the kernel asks for is impossible.
-    Tables(Stop),
-    /// The addresses that the kernel asks for don't fit the address space.
-    Layout,
-}
-
-impl From<ImageError> for BuildError {
-    fn from(error: ImageError) -> Self {
-        Self::Image(error)
-    }
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |frames: &u64| frames.checked_shr(20 - PAGE_SHIFT).unwrap_or(0);
-        match self {
-            Self::Image(error) => write!(f, "the kernel can't be used: {error}"),
-            Self::TooManyDomains => write!(f, "there are as many domains as there can be"),
-            Self::TooLarge(pages) => {
-                write!(f, "{} MiB are more than a domain can have at its start", mib(pages))
-            }
-            Self::TooSmall { needed, given } => {
-                write!(f, "{} KiB of memory are needed to start it, it is given {}", needed << 2, given << 2)
-            }
-            Self::OutOfMemory { needed, free } => {
-                write!(f, "it needs {} MiB of memory, and {} MiB are free", mib(needed), mib(free))
-            }
-            Self::Tables(stop) => write!(f, "its first page tables are refused: {stop:?}"),
-            Self::Layout => write!(f, "the addresses it asks for don't fit the address space"),
-        }
-    }
-}
+use crate::paging::Budget;
 
 /// Where the frames of the P2M under construction are: a directory, kept outside of the guest.
 pub struct P2mDirectory {

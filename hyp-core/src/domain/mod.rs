@@ -14,6 +14,7 @@
 pub mod builder;
 pub mod image;
 pub mod layout;
+pub mod plan;
 pub mod teardown;
 pub mod vcpu;
 

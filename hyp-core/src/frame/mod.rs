@@ -5,8 +5,10 @@
 //! no use is left: that is the whole of direct mode's safety. A frame that some guest can write to is of
 //! type *writable*; a frame that the MMU walks is of type *table n*; no frame is both.
 //!
-//! * [`record`]: the 16 bytes and their atomic transitions.
+//! * [`words`]: what the 16 bytes say.
+//! * [`record`]: their atomic transitions.
 //! * [`table`]: all records, free memory, references that last longer than a call.
+//! * [`uses`]: the types of frames, and the one place that flushes for a change.
 //! * [`allocator`]: which frames are free.
 //! * [`extent`]: many frames given out at once, and taken back from their owner.
 //! * [`m2p`]: the machine-to-physical table that guests read.
@@ -18,10 +20,13 @@ pub mod extent;
 pub mod m2p;
 pub mod record;
 pub mod table;
+pub mod uses;
+pub mod words;
 
 pub use boot_memory::BootMemory;
-pub use record::{FrameRecord, FrameType};
+pub use record::FrameRecord;
 pub use table::{FrameTable, Memory, Unreferenced};
+pub use words::FrameType;
 
 use crate::address::MachineFrame;
 

@@ -1,8 +1,8 @@
 //! The frame table: every record, free memory, and references that last.
 //!
-//! A *reference* keeps a frame from being freed; a *use* keeps its type. [`FrameTable::get_writable`] takes both. Who
-//! drops the last reference frees the frame, at once and in one place: translations are flushed, the content is scrubbed,
-//! the record vacated, and only then the frame is free.
+//! A *reference* keeps a frame from being freed; a *use* keeps its type ([`super::uses`]). Who drops the last reference frees
+//! the frame, at once and in one place: translations are flushed, the content is scrubbed, the record vacated, and only then
+//! the frame is free.
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,8 @@ use spin::Once;
 
 use super::allocator::FreeMap;
 use super::m2p::MachineToPhysical;
-use super::record::{EntryPlace, FrameRecord, FrameType, Hold, Taken, TypeError, Use};
+use super::record::FrameRecord;
+use super::words::{Hold, Use};
 use super::{BootMemory, FrameError};
 use crate::address::{DomainId, MachineFrame, PAGE_BYTES};
 use crate::machine::{FlushScope, Level, Machine};
@@ -38,15 +39,6 @@ pub(super) struct Tables {
 
 /// Ranges of RAM that are remembered for the machine's memory map.
 const RAM_RANGES: usize = 64;
-
-/// How [`FrameTable::lock_table`] found a table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Locked {
-    /// Every entry is validated.
-    Complete,
-    /// Some aren't: the caller has to see to it.
-    Incomplete,
-}
 
 /// Frames whose last references have been dropped, and which still have to be flushed before they are free: a debt.
 #[must_use = "these frames belong to nobody until they are freed"]
@@ -88,7 +80,7 @@ pub struct FrameTable {
     /// Frames that were ever made free for the first time: those that are somebody's or free, now and always.
     managed: AtomicU64,
     /// Flushes that changes of type have caused.
-    type_flushes: AtomicU64,
+    pub(super) type_flushes: AtomicU64,
     /// Time spent on scrubbing, in [`crate::machine::Board::ticks`].
     scrub_ticks: AtomicU64,
 }
@@ -270,12 +262,25 @@ impl FrameTable {
     }
 
     #[inline(always)]
-    fn get_record(frame: MachineFrame, record: &FrameRecord, owner: DomainId) -> Result<(), FrameError> {
+    pub(super) fn get_record(
+        frame: MachineFrame,
+        record: &FrameRecord,
+        owner: DomainId,
+    ) -> Result<(), FrameError> {
         match record.get(owner) {
             Some(true) => Ok(()),
             Some(false) => Err(FrameError::TooManyReferences(frame)),
             None => Err(FrameError::NotOwned(frame)),
         }
+    }
+
+    /// Fails unless the frame is `owner`'s. It stays so only while somebody holds a reference.
+    ///
+    /// # Errors
+    /// Not memory, or not the owner's.
+    #[inline]
+    pub fn check_owner(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
+        if self.record(frame)?.is_owned_by(owner) { Ok(()) } else { Err(FrameError::NotOwned(frame)) }
     }
 
     /// Drops a reference; frees the frame if it was the last, and says so.
@@ -285,7 +290,12 @@ impl FrameTable {
     }
 
     #[inline(always)]
-    fn put_record<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, machine: &M) -> bool {
+    pub(super) fn put_record<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        machine: &M,
+    ) -> bool {
         let Some(owner) = record.put() else { return false };
         self.free_flushed(frame, record, owner, machine);
         true
@@ -339,191 +349,6 @@ impl FrameTable {
     /// Takes away the owner's claim; `true` if the caller now has that reference to drop.
     pub fn unclaim(&self, frame: MachineFrame) -> bool {
         self.record(frame).is_ok_and(FrameRecord::unclaim)
-    }
-
-    /// Counts a reference and a use as *writable*.
-    ///
-    /// # Errors
-    /// As [`Self::get`]; or the frame is in use as a table.
-    #[inline(always)]
-    pub fn get_writable<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        owner: DomainId,
-        machine: &M,
-    ) -> Result<(), FrameError> {
-        let record = self.record(frame)?;
-        Self::get_record(frame, record, owner)?;
-        if record.take_writable() {
-            return Ok(());
-        }
-        self.lock_writable(frame, machine).inspect_err(|_| {
-            self.put(frame, machine);
-        })
-    }
-
-    /// Counts a use as *writable* of a frame that the caller holds by a reference which stays its own; the frame is `owner`'s.
-    ///
-    /// # Errors
-    /// As [`Self::get_writable`].
-    #[inline]
-    pub fn use_writable<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        owner: DomainId,
-        machine: &M,
-    ) -> Result<(), FrameError> {
-        let record = self.record(frame)?;
-        if !record.is_owned_by(owner) {
-            return Err(FrameError::NotOwned(frame));
-        }
-        if record.take_writable() { Ok(()) } else { self.lock_writable(frame, machine) }
-    }
-
-    /// Fails unless the frame is `owner`'s. It stays so only while somebody holds a reference.
-    ///
-    /// # Errors
-    /// Not memory, or not the owner's.
-    #[inline]
-    pub fn check_owner(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
-        if self.record(frame)?.is_owned_by(owner) { Ok(()) } else { Err(FrameError::NotOwned(frame)) }
-    }
-
-    #[cold]
-    fn lock_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> Result<(), FrameError> {
-        self.lock_type(frame, FrameType::Writable, machine).map(drop)
-    }
-
-    /// Gives back a use of any type, and keeps the reference.
-    #[inline]
-    pub fn drop_use(&self, frame: MachineFrame) {
-        if let Ok(record) = self.record(frame) {
-            record.drop_type();
-        }
-    }
-
-    /// Gives back what [`Self::get_writable`] took; says whether that freed the frame.
-    #[inline(always)]
-    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
-        self.record(frame).is_ok_and(|record| {
-            record.drop_type();
-            self.put_record(frame, record, machine)
-        })
-    }
-
-    /// Counts a reference and a use as a table of `level`. An incomplete table is the caller's to validate.
-    ///
-    /// # Errors
-    /// As [`Self::get`]; or the frame is writable somewhere, or a table of another level.
-    pub fn lock_table<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        level: Level,
-        owner: DomainId,
-        machine: &M,
-    ) -> Result<Locked, FrameError> {
-        self.lock_judged(frame, FrameType::Table(level), owner, machine)
-    }
-
-    /// Counts a reference and a use as a page of segment descriptors. The content of an incomplete one is the caller's to judge, and
-    /// then to call [`Self::complete`], or [`Self::put_writable`], which gives back a use of any type.
-    ///
-    /// # Errors
-    /// As [`Self::lock_table`].
-    pub fn lock_descriptors<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        owner: DomainId,
-        machine: &M,
-    ) -> Result<Locked, FrameError> {
-        self.lock_judged(frame, FrameType::Descriptors, owner, machine)
-    }
-
-    fn lock_judged<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        kind: FrameType,
-        owner: DomainId,
-        machine: &M,
-    ) -> Result<Locked, FrameError> {
-        self.get(frame, owner)?;
-        match self.lock_type(frame, kind, machine) {
-            Ok(Taken::Ready) => Ok(Locked::Complete),
-            Ok(_) => Ok(Locked::Incomplete),
-            Err(error) => {
-                self.put(frame, machine);
-                Err(error)
-            }
-        }
-    }
-
-    /// Gives back one use as a table, and its reference. The last use's entries hold nothing any more.
-    pub fn unlock_table<M: Machine>(&self, frame: MachineFrame, machine: &M) {
-        self.put_writable(frame, machine);
-    }
-
-    /// The one place where a frame changes its type, and with it the one place that flushes for it: after the new
-    /// type is locked, before it is used.
-    fn lock_type<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        kind: FrameType,
-        machine: &M,
-    ) -> Result<Taken, FrameError> {
-        let record = self.record(frame)?;
-        let taken = record.take_type(kind).map_err(|error| match error {
-            TypeError::Conflict(kind) => FrameError::InUse(frame, kind),
-            TypeError::Overflow => FrameError::TooManyReferences(frame),
-        })?;
-        if let Taken::First { flush } = taken {
-            if flush {
-                // Relaxed: a number for those who charge for it.
-                self.type_flushes.fetch_add(1, Ordering::Relaxed);
-                machine.flush(FlushScope::Everything);
-            }
-            if kind == FrameType::Writable {
-                record.complete();
-            }
-        }
-        Ok(taken)
-    }
-
-    /// Says that every entry of a table is validated.
-    pub fn complete(&self, frame: MachineFrame) {
-        if let Ok(record) = self.record(frame) {
-            record.complete();
-        }
-    }
-
-    /// Says that a table is incomplete, and that its first `progress` entries hold references.
-    pub fn set_progress(&self, frame: MachineFrame, progress: usize) {
-        if let Ok(record) = self.record(frame) {
-            record.set_progress(progress);
-        }
-    }
-
-    /// Remembers that the entry `index` of the table `parent` leads to the complete table `frame`: a hint, which
-    /// [`Self::parent_hint`] gives back.
-    pub fn set_hint(&self, frame: MachineFrame, parent: MachineFrame, index: usize) {
-        let place = self.tables.get().and_then(|tables| {
-            let record = u32::try_from(parent.number().checked_sub(tables.first)?).ok()?;
-            Some(EntryPlace { record, index: u16::try_from(index).ok()? })
-        });
-        if let (Ok(record), Some(place)) = (self.record(frame), place) {
-            record.set_hint(place);
-        }
-    }
-
-    /// Where an entry was last made to lead to a complete table: the table that held it, and its index. It may have changed since.
-    pub fn parent_hint(&self, frame: MachineFrame) -> Option<(MachineFrame, usize)> {
-        let hint = self.usage(frame)?.hint()?;
-        let parent = MachineFrame::new(self.extent().0.checked_add(u64::from(hint.record))?)?;
-        Some((parent, usize::from(hint.index)))
-    }
-
-    /// Marks one use as a pin, or takes the mark away; returns whether there was one.
-    pub fn set_pinned(&self, frame: MachineFrame, pinned: bool) -> bool {
-        self.record(frame).is_ok_and(|record| record.set_pinned(pinned))
     }
 }
 

@@ -13,7 +13,7 @@
 
 use super::{Budget, Refusal, Stop, TableSpace, Unfinished};
 use crate::address::MachineFrame;
-use crate::frame::table::Locked;
+use crate::frame::uses::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 
 /// A table could not be held.

@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering;
 use super::walk::Place;
 use super::{Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame};
-use crate::frame::table::Locked;
+use crate::frame::uses::Locked;
 use crate::machine::{Entry, FlushScope, Leaf, Machine, PageTableFormat};
 
 /// Tables that a domain can have unhooked at once.

@@ -83,7 +83,7 @@ impl<'a> Foreseen<'a> {
             self.known.name[at] = update.value;
             return Ok(());
         }
-        if place % 8 != 0 {
+        if !place.is_multiple_of(8) {
             return refused(Errno::EINVAL);
         }
         let index = (place % 4096 / 8) as usize;

@@ -2,7 +2,7 @@
 
 use super::{Finding, Holders, Report, Table, each_table};
 use crate::address::MachineFrame;
-use crate::frame::record::{Hold, Use};
+use crate::frame::words::{Hold, Use};
 use crate::frame::{FrameTable, FrameType};
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 use crate::paging::Unfinished;

@@ -18,7 +18,7 @@ use core::fmt;
 
 use super::TableState;
 use crate::address::{DomainId, MachineFrame};
-use crate::frame::record::Use;
+use crate::frame::words::Use;
 use crate::frame::{FrameTable, FrameType};
 use crate::machine::{Level, Machine};
 pub use count::{Ledger, SLICE};
