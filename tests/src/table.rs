@@ -3,7 +3,7 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{soak, verdict};
+use crate::{bad_input, soak, verdict};
 
 /// CTRL-a three times: the input changes between the control domain and the hypervisor.
 const SWITCH: &str = "\x01\x01\x01";
@@ -24,8 +24,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         guest_tests(board),
         ends(board),
         console(board),
-        bad_kernels(board),
-        bad_input(board),
+        bad_input::cases(board),
         reference(board),
         bare(board),
         soak::cases(board),
@@ -292,82 +291,6 @@ fn the_input_switched_twice(text: &str) -> Result<(), String> {
         2 => Ok(()),
         count => Err(format!("the input switched {count} times, not twice")),
     }
-}
-
-/// Kernels that are none, or not whole, or not for this machine: that is said in one clear line, and it is the end of that domain alone.
-fn bad_kernels(board: Board) -> Vec<Case> {
-    let with_kernel = |name, file, line| {
-        let case = Case::new(board, name, "then=poweroff");
-        Case { modules: vec![(file, "then=poweroff")], end: End::Stopped, ..case }.says(&[line])
-    };
-    let further = |name, file, line| {
-        let mut case = Case::new(board, name, "then=poweroff").says(&[line, "(d0) guest kernel ("]);
-        case.modules.push((file, "domain=bad memory=16M"));
-        case
-    };
-    vec![
-        with_kernel("bad-input/text-as-kernel", File::Text, "it is no 64-bit ELF file"),
-        with_kernel(
-            "bad-input/cut-kernel",
-            File::CutGuest,
-            "the control domain can't start: the kernel can't be used: the file is cut short",
-        ),
-        with_kernel(
-            "bad-input/empty-kernel",
-            File::Empty,
-            "the control domain can't start: the kernel can't be used: it is no 64-bit ELF file",
-        ),
-        with_kernel(
-            "bad-input/kernel-of-the-other-machine",
-            File::OtherMachine,
-            "the control domain can't start: the kernel can't be used: it is for another machine",
-        ),
-        with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "the file is cut short"),
-        further(
-            "bad-input/text-as-second-kernel",
-            File::Text,
-            "domain bad can't start: the kernel can't be used",
-        ),
-        further(
-            "bad-input/cut-second-kernel",
-            File::CutGuest,
-            "domain bad can't start: the kernel can't be used: the file is cut short",
-        ),
-        further(
-            "bad-input/second-kernel-of-the-other-machine",
-            File::OtherMachine,
-            "domain bad can't start: the kernel can't be used: it is for another machine",
-        ),
-    ]
-}
-
-/// What is wrong with words and memory is said in one clear line; then comes a sane default or a clean stop, never a fault.
-fn bad_input(board: Board) -> Vec<Case> {
-    let no_kernel = Case::new(board, "bad-input/no-module", "");
-    let options = |name, words, line| {
-        Case { words, ..Case::new(board, name, "then=poweroff") }.says(&[line, "(d0) guest kernel ("])
-    };
-    let stops = |name, words, line| {
-        Case { words, end: End::Stopped, ..Case::new(board, name, "then=poweroff") }.says(&[line])
-    };
-    let small = Case::new(board, "bad-input/40-MiB-machine", "then=poweroff");
-    vec![
-        Case::new(board, "bad-input/second-domain-with-more-than-there-is", "then=poweroff")
-            .domain("domain=bad memory=600M")
-            .says(&["domain bad can't start: it needs 600 MiB", "(d0) guest kernel ("]),
-        Case { modules: Vec::new(), end: End::Stopped, ..no_kernel }.says(&["there is no boot module"]),
-        options("bad-input/dom0-mem-lots", "dom0_mem=lots", "dom0_mem=lots: not a size"),
-        options("bad-input/unknown-option", "dom0_mem=64M frobnicate=1", "unknown option \"frobnicate"),
-        stops("bad-input/dom0-mem-too-large", "dom0_mem=100G", "the control domain can't start"),
-        stops(
-            "bad-input/dom0-mem-more-than-there-is",
-            "dom0_mem=600M",
-            "the control domain can't start: it needs 600 MiB",
-        ),
-        stops("bad-input/dom0-mem-too-small", "dom0_mem=4K", "of memory are needed to start it"),
-        Case { memory: 40, end: End::Stopped, ..small }
-            .says(&["the control domain can't start: it needs 64 MiB"]),
-    ]
 }
 
 /// The tour, and all that guests test or die of, once more under the oracle: a second stage of translation that knows nothing of page

@@ -1,0 +1,121 @@
+//! What has to hold after every step.
+
+use hyp_core::domain::Life as CoreLife;
+use hyp_core::frame::FrameType;
+
+use super::{Check, Session};
+use crate::bits::Bits;
+use crate::format::Hardware;
+use crate::hardware::content::{FRAMES, frame, number, slot};
+use crate::hardware::reach::TAGS;
+use crate::spec::world::{View, World};
+use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY};
+
+impl<F: Hardware> Session<F> {
+    /// Dying domains are taken apart by and by: what they still hold is learnt from the core.
+    pub(super) fn follow_the_dying(&mut self) {
+        for number in
+            (0..DOMAINS).filter(|at| self.known.domains[*at].life == Life::Dying).collect::<Vec<_>>()
+        {
+            let Some(core) = self.domain(number).filter(|core| core.life() != CoreLife::Vacant) else {
+                self.known.domains[number] = Known::default();
+                self.known.pins.retain(|pin| pin.domain != number);
+                continue;
+            };
+            let place =
+                |root: Option<hyp_core::address::MachineFrame>| root.and_then(|root| slot(root.number()));
+            self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
+            self.known.domains[number].user = place(core.vcpus[0].user_root());
+            self.known.domains[number].shared = place(core.shared_info());
+            let frames = self.hypervisor.frames();
+            self.known.pins.retain(|pin| {
+                pin.domain != number || frames.usage(frame(pin.table)).is_some_and(|usage| usage.pinned)
+            });
+            for at in
+                (0..FRAMES).filter(|at| usize::from(self.known.owner[*at]) == number).collect::<Vec<_>>()
+            {
+                if !frames.hold(frame(at)).is_some_and(|hold| hold.allocated) {
+                    self.known.claimed.remove(at);
+                }
+            }
+        }
+    }
+
+    /// Counts the world anew, and forgets whose the frames were that nobody holds any more.
+    pub(super) fn refresh(&mut self) -> Check {
+        if self.is_unfinished() {
+            return Ok(());
+        }
+        let view = View { content: &self.machine().content, writes: &[] };
+        self.world = World::count::<F>(&self.known, &view)
+            .map_err(|errors| format!("the world contradicts itself: {errors:?}"))?;
+        for at in 0..FRAMES {
+            if self.world.references[at] == 0 && self.known.owner[at] != NOBODY {
+                self.known.owner[at] = NOBODY;
+                self.known.name[at] = NO_NAME;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that has to hold after every step.
+    pub(super) fn check(&mut self, step: u64) -> Check {
+        self.follow_the_dying();
+        self.refresh()?;
+        self.judge()?;
+        if !self.is_unfinished() {
+            self.compare_records()?;
+        }
+        if step.is_multiple_of(self.plan.audit_every) {
+            let report = self.hypervisor.audit();
+            if report.findings != 0 {
+                return Err(format!("{report}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing that could be cached leads anywhere it must not.
+    pub(super) fn judge(&self) -> Check {
+        let mut may = [Bits::EMPTY; TAGS];
+        for at in 0..FRAMES {
+            let Some(owner) = self.hypervisor.frames().hold(frame(at)).and_then(|hold| hold.owner) else {
+                continue;
+            };
+            may[0].insert(at);
+            if let Some(may) = may.get_mut(usize::from(owner.number())) {
+                may.insert(at);
+            }
+        }
+        self.machine().judge(self.hypervisor.frames(), &may)
+    }
+
+    /// The core's records are what was counted, to the digit.
+    pub(super) fn compare_records(&self) -> Check {
+        let frames = self.hypervisor.frames();
+        for at in 0..FRAMES {
+            let (Some(hold), Some(usage)) = (frames.hold(frame(at)), frames.usage(frame(at))) else {
+                continue;
+            };
+            let owner = hold.owner.map_or(NOBODY, |owner| owner.number() as u8);
+            let world = &self.world;
+            let uses = world.writable[at] + world.table[at];
+            let kind = match (world.writable[at], world.table[at]) {
+                (0, 0) => usage.kind,
+                (_, 0) => FrameType::Writable,
+                _ => FrameType::Table(world.level[at]),
+            };
+            let counted = (self.known.owner[at], u32::from(world.references[at]), u32::from(uses), kind);
+            let recorded = (owner, hold.references, usage.uses, usage.kind);
+            let name = frames.m2p().and_then(|m2p| m2p.get(frame(at))).map_or(NO_NAME, |name| name.number());
+            if counted != recorded || name != self.known.name[at] {
+                let mfn = number(at);
+                return Err(format!(
+                    "mfn {mfn:#x}: recorded {recorded:?} {name:#x}, counted {counted:?} {:#x}",
+                    self.known.name[at]
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! What an operation must come to, element by element, by the specification.
+
+use penumbra_abi::errno::Errno;
+
+use crate::format::Hardware;
+use crate::operation::Operation;
+use crate::spec::Knowledge;
+use crate::spec::errors::Errors;
+use crate::spec::operations::Foreseen;
+
+/// What an operation must come to.
+#[derive(Default)]
+pub(super) struct Prediction {
+    /// What is known after so many elements; empty if not even the first is looked at.
+    pub(super) known: Vec<Knowledge>,
+    /// Why the element after those is refused, if there is one.
+    pub(super) refusal: Option<Errors>,
+    /// What will stand in memory.
+    pub(super) writes: Vec<(usize, usize, u64)>,
+    /// Of a multicall: why each entry is refused, if it is.
+    pub(super) entries: Vec<Option<Errors>>,
+}
+
+impl Prediction {
+    pub(super) fn answer(&self) -> Result<u64, Errno> {
+        match self.refusal {
+            None => Ok(0),
+            Some(errors) if errors.has(Errno::EINVAL) => Err(Errno::EINVAL),
+            Some(_) => Err(Errno::EBUSY),
+        }
+    }
+
+    pub(super) fn add<F: Hardware>(
+        &mut self,
+        foreseen: &mut Foreseen<'_>,
+        domain: usize,
+        operation: &Operation,
+        begun: usize,
+    ) {
+        self.refusal = self.elements::<F>(foreseen, domain, operation, begun).err();
+    }
+
+    pub(super) fn elements<F: Hardware>(
+        &mut self,
+        foreseen: &mut Foreseen<'_>,
+        domain: usize,
+        operation: &Operation,
+        begun: usize,
+    ) -> Result<(), Errors> {
+        match operation {
+            Operation::Updates(domains, list) => {
+                let (tables, frames) = penumbra_abi::mmu::decode_foreign_domain(*domains);
+                let owner = foreseen.named(domain, tables.unwrap_or(0x7ff0))?;
+                let target = foreseen.named(domain, frames)?;
+                self.known.push(foreseen.known.clone());
+                for update in &list[begun..] {
+                    foreseen.update::<F>(owner, target, *update)?;
+                    self.known.push(foreseen.known.clone());
+                }
+            }
+            Operation::Extended(of, list) => {
+                let owner = foreseen.named(domain, *of)?;
+                self.known.push(foreseen.known.clone());
+                for one in &list[begun..] {
+                    foreseen.extended::<F>(domain, owner, *one)?;
+                    self.known.push(foreseen.known.clone());
+                }
+            }
+            Operation::Remap(address, raw, _, of) => {
+                self.known.push(foreseen.known.clone());
+                let target = of.map_or(Ok(domain), |of| foreseen.named(domain, of))?;
+                foreseen.remap::<F>(domain, *address, *raw, target)?;
+                self.known.push(foreseen.known.clone());
+            }
+            Operation::Decrease(list) => {
+                self.known.push(foreseen.known.clone());
+                for frame in list {
+                    foreseen.decrease::<F>(domain, *frame)?;
+                    self.known.push(foreseen.known.clone());
+                }
+            }
+            Operation::Multicall(list) => {
+                for entry in list {
+                    let mut inner = Self::default();
+                    inner.add::<F>(foreseen, domain, entry, 0);
+                    self.entries.push(inner.refusal);
+                }
+                self.known.push(foreseen.known.clone());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! A hypercall from its first issue to its end, with all that may happen in between.
+
+use hyp_core::paging::Budget;
+use penumbra_abi::errno::Errno;
+use penumbra_abi::hypercall as call;
+
+use super::{Check, DONE, OTHER, Session};
+use crate::format::{Hardware, Shape, Walk};
+use crate::guest::PAGES;
+use crate::hardware::content::{FRAMES, frame, number, slot};
+use crate::hardware::reach::CPUS;
+use crate::machine::Loaded;
+use crate::operation::Operation;
+use crate::spec::{DOMAINS, Life};
+
+/// Times that an operation is issued again before it counts as endless.
+const PATIENCE: usize = 4000;
+
+impl<F: Hardware> Session<F> {
+    /// Issues a hypercall once: its result, or the arguments with which it wants to be issued again.
+    pub(super) fn issue(
+        &self,
+        domain: usize,
+        number: u64,
+        arguments: [u64; 6],
+        budget: &Budget,
+    ) -> Result<Result<u64, Errno>, [u64; 6]> {
+        let core = self.domain(domain).expect("a domain that lives");
+        let vcpu = &core.vcpus[0];
+        vcpu.context().take();
+        self.hypervisor.hypercall_within(vcpu, number, arguments, budget);
+        let registers = vcpu.context().take();
+        match (registers.result, registers.again) {
+            (Some(result), None) => Ok(Errno::from_return(result)),
+            (None, Some(again)) => Err(again),
+            other => panic!("a hypercall has one outcome, not {other:?}"),
+        }
+    }
+
+    pub(super) fn budget(&mut self) -> Budget {
+        match self.chance.u8(..6) {
+            0 => Budget::new(self.chance.u32(..4)),
+            1 => Budget::new(self.chance.u32(4..80)),
+            _ => Budget::new(Budget::HYPERCALL),
+        }
+    }
+
+    /// Carries a hypercall through to its end, and holds its outcome against the specification.
+    pub(super) fn hypercall(&mut self, domain: usize, operation: &Operation, depth: u32) -> Check {
+        if matches!(operation, Operation::Multicall(_)) {
+            self.tidy();
+            self.refresh()?;
+        }
+        let (hypercall, mut arguments) = self.encode(operation);
+        if domain != 0 && depth == 0 && self.chance.u8(..12) == 0 {
+            self.arrange_interlude(domain);
+        }
+        let mut begun = 0;
+        let mut foreseen = self.predict(domain, operation, begun);
+        for _ in 0..PATIENCE {
+            let lenient = self.is_unfinished();
+            let budget = self.budget();
+            match self.issue(domain, hypercall, arguments, &budget) {
+                Ok(answer) => {
+                    self.machine().no_interlude();
+                    return self.settle_up(domain, operation, &foreseen, begun, answer, lenient);
+                }
+                Err(again) => {
+                    self.tally.preempted += 1;
+                    arguments = again;
+                    if operation.is_batch() {
+                        let done = self.machine().word(DONE) as usize;
+                        self.commit(&foreseen, begun, done)?;
+                        begun = done;
+                        self.between(domain, depth)?;
+                        if self.known.domains[domain].life != Life::Alive {
+                            return Ok(());
+                        }
+                        foreseen = self.predict(domain, operation, begun);
+                    } else if matches!(operation, Operation::Remap(..)) {
+                        self.between(domain, depth)?;
+                        if self.known.domains[domain].life != Life::Alive {
+                            return Ok(());
+                        }
+                        foreseen = self.predict(domain, operation, begun);
+                    } else {
+                        self.judge()?;
+                    }
+                }
+            }
+        }
+        Err(format!("{operation:x?} does not end"))
+    }
+
+    /// Between two pieces of a hypercall anything may happen.
+    pub(super) fn between(&mut self, domain: usize, depth: u32) -> Check {
+        self.refresh()?;
+        self.judge()?;
+        if depth > 0 || self.chance.u8(..4) != 0 {
+            return Ok(());
+        }
+        let others: Vec<_> =
+            (0..DOMAINS).filter(|at| *at != domain && self.known.domains[*at].life == Life::Alive).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        // Arguments stand in a window that everybody uses.
+        let window = self.machine().bytes(0, OTHER);
+        let other = others[self.chance.usize(..others.len())];
+        self.perform(other, 1)?;
+        self.refresh()?;
+        self.judge()?;
+        self.machine().put(0, &window);
+        if self.known.domains[domain].life == Life::Alive {
+            self.run_on_some_cpu(domain);
+        }
+        Ok(())
+    }
+
+    /// While the core flushes for this domain, the control domain, on another CPU, maps one of its frames, uses it, and unmaps it again.
+    pub(super) fn arrange_interlude(&mut self, domain: usize) {
+        if self.known.domains[0].life != Life::Alive {
+            return;
+        }
+        let Some(core) = self.domain(0) else { return };
+        let start = self.chance.usize(..FRAMES);
+        let mine = |at: &usize| usize::from(self.known.owner[*at]) == domain;
+        let Some(target) = (start..FRAMES).chain(0..start).find(mine) else { return };
+        let cpu = self.machine().current();
+        let other = (cpu + 1) % CPUS;
+        self.run_on(other, 0);
+        self.run_on(cpu, domain);
+        let address = F::address(PAGES + 3);
+        let raw = F::compose(Shape::Writable, number(target));
+        let hypervisor = self.hypervisor;
+        let entry = self.place_of(0, address);
+        let machine = self.machine();
+        machine.at_next_flush(move || {
+            let vcpu = &core.vcpus[0];
+            let Some((table, index)) = entry else { return };
+            // Only where nothing is mapped; and nothing that the outer operation waits for may have been changed.
+            if F::walk(1, machine.content.read(table, index)) != Walk::Fault {
+                return;
+            }
+            let kernel = vcpu.kernel_root();
+            machine.switch_to(other, kernel.map(|kernel| Loaded { tag: 0, kernel, user: vcpu.user_root() }));
+            let old = machine.content.read(table, index);
+            for raw in [raw, old] {
+                let arguments = [address, raw, 0, domain as u64, 0, 0];
+                hypervisor.hypercall(vcpu, call::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments);
+                machine.access(address, Some(0x1234_5678));
+                vcpu.context().take();
+            }
+        });
+    }
+
+    /// The level-1 entry that translates an address for a domain.
+    pub(super) fn place_of(&self, domain: usize, address: u64) -> Option<(usize, usize)> {
+        let root = frame(self.known.domains[domain].kernel?);
+        let at = hyp_core::address::GuestVirtual::new(address);
+        let mut table = slot(F::root_of(at, Some(root), None)?.number())?;
+        for level in (2..=F::LEVELS).rev() {
+            match F::walk(level, self.machine().content.read(table, F::index(at, level))) {
+                Walk::Table { frame, .. } => table = slot(frame)?,
+                _ => return None,
+            }
+        }
+        Some((table, F::index(at, 1)))
+    }
+}
