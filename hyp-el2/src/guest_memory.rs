@@ -23,6 +23,7 @@ use crate::oracle;
 const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 
 /// Translates for reading or for writing. The guest's own `PAR_EL1` is kept.
+#[inline]
 pub fn translate(address: u64, write: bool) -> Option<MachineAddress> {
     let result = oracle::translated(|| ask_the_mmu(address, write));
     let translated = result & 1 == 0;
@@ -51,7 +52,9 @@ fn current_domain() -> Result<DomainId, GuestFault> {
     Cpu::this().current().map(|vcpu| vcpu.domain_id()).ok_or(GuestFault)
 }
 
-/// Calls `piece` for each part of `length` bytes from `start` that lies within one page: address and range of the buffer.
+/// Calls `piece` for each part of `length` bytes from `start` that lies within one page: address and range of the buffer. There is one
+/// translation for each page; none is remembered beyond its copy, so there is none that a change of tables would have to end.
+#[inline(never)]
 fn by_pages(
     start: GuestVirtual,
     length: usize,
@@ -68,28 +71,53 @@ fn by_pages(
     Ok(())
 }
 
+/// Reads within one page.
+#[inline]
+fn read_piece(owner: DomainId, address: u64, into: &mut [u8]) -> Result<(), GuestFault> {
+    let machine = translate(address, false).ok_or(GuestFault)?;
+    let frame = MachineFrame::containing(machine);
+    HYPERVISOR.frames().get(frame, owner).map_err(|_| GuestFault)?;
+    El2.read_frame(frame, machine.offset_in_frame(), into);
+    HYPERVISOR.frames().put(frame, &El2);
+    Ok(())
+}
+
+/// Writes within one page.
+#[inline]
+fn write_piece(owner: DomainId, address: u64, from: &[u8]) -> Result<(), GuestFault> {
+    let machine = translate(address, true).ok_or(GuestFault)?;
+    let frame = MachineFrame::containing(machine);
+    HYPERVISOR.frames().get_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
+    write_data(frame, machine.offset_in_frame(), from);
+    HYPERVISOR.frames().put_writable(frame, &El2);
+    Ok(())
+}
+
+/// Whether so many bytes from `start` lie within one page, as nearly all structures do.
+#[inline(always)]
+const fn is_within_a_page(start: GuestVirtual, length: usize) -> bool {
+    let offset = (start.bytes() % PAGE_SIZE as u64) as usize;
+    length <= PAGE_SIZE - offset
+}
+
 impl GuestMemory for El2 {
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
         let owner = current_domain()?;
+        if is_within_a_page(from, into.len()) && !into.is_empty() {
+            return read_piece(owner, from.bytes(), into);
+        }
         by_pages(from, into.len(), |address, part| {
-            let machine = translate(address, false).ok_or(GuestFault)?;
-            let frame = MachineFrame::containing(machine);
-            HYPERVISOR.frames().get(frame, owner).map_err(|_| GuestFault)?;
-            self.read_frame(frame, machine.offset_in_frame(), into.get_mut(part).unwrap_or_default());
-            HYPERVISOR.frames().put(frame, self);
-            Ok(())
+            read_piece(owner, address, into.get_mut(part).unwrap_or_default())
         })
     }
 
     fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
         let owner = current_domain()?;
+        if is_within_a_page(to, from.len()) && !from.is_empty() {
+            return write_piece(owner, to.bytes(), from);
+        }
         by_pages(to, from.len(), |address, part| {
-            let machine = translate(address, true).ok_or(GuestFault)?;
-            let frame = MachineFrame::containing(machine);
-            HYPERVISOR.frames().get_writable(frame, owner, self).map_err(|_| GuestFault)?;
-            write_data(frame, machine.offset_in_frame(), from.get(part).unwrap_or_default());
-            HYPERVISOR.frames().put_writable(frame, self);
-            Ok(())
+            write_piece(owner, address, from.get(part).unwrap_or_default())
         })
     }
 }

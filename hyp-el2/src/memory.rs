@@ -17,9 +17,16 @@ use crate::{frame_arrays, roots};
 /// RAM as the direct map holds it: whole pages.
 static RAM: Once<Ranges> = Once::new();
 
+/// The largest of these ranges once more, start and size in bytes: on most machines the only one, and asked for with each entry and each copy.
+static LARGEST: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+
 /// Says what the direct map holds. Once, after the tables that hold it are in use.
 pub fn set_ram(ranges: Ranges) {
-    RAM.call_once(|| ranges);
+    let size = |range: &Range| range.end.saturating_sub(range.start);
+    if let Some(largest) = RAM.call_once(|| ranges).iter().max_by_key(size) {
+        LARGEST.0.store(largest.start, Ordering::Relaxed);
+        LARGEST.1.store(size(&largest), Ordering::Relaxed);
+    }
 }
 
 /// Where the direct map has the machine address `address`, whether or not there is memory.
@@ -27,7 +34,15 @@ pub fn direct(address: u64) -> *mut u8 {
     ptr::with_exposed_provenance_mut((DIRECT_MAP + address) as usize)
 }
 
+#[inline]
 fn is_ram(start: u64) -> bool {
+    // Relaxed: set before there are other CPUs or guests, and a size of 0 holds nothing. Below the start, this wraps around, beyond any size.
+    let into_largest = start.wrapping_sub(LARGEST.0.load(Ordering::Relaxed));
+    into_largest < LARGEST.1.load(Ordering::Relaxed) || is_in_any_range(start)
+}
+
+#[inline(never)]
+fn is_in_any_range(start: u64) -> bool {
     let within = |range: Range| range.start <= start && start < range.end;
     RAM.get().is_some_and(|ranges| ranges.iter().any(within))
 }
@@ -134,14 +149,13 @@ fn table_written() {
 }
 
 impl FrameMemory for El2 {
+    #[inline]
     fn read_frame(&self, frame: MachineFrame, offset: usize, into: &mut [u8]) {
         let length = clip(offset, into.len());
         match frame_pointer(frame) {
             // SAFETY: `offset + length` is within the frame, which is RAM in the direct map; `into` is ours and no guest's. A guest may
             // write at the same time: any bytes may come out, and all of them are judged as claims.
-            Some(pointer) => unsafe {
-                ptr::copy_nonoverlapping(pointer.add(offset.min(PAGE_SIZE)), into.as_mut_ptr(), length)
-            },
+            Some(pointer) => unsafe { copy(pointer.add(offset.min(PAGE_SIZE)), into.as_mut_ptr(), length) },
             None => into.fill(0),
         }
     }
@@ -187,11 +201,47 @@ impl FrameMemory for El2 {
 }
 
 /// Copies bytes into a frame, as data: nobody is promised that they can be executed.
+#[inline]
 pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
     let length = clip(offset, from.len());
     if let Some(pointer) = frame_pointer(frame) {
         // SAFETY: as in `read_frame`, the other way round. The core never names a frame of the hypervisor's own.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer.add(offset.min(PAGE_SIZE)), length) };
+        unsafe { copy(from.as_ptr(), pointer.add(offset.min(PAGE_SIZE)), length) };
+    }
+}
+
+/// Copies bytes. The target's code is made for strict alignment, so the compiler would copy a structure byte by byte, or call for it: the
+/// sizes of the structures that hypercalls read and write are copied as words, if both sides are aligned.
+///
+/// # Safety
+/// As [`ptr::copy_nonoverlapping`]; only a guest may write to either side meanwhile.
+#[inline(always)]
+unsafe fn copy(from: *const u8, into: *mut u8, length: usize) {
+    if (from.addr() | into.addr()) % align_of::<u64>() == 0 {
+        let (from, into) = (from.cast::<u64>(), into.cast::<u64>());
+        // SAFETY: aligned; the caller's promise for the same bytes.
+        unsafe {
+            match length {
+                8 => return copy_words::<1>(from, into),
+                16 => return copy_words::<2>(from, into),
+                24 => return copy_words::<3>(from, into),
+                64 => return copy_words::<8>(from, into),
+                128 => return copy_words::<16>(from, into),
+                _ => {}
+            }
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ptr::copy_nonoverlapping(from, into, length) }
+}
+
+/// # Safety
+/// As [`copy`], for so many words; both aligned.
+#[inline(always)]
+unsafe fn copy_words<const COUNT: usize>(from: *const u64, into: *mut u64) {
+    for index in 0..COUNT {
+        // SAFETY: the caller's promise. Volatile: the compiler makes no call of it, and reads what a guest may change just once.
+        unsafe { into.add(index).write_volatile(from.add(index).read_volatile()) };
     }
 }
 

@@ -127,9 +127,10 @@ pub fn check(vcpu: &Vcpu<El2>) {
     for leaf in reachable.leaves.iter().take(reachable.count) {
         let Some(frame) = MachineFrame::new((leaf & ADDRESS) >> 12) else { continue };
         let kind = HYPERVISOR.frames().usage(frame).map_or(FrameType::None, |usage| usage.kind);
+        let access = if leaf & WRITABLE != 0 { Access::Write } else { Access::Read };
         // The last writable mapping may be gone without a flush: the type stays until another one is asked for.
         let still = !matches!(kind, FrameType::None | FrameType::Writable) && leaf & WRITABLE != 0;
-        if still || !may_read(vcpu, frame) {
+        if still || !may_reach(vcpu, frame, access) {
             accuse(vcpu, frame, format_args!("is still reachable, with rights {:#x}", leaf & WRITABLE));
         }
     }
@@ -154,7 +155,7 @@ pub fn judge(vcpu: &Vcpu<El2>, syndrome: Syndrome) -> bool {
     JUDGED.fetch_add(1, Ordering::Relaxed);
     match access {
         Access::Walk if !may_walk(vcpu, frame) => accuse(vcpu, frame, format_args!("is walked as a table")),
-        Access::Read if !may_read(vcpu, frame) => accuse(vcpu, frame, format_args!("is read")),
+        Access::Read if !may_reach(vcpu, frame, access) => accuse(vcpu, frame, format_args!("is read")),
         Access::Write if !may_write(vcpu, frame) => accuse(vcpu, frame, format_args!("is written")),
         _ => allow(frame, access),
     }
@@ -175,10 +176,11 @@ fn is_own(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
     owner == Some(vcpu.domain_id())
 }
 
-/// Whether the frame is another domain's that this one may map.
-fn is_lent(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
+/// Whether the frame is another domain's that this one may map, and write to if it asks so.
+fn is_lent(vcpu: &Vcpu<El2>, frame: MachineFrame, access: Access) -> bool {
     let owned = HYPERVISOR.frames().hold(frame).is_some_and(|hold| hold.owner.is_some());
-    owned && HYPERVISOR.domain(vcpu.domain_id()).is_some_and(|domain| domain.is_control())
+    let Some(domain) = HYPERVISOR.domain(vcpu.domain_id()).filter(|_| owned) else { return false };
+    domain.is_control() || domain.has_borrowed(frame, access == Access::Write)
 }
 
 fn may_walk(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
@@ -189,9 +191,9 @@ fn may_walk(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
     is_table && is_own(vcpu, frame) || is_hypervisors_table(frame)
 }
 
-/// Whether there may be a translation at all. (The hypervisor's tables: for walks, which leave the same entry.)
-fn may_read(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
-    is_own(vcpu, frame) || is_lent(vcpu, frame) || is_m2p(frame) || is_hypervisors_table(frame)
+/// Whether there may be a translation at all, or one that allows writing, by whose frame it is. (The hypervisor's tables: for walks, which leave the same entry.)
+fn may_reach(vcpu: &Vcpu<El2>, frame: MachineFrame, access: Access) -> bool {
+    is_own(vcpu, frame) || is_lent(vcpu, frame, access) || is_m2p(frame) || is_hypervisors_table(frame)
 }
 
 fn may_write(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
@@ -199,7 +201,7 @@ fn may_write(vcpu: &Vcpu<El2>, frame: MachineFrame) -> bool {
         .frames()
         .usage(frame)
         .is_some_and(|usage| usage.kind == FrameType::Writable && usage.complete && usage.uses > 0);
-    is_writable && (is_own(vcpu, frame) || is_lent(vcpu, frame))
+    is_writable && (is_own(vcpu, frame) || is_lent(vcpu, frame, Access::Write))
 }
 
 /// Makes a frame reachable.

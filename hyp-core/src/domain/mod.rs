@@ -185,6 +185,12 @@ impl<M: Machine> Domain<M> {
         self.unhooked.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether some grant that it has mapped leads to this frame of another domain's, and allows writing if that is asked. Looks through all of
+    /// its mappings: for tests of isolation.
+    pub fn has_borrowed(&self, frame: MachineFrame, to_write: bool) -> bool {
+        self.grants.maps.lock().lends(frame, to_write)
+    }
+
     /// The page that it shares with the hypervisor.
     pub fn shared_info(&self) -> Option<MachineFrame> {
         self.shared_info.get()

@@ -159,6 +159,11 @@ impl MapTrack {
         self.iter().any(|lent| lent.host && lent.frame == frame && lent.writable == writable)
     }
 
+    /// Whether some mapping at an address of the borrower's leads to this frame, with these rights or more.
+    pub fn lends(&self, frame: MachineFrame, to_write: bool) -> bool {
+        self.iter().any(|lent| lent.host && lent.frame == frame && (lent.writable || !to_write))
+    }
+
     /// Takes any mapping out, with its pin. Only for a domain that has died: nothing is to be added until there are none left.
     pub fn take_any(&mut self) -> Option<Lent> {
         self.free = 0;
@@ -232,6 +237,21 @@ mod tests {
         for number in 0..MAX_MAPS as u32 {
             assert_eq!(maps.add(lent(number)), Some(number));
         }
+    }
+
+    #[test]
+    fn a_frame_is_lent_as_long_as_it_is_mapped_and_with_the_rights_granted() {
+        let mut maps = MapTrack::new();
+        let frame = lent(1).frame;
+        let lends = |maps: &MapTrack| (maps.lends(frame, false), maps.lends(frame, true));
+        assert_eq!(lends(&maps), (false, false));
+        maps.add(Lent { writable: false, ..lent(1) }).unwrap();
+        assert_eq!(lends(&maps), (true, false), "to read only");
+        let writable = maps.add(lent(2)).unwrap();
+        assert_eq!(lends(&maps), (true, true));
+        maps.detach(writable, true, false);
+        assert_eq!(lends(&maps), (true, false), "a pin without a mapping lends nothing");
+        assert!(!maps.lends(MachineFrame::new(78).unwrap(), false));
     }
 
     #[test]

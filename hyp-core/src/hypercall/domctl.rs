@@ -50,6 +50,7 @@ impl Piece {
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Domctl`].
+    #[inline(never)]
     pub(super) fn domctl(&self, arguments: Arguments) -> Outcome {
         self.require_control()?;
         let (place, mut progress) = self.progress(arguments);

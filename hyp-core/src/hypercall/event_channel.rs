@@ -20,6 +20,7 @@ const SEARCH: u32 = 64;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
+    #[inline(never)]
     pub(super) fn event_channel_op(&self, arguments: Arguments) -> Outcome {
         let [operation, place, ..] = arguments;
         match operation {

@@ -17,6 +17,7 @@ use crate::paging::Budget;
 
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation; guest address of an array of its structures; how many.
+    #[inline(never)]
     pub(super) fn grant_table_op(&self, arguments: Arguments) -> Outcome {
         let [operation, place, count, ..] = arguments;
         let (operation, count) = (operation as u32, count as u32);

@@ -15,6 +15,7 @@ use crate::paging::{Budget, Refusal, TableSpace};
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuUpdate`]; their number; where to write how many were done, or 0; whose tables
     /// and whose frames ([`mmu::decode_foreign_domain`]). Stops at the first that is refused, with its error.
+    #[inline(never)]
     pub(super) fn mmu_update(&self, arguments: Arguments) -> Outcome {
         let [_, _, _, foreign, ..] = arguments;
         let (owner, target) = self.foreign_domains(foreign)?;

@@ -13,6 +13,7 @@ use crate::paging::Budget;
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuextOp`]; their number; where to write how many were done, or 0; whose
     /// tables are meant.
+    #[inline(never)]
     pub(super) fn mmuext_op(&self, arguments: Arguments) -> Outcome {
         let [_, _, _, foreign, ..] = arguments;
         let owner = self.named_domain(foreign as u16)?;

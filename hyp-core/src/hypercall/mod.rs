@@ -94,6 +94,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Measures how long it takes; Penumbra's own, which recounts the whole machine when asked to, apart.
     #[cold]
+    #[inline(never)]
     fn measured_hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments) {
         let work = || self.hypercall_within(vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
         if number == number::PENUMBRA {
@@ -103,26 +104,40 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// As [`Self::hypercall`], with another budget: tests want preemption points in every place.
-    #[inline]
+    #[inline(always)]
     pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments, budget: &Budget) {
         let Some(domain) = self.domain(vcpu.domain_id()) else { return };
         let call = Call { hypervisor: self, vcpu, domain, budget };
         // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
         if domain.has_unhooked() && number != number::PENUMBRA {
-            let _ = domain.table_space(&self.machine, &self.frames, budget).hook_all();
+            call.hook_all();
         }
         match call.dispatch(number, arguments) {
             Ok(value) => vcpu.context().set_result(value),
             Err(Failure::Errno(errno)) => vcpu.context().set_result(errno.to_return()),
-            Err(Failure::Again(arguments)) => {
-                vcpu.context().restart_hypercall(arguments);
-            }
+            Err(Failure::Again(arguments)) => again(vcpu, arguments),
         }
     }
 }
 
+/// Has the guest issue the hypercall once more.
+#[cold]
+#[inline(never)]
+fn again<M: Machine>(vcpu: &Vcpu<M>, arguments: Arguments) {
+    vcpu.context().restart_hypercall(arguments);
+}
+
 impl<'a, M: Machine> Call<'a, M> {
-    /// Finds the hypercall's function by its number.
+    /// Puts the domain's unhooked tables back into its trees.
+    #[cold]
+    #[inline(never)]
+    fn hook_all(&self) {
+        let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
+        let _ = self.domain.table_space(machine, frames, self.budget).hook_all();
+    }
+
+    /// Finds the hypercall's function by its number. These functions are never inlined: what each of them needs of the stack and of registers
+    /// would be paid for by all.
     fn dispatch(&self, number: u64, arguments: Arguments) -> Outcome {
         match number {
             number::MMU_UPDATE => self.mmu_update(arguments),

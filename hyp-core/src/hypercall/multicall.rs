@@ -14,6 +14,7 @@ use crate::paging::Budget;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: guest address of an array of [`MulticallEntry`]; their number. Each entry's own result is written into it; an
     /// error in one doesn't stop the next. Multicalls don't nest.
+    #[inline(never)]
     pub(super) fn multicall(&self, arguments: Arguments) -> Outcome {
         let [mut next, count, ..] = arguments;
         let mut left = count & 0xffff_ffff;

@@ -11,6 +11,7 @@ use crate::paging::TableSpace;
 impl<M: Machine> Call<'_, M> {
     /// Argument: the operation. Audit (control domain only): recounts every reference of the machine, logs the report, returns how
     /// many things are wrong.
+    #[inline(never)]
     pub(super) fn penumbra_op(&self, arguments: Arguments) -> Outcome {
         let [operation, ..] = arguments;
         match operation {

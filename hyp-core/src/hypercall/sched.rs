@@ -12,6 +12,7 @@ const MOST_POLLED: u32 = 128;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
+    #[inline(never)]
     pub(super) fn sched_op(&self, arguments: Arguments) -> Outcome {
         let [operation, place, ..] = arguments;
         match operation {

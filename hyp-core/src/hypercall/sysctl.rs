@@ -12,6 +12,7 @@ const PIECE: usize = 256;
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Sysctl`].
+    #[inline(never)]
     pub(super) fn sysctl(&self, arguments: Arguments) -> Outcome {
         self.require_control()?;
         let [place, ..] = arguments;

@@ -11,6 +11,7 @@ const INSTEAD: u64 = 100_000_000;
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: the time in nanoseconds of system time, or 0 for none.
+    #[inline(never)]
     pub(super) fn set_timer_op(&self, arguments: Arguments) -> Outcome {
         let [when, ..] = arguments;
         let now = self.hypervisor.machine.now();

@@ -11,11 +11,13 @@ use crate::paging::{Budget, Refusal, Stop};
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the address; the new entry; flags that say what to flush.
+    #[inline(never)]
     pub(super) fn update_va_mapping(&self, arguments: Arguments) -> Outcome {
         self.change_mapping(arguments, self.domain.id())
     }
 
     /// As [`Self::update_va_mapping`]; fourth argument: the domain whose frame is mapped, in the caller's own tables.
+    #[inline(never)]
     pub(super) fn update_va_mapping_other_domain(&self, arguments: Arguments) -> Outcome {
         let [_, _, _, domain, ..] = arguments;
         self.change_mapping(arguments, self.named_domain(domain as u16)?.id())

@@ -17,6 +17,7 @@ const LONGEST_PERIOD: u64 = i64::MAX as u64 / 3;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; the vCPU's number; guest address of the operation's structure.
+    #[inline(never)]
     pub(super) fn vcpu_op(&self, arguments: Arguments) -> Outcome {
         let [operation, number, place, ..] = arguments;
         let vcpu = self.domain.vcpu(number).ok_or(Errno::ENOENT)?;

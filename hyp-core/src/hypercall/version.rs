@@ -16,11 +16,20 @@ const PENUMBRA_FEATURES: u32 = 1 << version::PENUMBRA_FEATURE_SUPERPAGES;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its buffer.
+    #[inline(never)]
     pub(super) fn xen_version(&self, arguments: Arguments) -> Outcome {
         let [operation, buffer, ..] = arguments;
         match operation {
             version::XENVER_VERSION => Ok(VERSION),
             version::XENVER_PAGESIZE => Ok(crate::address::PAGE_BYTES),
+            _ => self.version_into(operation, buffer),
+        }
+    }
+
+    /// The operations that fill a buffer: apart from those that are issued often and need none, nor room for a text on the stack.
+    #[inline(never)]
+    fn version_into(&self, operation: u64, buffer: u64) -> Outcome {
+        match operation {
             version::XENVER_EXTRAVERSION => {
                 self.write_text::<{ version::XEN_EXTRAVERSION_LEN }>(buffer, &[EXTRA_VERSION])
             }
