@@ -217,7 +217,7 @@ pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
 /// As [`ptr::copy_nonoverlapping`]; only a guest may write to either side meanwhile.
 #[inline(always)]
 unsafe fn copy(from: *const u8, into: *mut u8, length: usize) {
-    if (from.addr() | into.addr()) % align_of::<u64>() == 0 {
+    if (from.addr() | into.addr()).is_multiple_of(align_of::<u64>()) {
         let (from, into) = (from.cast::<u64>(), into.cast::<u64>());
         // SAFETY: aligned; the caller's promise for the same bytes.
         unsafe {

@@ -171,6 +171,14 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok(value)
     }
 
+    /// Reads a structure from the guest to where it is needed: a large one would be copied on its way through a result.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into<T: FromBytes + IntoBytes>(&self, from: u64, into: &mut T) -> Result<(), Errno> {
+        self.read_bytes(from, into.as_mut_bytes())
+    }
+
     /// Reads bytes from the guest.
     ///
     /// # Errors

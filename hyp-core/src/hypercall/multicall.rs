@@ -18,13 +18,14 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn multicall(&self, arguments: Arguments) -> Outcome {
         let [mut next, count, ..] = arguments;
         let mut left = count & 0xffff_ffff;
+        let mut entry = MulticallEntry::default();
         // An entry may end the domain itself.
         while left > 0 && self.domain.life() == Life::Alive {
             if self.budget.is_spent() {
                 return Err(Failure::Again([next, left, 0, 0, 0, 0]));
             }
             self.budget.charge(Budget::OPERATION);
-            let mut entry: MulticallEntry = self.read(next)?;
+            self.read_into(next, &mut entry)?;
             let outcome = match entry.operation {
                 number::MULTICALL => Err(Errno::EINVAL.into()),
                 operation => self.dispatch(operation, entry.arguments),
