@@ -7,5 +7,6 @@
 pub mod bad_input;
 pub mod case;
 pub mod soak;
+pub mod stretch;
 pub mod table;
 pub mod verdict;

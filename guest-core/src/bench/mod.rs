@@ -10,6 +10,7 @@
 //! instructions, and the same on every hypervisor.
 
 mod calls;
+mod direct;
 mod memory;
 mod meter;
 mod pinning;
@@ -31,7 +32,7 @@ type Row<A> = (&'static str, fn(&Guest<A>) -> Result<u64, Errno>);
 pub type ArchitectureRow<A> = (&'static str, fn(&Guest<A>, u64) -> Result<u64, Errno>);
 
 /// Rows of both architectures, in the order in which they are printed.
-fn rows<A: Architecture>() -> [Row<A>; 25] {
+fn rows<A: Architecture>() -> [Row<A>; 28] {
     [
         ("null-hypercall", calls::null),
         ("unknown-hypercall", calls::unknown),
@@ -45,8 +46,11 @@ fn rows<A: Architecture>() -> [Row<A>; 25] {
         ("va-mapping-unmap", tables::va_unmap),
         ("multicall-map", tables::multicall_map),
         ("multicall-unmap", tables::multicall_unmap),
-        ("emulated-map", tables::emulated_map),
-        ("emulated-unmap", tables::emulated_unmap),
+        ("emulated-map", direct::single_map),
+        ("emulated-unmap", direct::single_unmap),
+        ("row-of-writes-map", direct::row_map),
+        ("row-of-writes-unmap", direct::row_unmap),
+        ("out-and-in", direct::out_and_in),
         ("pin-l1", pinning::pin_table),
         ("unpin-l1", pinning::unpin_table),
         ("pin-tree", pinning::pin_tree),

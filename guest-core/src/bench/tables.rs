@@ -1,6 +1,6 @@
-//! Changing entries of a level-1 table: one at a time, in batches, by address, by writing to the table.
+//! Changing entries of a level-1 table: one at a time, in batches, by address.
 
-use super::meter::{self, ask};
+use super::meter;
 use super::window::{BATCH, Say, Window};
 use crate::architecture::Architecture;
 use crate::guest::Guest;
@@ -12,9 +12,6 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
 /// Calls in one multicall.
 const CALLS: usize = 32;
-/// `vm_assist`: enable, writable page tables (`xen.h`).
-const ASSIST_ENABLE: u64 = 0;
-const ASSIST_WRITABLE_TABLES: u64 = 2;
 
 /// `mmu_update` of one entry, from absent to writable.
 pub fn update_map<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {
@@ -116,38 +113,8 @@ fn multicall<A: Architecture>(guest: &Guest<A>, from: Say, to: Say) -> Result<u6
     })
 }
 
-/// A plain write to the table, which the hypervisor carries out: from absent to writable.
-pub fn emulated_map<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {
-    emulated(guest, Say::Absent, Say::Writable)
-}
-
-/// The same, from writable to absent.
-pub fn emulated_unmap<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {
-    emulated(guest, Say::Writable, Say::Absent)
-}
-
-fn emulated<A: Architecture>(guest: &Guest<A>, from: Say, to: Say) -> Result<u64, Errno> {
-    ask::<A>(number::VM_ASSIST, [ASSIST_ENABLE, ASSIST_WRITABLE_TABLES, 0, 0, 0, 0])?;
-    let ordinary = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
-    let result = in_window(guest, |window| {
-        if !A::try_write_word(window.entry_address(0), window.entry(0, Say::ReadOnly)) {
-            return Err(Errno::EFAULT);
-        }
-        let updates = window.updates(to);
-        let value = |index: u64| updates.get(index as usize).map_or(0, |update| update.value);
-        meter::difference::<A>(
-            BATCH as u64,
-            || window.set(from),
-            |index| A::write_word(window.entry_address(index), value(index)),
-            |index| A::write_word(guest.address(&ordinary) + index * 8, value(index)),
-        )
-    });
-    guest.pages.free(ordinary);
-    result
-}
-
 /// Opens the window, measures, leaves nothing mapped in it, and closes it.
-fn in_window<A: Architecture>(
+pub(super) fn in_window<A: Architecture>(
     guest: &Guest<A>,
     measure: impl FnOnce(&Window<'_, A>) -> Result<u64, Errno>,
 ) -> Result<u64, Errno> {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use hyp_core::frame::FrameRecord;
-use machine_tests::verdict;
+use machine_tests::{stretch, verdict};
 
 use super::machines::{MEMORY, machine, run_until};
 use crate::boot::{Machine, Module};
@@ -19,26 +19,31 @@ pub struct Fact {
     /// Its value.
     pub value: u64,
     /// What is wanted, in words; empty where nothing is.
-    pub aim: &'static str,
+    pub aim: String,
 }
 
 /// The frame table's cost.
 pub fn bytes_per_frame() -> Fact {
     let value = size_of::<FrameRecord>() as u64;
-    Fact { arch: None, what: "frame table, bytes a frame".into(), value, aim: "at most 16" }
+    Fact { arch: None, what: "frame table, bytes a frame".into(), value, aim: "at most 16".into() }
 }
 
 /// The image's size, and the boot's length.
 pub fn facts(arch: Arch, artefacts: &Artefacts) -> Result<Vec<Fact>> {
-    let fact =
-        |what: String, value, aim| Fact { arch: Some(arch), what: format!("{arch}: {what}"), value, aim };
+    let fact = |what: String, value, aim: &str| Fact {
+        arch: Some(arch),
+        what: format!("{arch}: {what}"),
+        value,
+        aim: aim.into(),
+    };
     let size = image::size(&artefacts.hypervisor)?;
     let boot = Step::around(format!("counting {arch}'s boot instructions"), |_| boot(arch, artefacts))?;
     let start = format!("instructions from entry to the control domain's first, {MEMORY} MiB");
     let stretches =
         Step::around(format!("measuring {arch}'s longest stretches"), |_| stretches(arch, artefacts))?;
+    let bound = format!("at most {}", stretch::LONGEST);
     let stretches = stretches.into_iter().map(|(name, longest)| {
-        fact(format!("longest stretch without a preemption point, {name}"), longest, "at most 1000000")
+        fact(format!("longest stretch without a preemption point, {name}"), longest, &bound)
     });
     let mut facts = vec![
         fact("hypervisor image, bytes".into(), size, "under 524288"),
@@ -56,13 +61,8 @@ fn stretches(arch: Arch, artefacts: &Artefacts) -> Result<Vec<(String, u64)>> {
     machine.memory = 6 * MEMORY;
     machine.modules.push(Module::kernel(&artefacts.guest, "domain=victim memory=4096M"));
     let outcome = run_until(&machine, "stretches", vec!["STRETCH end".into()])?;
-    Ok(verdict::lines_of(&outcome.text, verdict::CONTROL).filter_map(stretch).collect())
-}
-
-/// Reads `STRETCH name instructions`.
-fn stretch(line: &str) -> Option<(String, u64)> {
-    let (name, longest) = line.strip_prefix("STRETCH ")?.split_once(' ')?;
-    Some((name.to_owned(), longest.parse().ok()?))
+    let stretches = stretch::stretches(&outcome.text).map(|(name, longest)| (name.to_owned(), longest));
+    Ok(stretches.collect())
 }
 
 /// What the hypervisor says of its boot.

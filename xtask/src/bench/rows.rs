@@ -45,7 +45,8 @@ pub const fn of(arch: Arch) -> &'static [Row] {
 /// Operations that one hypercall of row `name` does.
 pub fn operations_of(arch: Arch, name: &str) -> u64 {
     let known = of(arch).iter().any(|row| row.name == name);
-    let batches = [("batch-", 128), ("multicall-", 32), ("pin-l1", 512), ("unpin-l1", 512)];
+    let batches =
+        [("batch-", 128), ("multicall-", 32), ("row-of-writes-", 512), ("pin-l1", 512), ("unpin-l1", 512)];
     batches.iter().find(|(start, _)| known && name.starts_with(start)).map_or(1, |(_, count)| *count)
 }
 
@@ -66,8 +67,11 @@ const X86_64: &[Row] = &[
     row("multicall-map", "multicall of 32, map, per entry", 200, 779),
     row("multicall-unmap", "multicall of 32, unmap, per entry", 200, 718),
     row("multicall-null", "multicall of 32, nothing, per entry", 0, 0),
-    row("emulated-map", "direct write to a table page (emulated), map", 600, 1657),
+    row("emulated-map", "one direct write to a table page, map", 600, 1657),
     row("emulated-unmap", "the same, unmap", 600, 1640),
+    row("row-of-writes-map", "512 direct writes in a row to one table, map, per entry", 0, 0),
+    row("row-of-writes-unmap", "the same, unmap", 0, 0),
+    row("out-and-in", "of these, unhooking a table and hooking it in, once", 0, 0),
     row("pin-l1", "pin an L1 table of 512 entries", 60 * 512, 104_643),
     row("unpin-l1", "unpin it", 0, 91_863),
     row("pin-tree", "pin a 4-level tree (512 mappings)", 0, 152_167),

@@ -1,0 +1,72 @@
+//! The longest stretch without a preemption point, held against a bound.
+//!
+//! The control domain has the hypervisor measure the longest operations that a guest can ask for, and the end of a domain
+//! (`guest-core`, `bench/stretches.rs`). Instructions are counted, so a figure is the same on every computer.
+
+use crate::case::{Board, Case};
+use crate::verdict;
+
+/// No stretch may be longer, in instructions.
+pub const LONGEST: u64 = 600_000;
+/// What is measured.
+const OPERATIONS: [&str; 5] =
+    ["mmu-update-100000", "multicall-30000", "tree-of-64-tables", "balloon-512", "destroy-domain"];
+
+/// The bound, on one machine. The domain that ends has only 256 MiB: `cargo xtask bench` measures it with 4 GiB.
+pub fn cases(board: Board) -> Vec<Case> {
+    let case = Case::new(board, "preemption/longest-stretches", "stretches then=poweroff");
+    let case = Case {
+        icount: true,
+        memory: 1024,
+        // The large tree maps 128 MiB of the control domain's memory.
+        words: "dom0_mem=256M",
+        limit: 300,
+        finding: Some(every_stretch_is_short),
+        ..case
+    };
+    vec![case.domain("domain=victim memory=256M").says(&["(d0) STRETCH end"])]
+}
+
+/// Operations and their longest stretches, as the control domain says them: `STRETCH name instructions`.
+pub fn stretches(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    verdict::lines_of(text, verdict::CONTROL).filter_map(|line| {
+        let (name, longest) = line.strip_prefix("STRETCH ")?.split_once(' ')?;
+        Some((name, longest.parse().ok()?))
+    })
+}
+
+fn every_stretch_is_short(text: &str) -> Result<(), String> {
+    for operation in OPERATIONS {
+        match stretches(text).find(|(name, _)| *name == operation) {
+            Some((_, 1..=LONGEST)) => {}
+            Some((_, longest)) => {
+                return Err(format!("{operation} goes on for {longest} instructions, not 1 to {LONGEST}"));
+            }
+            None => return Err(format!("{operation} was not measured")),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(last: &str) -> String {
+        let others = OPERATIONS[..4].iter().map(|name| format!("(d0) STRETCH {name} 12\n"));
+        others.chain([format!("(d0) STRETCH destroy-domain {last}\n(d0) STRETCH end\n")]).collect()
+    }
+
+    #[test]
+    fn one_instruction_too_many_is_noticed() {
+        assert_eq!(every_stretch_is_short(&text("600000")), Ok(()));
+        assert!(every_stretch_is_short(&text("600001")).is_err());
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_short() {
+        for last in ["0", "failed ETIMEDOUT", ""] {
+            assert!(every_stretch_is_short(&text(last)).is_err(), "{last}");
+        }
+    }
+}
