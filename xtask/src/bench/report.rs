@@ -34,7 +34,11 @@ impl Table {
         let lines = rows::of(arch).iter().map(|row| Line {
             row,
             penumbra: get(&measured.penumbra, row),
-            xen: measured.xen.as_ref().and_then(|readings| get(readings, row)),
+            xen: measured
+                .xen
+                .as_ref()
+                .filter(|_| !row.is_ours_alone())
+                .and_then(|readings| get(readings, row)),
             bare: measured.bare.as_ref().filter(|_| row.is_native()).and_then(|readings| get(readings, row)),
         });
         Table { arch, lines: lines.collect() }

@@ -19,6 +19,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether it is an operation that only Penumbra has, so that Xen's figure for the same instructions says nothing.
+    pub fn is_ours_alone(&self) -> bool {
+        self.name == "out-and-in"
+    }
+
     /// Whether it is the guest kernel's own business, in which the hypervisor has no part.
     pub fn is_native(&self) -> bool {
         self.name.starts_with("native-")
