@@ -1,5 +1,6 @@
 //! A hypercall from its first issue to its end, with all that may happen in between.
 
+use hyp_core::frame::FrameType;
 use hyp_core::paging::Budget;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as call;
@@ -140,6 +141,13 @@ impl<F: Hardware> Session<F> {
             let Some((table, index)) = entry else { return };
             // Only where nothing is mapped; and nothing that the outer operation waits for may have been changed.
             if F::walk(1, machine.content.read(table, index)) != Walk::Fault {
+                return;
+            }
+            // The CPU that flushes is turning the target into a writable frame: whoever maps it waits for the end of that flush, which
+            // is further up on this very stack.
+            let usage = hypervisor.frames().usage(frame(target));
+            let usage = usage.filter(|usage| usage.kind == FrameType::Writable);
+            if usage.is_some_and(|usage| usage.uses > 0 && !usage.complete) {
                 return;
             }
             let kernel = vcpu.kernel_root();
