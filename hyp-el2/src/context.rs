@@ -208,7 +208,7 @@ impl Context for GuestContext {
         let walks = start.ttbcr & !(control::NO_USER_WALKS | control::NO_KERNEL_WALKS);
         let fixed = start.sctlr == control::SCTLR && walks == control::tcr();
         let registers = &start.user_regs;
-        if !fixed || registers.cpsr & !START_FLAGS != EL1H || registers.pc % INSTRUCTION != 0 {
+        if !fixed || registers.cpsr & !START_FLAGS != EL1H || !registers.pc.is_multiple_of(INSTRUCTION) {
             return Err(Errno::EINVAL);
         }
         let user = if start.ttbr0 == 0 { None } else { Some(root(start.ttbr0)?) };
