@@ -15,7 +15,7 @@ use crate::hypervisor::Hypervisor;
 use crate::machine::{Entry, Level, Machine, PageTableFormat};
 
 /// Emulated writes in a row to one table, after which the next one unhooks it.
-pub const WRITES_BEFORE_UNHOOKING: u32 = 8;
+pub const WRITES_BEFORE_UNHOOKING: u32 = 14;
 
 /// Attempts at an entry that changes while it is being written.
 const ATTEMPTS: u32 = 16;
@@ -118,6 +118,8 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         };
         if self.state.run.count(table) >= WRITES_BEFORE_UNHOOKING && self.try_unhook(root, address, table) {
+            // When it is back, the guest pays its rent anew: otherwise a write and a use of the table by turns would unhook it each time.
+            self.state.run = Run::new();
             return TableWrite::Again;
         }
         // What is unhooked relies on these entries.

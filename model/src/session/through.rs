@@ -153,10 +153,12 @@ impl<F: Hardware> Session<F> {
             let kernel = vcpu.kernel_root();
             machine.switch_to(other, kernel.map(|kernel| Loaded { tag: 0, kernel, user: vcpu.user_root() }));
             let old = machine.content.read(table, index);
+            // What it writes is what stands there, since the outcome of the outer operation was foreseen before.
+            let word = machine.content.read(target, 0);
             for raw in [raw, old] {
                 let arguments = [address, raw, 0, domain as u64, 0, 0];
                 hypervisor.hypercall(vcpu, call::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments);
-                machine.access(address, Some(0x1234_5678));
+                machine.access(address, Some(word));
                 vcpu.context().take();
             }
         });
