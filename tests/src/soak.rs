@@ -8,7 +8,7 @@ use crate::verdict;
 /// Operations of each hostile domain when a person asks for minutes: a run takes about one.
 pub const OPERATIONS: u64 = 20_000;
 /// The seed of the run that belongs to every test run, and its operations.
-const SEED: u64 = 0x50a4;
+const SEED: u64 = 7;
 const OPERATIONS_IN_TESTS: u64 = 12_000;
 /// Seconds after which a run is stopped. Its end is a matter of instructions: this is only for machines that stand still.
 const LIMIT: u64 = 600;
