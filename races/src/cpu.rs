@@ -98,6 +98,20 @@ fn bit(frame: MachineFrame) -> u64 {
 }
 
 impl Mmu for Cpus {
+    type Table = MachineFrame;
+
+    fn table(&self, table: MachineFrame) -> Option<MachineFrame> {
+        Some(table)
+    }
+
+    fn read_in(&self, table: MachineFrame, index: usize) -> u64 {
+        self.read_entry(table, index)
+    }
+
+    fn write_in(&self, table: MachineFrame, index: usize, raw: u64) {
+        self.write_entry(table, index, raw);
+    }
+
     fn read_entry(&self, _: MachineFrame, _: usize) -> u64 {
         0
     }
