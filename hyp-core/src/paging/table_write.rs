@@ -154,22 +154,11 @@ impl<M: Machine> TableSpace<'_, M> {
 
     /// The frame that `address` maps under `root`, page or superpage.
     fn mapped_frame(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
-        let mut level = M::Format::LEVELS;
-        let mut table = root;
-        loop {
-            let raw = self.machine.read_entry(table, M::Format::index(address, level));
-            if level == M::Format::LEVELS && self.is_reserved(level, M::Format::index(address, level)) {
-                return None;
-            }
-            match M::Format::decode(level, raw) {
-                Entry::Table(next) => table = next,
-                Entry::Leaf(leaf) => {
-                    let page = address.bytes() >> crate::address::PAGE_SHIFT;
-                    return leaf.frame.checked_add(page & M::Format::span(level).wrapping_sub(1));
-                }
-                Entry::Absent => return None,
-            }
-            level = level.checked_sub(1).filter(|level| *level > 0)?;
-        }
+        // A superpage's leaf stands where another entry would lead on to a table of pages.
+        let place = self.find(root, address).or_else(|| self.find_at(root, address, 2))?;
+        let raw = self.machine.read_entry(place.table, place.index);
+        let Entry::Leaf(leaf) = M::Format::decode(place.level, raw) else { return None };
+        let page = address.bytes() >> crate::address::PAGE_SHIFT;
+        leaf.frame.checked_add(page & M::Format::span(place.level).wrapping_sub(1))
     }
 }
