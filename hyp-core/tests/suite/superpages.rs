@@ -3,9 +3,7 @@
 //!
 //! On the fake machine a superpage has 16 frames.
 
-mod common;
-
-use common::{POOL, Rig, frame, leaf, place, table};
+use crate::common::{POOL, Rig, frame, leaf, place, table};
 use hyp_core::address::MachineFrame;
 use hyp_core::fake::format::READ_ONLY;
 use hyp_core::frame::FrameType;

@@ -1,11 +1,9 @@
 //! Grants between domains on the fake machine: what is answered, what is left behind, and what a hostile lender or borrower
 //! can't get. The auditor and the observer look after each step.
 
-mod common;
-
 use std::cell::RefCell;
 
-use common::{POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
+use crate::common::{self, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
 use hyp_core::address::{DomainId, GuestVirtual, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::grant::{MAX_FRAMES, MAX_MAPS};

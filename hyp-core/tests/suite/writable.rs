@@ -1,8 +1,6 @@
 //! Writable page tables: emulated writes, and tables that are taken out of their tree and put back.
 
-mod common;
-
-use common::{POOL, Rig, address, leaf, place, table};
+use crate::common::{self, POOL, Rig, address, leaf, place, table};
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::fake::format::{PRESENT, READ_ONLY};
 use hyp_core::frame::FrameType;

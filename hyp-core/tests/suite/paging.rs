@@ -3,9 +3,7 @@
 //! Each test is one thing that a hostile or careless guest does; the name says what has to come of it. The books are
 //! audited, and an independent observer walks all loaded tables, after every step that matters.
 
-mod common;
-
-use common::{POOL, Rig, SELF, frame, leaf, lifted, place, table};
+use crate::common::{self, POOL, Rig, SELF, frame, leaf, lifted, place, table};
 use hyp_core::address::{DomainId, GuestVirtual, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::fake::FIRST_FRAME;
