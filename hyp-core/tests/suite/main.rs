@@ -10,6 +10,7 @@ mod control;
 mod defects;
 mod domains;
 mod events;
+mod frames;
 mod grants;
 mod memory;
 mod mmuext;
