@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::fake::Fake;
+use hyp_core::frame::extent::{NoExtent, Wanted};
 use hyp_core::frame::{BootMemory, FrameRecord, FrameTable, Memory, Unreferenced, allocator};
 
 /// The lowest frame of RAM, and how many there are.
@@ -80,4 +81,26 @@ fn the_time_that_scrubbing_takes_is_added_up() {
         assert_eq!(table.scrub_ticks(), before + 1, "scrubbed when it is freed, round {round}");
     }
     assert_eq!(table.scrub_ticks(), machine.scrubbed());
+}
+
+/// An extent that a guest can't be told about is given back; the next one finds it as it was, but scrubbed.
+#[test]
+fn a_cancelled_extent_leaves_no_trace() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let wanted = |limit| Wanted { owner: ONE, limit, order: 3, end: u64::MAX };
+    let extent = table.reserve(wanted(8), &machine, || true).expect("free memory");
+    assert_eq!((table.owned(ONE), table.free_frames()), (8, FRAMES - 8));
+    assert_eq!(
+        table.reserve(wanted(8), &machine, || true).err(),
+        Some(NoExtent::None),
+        "all that it may have"
+    );
+    let first = extent.first;
+    assert!(first.number().is_multiple_of(8) && extent.frames().count() == 8);
+    table.cancel(extent);
+    assert_eq!((table.owned(ONE), table.free_frames(), machine.scrubbed()), (0, FRAMES, 8));
+    let again = table.reserve(wanted(8), &machine, || false).expect("free memory, scrubbed already");
+    assert_eq!((again.first, machine.scrubbed()), (first, 8));
+    table.commit(again);
+    assert!(again.frames().all(|frame| table.hold(frame).and_then(|hold| hold.owner) == Some(ONE)));
 }
