@@ -9,7 +9,7 @@ use penumbra_abi::mmu::{self, MmuextOp};
 use penumbra_abi::{hypercall as number, memory};
 use zerocopy::IntoBytes;
 
-use crate::common::{POOL, Rig, SELF, address, leaf, place, table};
+use crate::common::{Guest, POOL, Rig, SELF, address, leaf, place, table};
 
 /// Level-1 tables of the attacker's tree; each maps its [`Tree::mapped`] frame sixteen times.
 const ONES: u64 = 8;
@@ -50,6 +50,12 @@ impl Tree {
     fn frames(&self) -> Vec<MachineFrame> {
         self.ones.iter().copied().chain(self.twos).chain([self.root, self.mapped]).collect()
     }
+}
+
+/// The domain dies, with whatever it has; another takes its place, so that one machine does for all rounds.
+fn die(rig: &mut Rig) {
+    rig.bury(1);
+    rig.domains[1] = Guest::new(rig.hv, false);
 }
 
 /// References and uses of frames.
@@ -103,9 +109,9 @@ fn something_else(rig: &Rig) -> (u64, [u64; 6]) {
 /// Never does a piece do more than it may; never is a root in force before the last one is done.
 #[test]
 fn xsa_45_and_264_no_way_to_load_a_tree_leads_around_the_preemption() {
+    let mut rig = Rig::new(1);
     for budget in BUDGETS {
         for command in [mmu::MMUEXT_NEW_BASEPTR, mmu::MMUEXT_NEW_USER_BASEPTR, mmu::MMUEXT_PIN_L3_TABLE] {
-            let rig = Rig::new(1);
             let tree = Tree::new(&rig);
             let (mut call, vcpu) = (extended(&rig, command, tree.root.number()), rig.domains[1].vcpu());
             let mut pieces = 0;
@@ -119,14 +125,15 @@ fn xsa_45_and_264_no_way_to_load_a_tree_leads_around_the_preemption() {
             }
             assert_eq!(in_pieces(&rig, &tree, call, budget).0, 0);
             assert_eq!(rig.uses(tree.mapped), 1 + USES);
+            die(&mut rig);
         }
         // By an entry of a table in force.
-        let rig = Rig::new(1);
         let tree = Tree::new(&rig);
         let update = mmu::MmuUpdate { pointer: place(rig.domains[1].root, SLOT), value: table(tree.twos[0]) };
         let at = rig.give(1, 64, update.as_bytes());
         let (result, pieces) = in_pieces(&rig, &tree, (number::MMU_UPDATE, [at, 1, 0, SELF, 0, 0]), budget);
         assert!(result == 0 && pieces > USES / 2 / budget / 2, "{pieces} pieces");
+        die(&mut rig);
     }
 }
 
@@ -175,9 +182,9 @@ fn xsa_290_no_way_to_let_a_tree_go_leads_around_the_preemption() {
             },
         ),
     ];
+    let mut rig = Rig::new(1);
     for budget in BUDGETS {
         for (what, take, let_go) in ways {
-            let rig = Rig::new(1);
             let tree = Tree::new(&rig);
             take(&rig, &tree);
             let validated = rig.uses(tree.mapped) - 1;
@@ -190,7 +197,7 @@ fn xsa_290_no_way_to_let_a_tree_go_leads_around_the_preemption() {
                 pieces >= validated / (budget + 1),
                 "{what}: {validated} entries in {pieces} pieces of {budget}"
             );
-            rig.bury(1);
+            die(&mut rig);
         }
     }
 }
@@ -252,10 +259,10 @@ const MEANWHILE: [Meanwhile; 12] = [
 /// doesn't. Whatever it does, the books are right after each step, and at the end nothing is held that wasn't before.
 #[test]
 fn xsa_299_and_310_half_validated_tables_hold_what_they_hold_and_no_more() {
+    let mut rig = Rig::new(1);
     for (what, meanwhile) in MEANWHILE {
         for stop_after in [1, 5, 9, 14] {
             for goes_on in [false, true] {
-                let rig = Rig::new(1);
                 let tree = Tree::new(&rig);
                 let before = counts(&rig, &tree.frames());
                 for _ in 0..stop_after {
@@ -279,9 +286,9 @@ fn xsa_299_and_310_half_validated_tables_hold_what_they_hold_and_no_more() {
                     rig.check();
                 }
                 assert_eq!(counts(&rig, &tree.frames()), before, "{what}, after {stop_after} pieces");
-                rig.bury(1);
             }
         }
+        die(&mut rig);
     }
 }
 
@@ -289,9 +296,9 @@ fn xsa_299_and_310_half_validated_tables_hold_what_they_hold_and_no_more() {
 /// place, and has it found by pieces of every size. Whatever was taken for the good entries is given back, once.
 #[test]
 fn xsa_299_what_fails_in_pieces_gives_everything_back_once() {
+    let rig = Rig::new(2);
     for budget in BUDGETS {
         for (at, bad) in [(0, 0), (3, 15), (4, 7), (7, 15)] {
-            let rig = Rig::new(2);
             let tree = Tree::new(&rig);
             rig.update(1, &[(place(tree.ones[at], bad), leaf(rig.pool(2, 0), true))]).expect("data as yet");
             let before = counts(&rig, &tree.frames());
@@ -314,9 +321,9 @@ fn xsa_299_what_fails_in_pieces_gives_everything_back_once() {
 /// interrupted operation alone, and dies, or goes on. Nobody gets them before they are let go.
 #[test]
 fn xsa_310_half_validated_tables_that_are_given_back_are_nobody_elses() {
+    let mut rig = Rig::new(1);
     for stop_after in [1, 4, 9] {
         for dies in [false, true] {
-            let rig = Rig::new(1);
             let tree = Tree::new(&rig);
             rig.remap(1, POOL + 50, 0).expect("the other mapping");
             let free = rig.hv.frames().free_frames();
@@ -344,6 +351,10 @@ fn xsa_310_half_validated_tables_that_are_given_back_are_nobody_elses() {
             assert!(rig.hv.frames().free_frames() >= free + list.len());
             assert!(tree.frames().iter().all(|frame| rig.hv.frames().hold(*frame).unwrap().owner.is_none()));
             rig.check();
+            if !dies {
+                rig.bury(1);
+            }
+            rig.domains[1] = Guest::new(rig.hv, false);
         }
     }
 }
@@ -355,8 +366,8 @@ fn xsa_310_half_validated_tables_that_are_given_back_are_nobody_elses() {
 /// entry.
 #[test]
 fn xsa_309_and_240_a_linear_entry_leads_to_its_own_root_and_holds_nothing() {
+    let rig = Rig::new(1);
     for budget in BUDGETS {
-        let rig = Rig::new(1);
         let tree = Tree::new(&rig);
         let other = rig.prepare(1, 30, &[(3, table(tree.root) | READ_ONLY)]);
         rig.update(1, &[(place(tree.root, 31), table(other) | READ_ONLY)]).expect("data as yet");

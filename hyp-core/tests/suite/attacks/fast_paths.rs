@@ -7,8 +7,8 @@ use hyp_core::machine::GuestMemory;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
+use super::ways::{WAYS, Way, all_refuse, put};
 use crate::common::{POOL, Rig, address, frame, leaf, lifted, place, table};
-use crate::ways::{WAYS, Way, all_refuse, put};
 
 /// Frames of a superpage.
 const SPAN: u64 = 16;

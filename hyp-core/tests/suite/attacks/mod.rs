@@ -3,9 +3,6 @@
 //!
 //! `docs/attacks.md` lists all of them, with those that stand beside the mechanism they are about.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod calls;
 mod fast_paths;
 mod half_way;
