@@ -48,6 +48,11 @@ impl Operation {
     pub fn is_batch(&self) -> bool {
         matches!(self, Self::Updates(..) | Self::Extended(..))
     }
+
+    /// Whether the specification says beforehand what it must come to.
+    pub fn is_foreseen(&self) -> bool {
+        self.is_batch() || matches!(self, Self::Remap(..) | Self::Multicall(_) | Self::Decrease(_))
+    }
 }
 
 /// How operations are made up, from what is known.
@@ -287,7 +292,7 @@ impl Author<'_> {
                         second: MASK,
                     }
                 }
-                21 if count == 1 => {
+                21 => {
                     let command =
                         if author.chance.bool() { mmu::MMUEXT_CLEAR_PAGE } else { mmu::MMUEXT_COPY_PAGE };
                     Extended { command, argument: author.frame(), second: author.frame() }

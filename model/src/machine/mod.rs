@@ -70,7 +70,8 @@ pub struct Flaws {
     pub flush_here_only: bool,
 }
 
-type Interlude = Box<dyn FnOnce() + Send>;
+/// What another CPU does meanwhile.
+pub type Interlude = Box<dyn FnOnce() + Send>;
 
 /// A machine.
 pub struct Model<F: Hardware> {
@@ -84,6 +85,7 @@ pub struct Model<F: Hardware> {
     violated: AtomicBool,
     violations: Mutex<Vec<String>>,
     interlude: Mutex<Option<Interlude>>,
+    told: Mutex<Vec<String>>,
     flaws: Flaws,
     format: std::marker::PhantomData<F>,
 }
@@ -106,6 +108,7 @@ impl<F: Hardware> Model<F> {
             violated: AtomicBool::new(false),
             violations: Mutex::new(Vec::new()),
             interlude: Mutex::new(None),
+            told: Mutex::new(Vec::new()),
             flaws,
             format: std::marker::PhantomData,
         }
@@ -135,8 +138,18 @@ impl<F: Hardware> Model<F> {
     }
 
     /// Takes back what [`Self::at_next_flush`] was given, if there was no flush.
-    pub fn no_interlude(&self) {
-        drop(lock(&self.interlude).take());
+    pub fn no_interlude(&self) -> Option<Interlude> {
+        lock(&self.interlude).take()
+    }
+
+    /// Remembers what was done where the session doesn't see it, for a failure to tell.
+    pub fn tell(&self, what: String) {
+        lock(&self.told).push(what);
+    }
+
+    /// What was told since the last time, which is forgotten.
+    pub fn told(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.told))
     }
 
     /// Which CPU executes.

@@ -1,5 +1,6 @@
 //! What has to hold after every step.
 
+use hyp_core::address::MachineFrame;
 use hyp_core::domain::Life as CoreLife;
 use hyp_core::frame::FrameType;
 
@@ -8,8 +9,13 @@ use crate::bits::Bits;
 use crate::format::Hardware;
 use crate::hardware::content::{FRAMES, frame, number, slot};
 use crate::hardware::reach::TAGS;
-use crate::spec::world::{View, World};
-use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY};
+use crate::spec::view::View;
+use crate::spec::world::World;
+use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY, Pin};
+
+fn place(root: Option<MachineFrame>) -> Option<usize> {
+    root.and_then(|root| slot(root.number()))
+}
 
 impl<F: Hardware> Session<F> {
     /// Dying domains are taken apart by and by: what they still hold is learnt from the core.
@@ -22,8 +28,6 @@ impl<F: Hardware> Session<F> {
                 self.known.pins.retain(|pin| pin.domain != number);
                 continue;
             };
-            let place =
-                |root: Option<hyp_core::address::MachineFrame>| root.and_then(|root| slot(root.number()));
             self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
             self.known.domains[number].user = place(core.vcpus[0].user_root());
             self.known.domains[number].shared = place(core.shared_info());
@@ -41,14 +45,47 @@ impl<F: Hardware> Session<F> {
         }
     }
 
+    /// Takes the core's word for all that the specification keeps. Only where it can't foresee what must happen: what follows from
+    /// what it keeps is counted as ever, and has to agree.
+    pub(super) fn learn(&mut self) {
+        let frames = self.hypervisor.frames();
+        self.known.pins.clear();
+        for at in 0..FRAMES {
+            let Some(hold) = frames.hold(frame(at)) else { continue };
+            let owner = hold.owner.map(|owner| usize::from(owner.number()));
+            self.known.owner[at] = owner.map_or(NOBODY, |owner| owner as u8);
+            self.known.name[at] =
+                frames.m2p().and_then(|m2p| m2p.get(frame(at))).map_or(NO_NAME, |name| name.number());
+            self.known.claimed.remove(at);
+            if hold.allocated {
+                self.known.claimed.insert(at);
+            }
+            if let (Some(domain), Some(usage)) = (owner, frames.usage(frame(at)).filter(|usage| usage.pinned))
+                && let FrameType::Table(level) = usage.kind
+            {
+                self.known.pins.push(Pin { domain, table: at, level });
+            }
+        }
+        for number in 0..DOMAINS {
+            let Some(core) = self.domain(number).filter(|core| core.life() != CoreLife::Vacant) else {
+                continue;
+            };
+            self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
+            self.known.domains[number].user = place(core.vcpus[0].user_root());
+        }
+    }
+
     /// Counts the world anew, and forgets whose the frames were that nobody holds any more.
     pub(super) fn refresh(&mut self) -> Check {
+        self.counted = None;
         if self.is_unfinished() {
             return Ok(());
         }
-        let view = View { content: &self.machine().content, writes: &[] };
-        self.world = World::count::<F>(&self.known, &view)
+        let view = View { content: &self.machine().content, writes: None };
+        let world = World::count::<F>(&self.known, &view)
             .map_err(|errors| format!("the world contradicts itself: {errors:?}"))?;
+        self.world = world;
+        self.counted = Some(world);
         for at in 0..FRAMES {
             if self.world.references[at] == 0 && self.known.owner[at] != NOBODY {
                 self.known.owner[at] = NOBODY;

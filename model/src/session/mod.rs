@@ -82,6 +82,8 @@ pub struct Session<F: Hardware> {
     chance: fastrand::Rng,
     known: Knowledge,
     world: World,
+    /// The same, if nothing has happened since it was counted.
+    counted: Option<World>,
     /// On which CPU each domain's vCPU has its roots loaded.
     cpu_of: [Option<usize>; DOMAINS],
     recent: VecDeque<String>,
@@ -120,13 +122,14 @@ impl<F: Hardware> Session<F> {
     fn new(plan: Plan) -> Result<Self, String> {
         let hypervisor = machine::hypervisor::<F>(plan.seed, Flaws::default());
         let known = Knowledge::default();
-        let world = Foreseen::new(&known, &hypervisor.machine().content).world::<F>();
+        let world = Foreseen::new(&known, &hypervisor.machine().content, None).world::<F>();
         let chance = fastrand::Rng::with_seed(plan.seed);
         let mut session = Self {
             hypervisor,
             chance,
             known,
             world,
+            counted: None,
             cpu_of: [None; DOMAINS],
             recent: VecDeque::new(),
             tally: Tally::default(),
@@ -153,6 +156,9 @@ impl<F: Hardware> Session<F> {
         for recent in &self.recent {
             let _ = writeln!(text, "    {recent}");
         }
+        for told in self.machine().told() {
+            let _ = writeln!(text, "    {told}");
+        }
         text
     }
 
@@ -171,6 +177,7 @@ impl<F: Hardware> Session<F> {
             self.tidy();
             self.refresh()?;
         }
+        self.machine().told();
         self.perform(domain, 0)?;
         self.check(number)
     }
@@ -183,6 +190,9 @@ impl<F: Hardware> Session<F> {
         let operation = author.operation::<F>();
         self.remember(format!("{}d{domain}: {operation:x?}", if depth > 0 { "  meanwhile " } else { "" }));
         self.run_on_some_cpu(domain);
+        if !operation.is_foreseen() {
+            self.counted = None;
+        }
         match &operation {
             Operation::Access(address, write) => self.access(domain, *address, *write),
             Operation::Crash => self.crash(domain),

@@ -7,6 +7,7 @@ use crate::operation::Operation;
 use crate::spec::Knowledge;
 use crate::spec::errors::Errors;
 use crate::spec::operations::Foreseen;
+use crate::spec::view::Writes;
 
 /// What an operation must come to.
 #[derive(Default)]
@@ -16,7 +17,7 @@ pub(super) struct Prediction {
     /// Why the element after those is refused, if there is one.
     pub(super) refusal: Option<Errors>,
     /// What will stand in memory.
-    pub(super) writes: Vec<(usize, usize, u64)>,
+    pub(super) writes: Writes,
     /// Of a multicall: why each entry is refused, if it is.
     pub(super) entries: Vec<Option<Errors>>,
 }

@@ -56,14 +56,17 @@ impl<F: Hardware> Session<F> {
         if domain != 0 && depth == 0 && self.chance.u8(..12) == 0 {
             self.arrange_interlude(domain);
         }
-        let mut begun = 0;
+        let (mut begun, mut lenient) = (0, false);
         let mut foreseen = self.predict(domain, operation, begun);
         for _ in 0..PATIENCE {
-            let lenient = self.is_unfinished();
+            // What was foreseen of a multicall was foreseen at its beginning.
+            let whole = matches!(operation, Operation::Multicall(_));
+            lenient = whole && lenient || self.is_unfinished();
             let budget = self.budget();
+            self.counted = None;
             match self.issue(domain, hypercall, arguments, &budget) {
                 Ok(answer) => {
-                    self.machine().no_interlude();
+                    drop(self.machine().no_interlude());
                     return self.settle_up(domain, operation, &foreseen, begun, answer, lenient);
                 }
                 Err(again) => {
@@ -71,7 +74,7 @@ impl<F: Hardware> Session<F> {
                     arguments = again;
                     if operation.is_batch() {
                         let done = self.machine().word(DONE) as usize;
-                        self.commit(&foreseen, begun, done)?;
+                        self.commit(&foreseen, begun, done, lenient)?;
                         begun = done;
                         self.between(domain, depth)?;
                         if self.known.domains[domain].life != Life::Alive {
@@ -105,6 +108,8 @@ impl<F: Hardware> Session<F> {
         if others.is_empty() {
             return Ok(());
         }
+        // What was arranged for a flush of this hypercall's isn't for others': the control domain, for one, would wait for its own lock.
+        let interlude = self.machine().no_interlude();
         // Arguments stand in a window that everybody uses.
         let window = self.machine().bytes(0, OTHER);
         let other = others[self.chance.usize(..others.len())];
@@ -112,6 +117,9 @@ impl<F: Hardware> Session<F> {
         self.refresh()?;
         self.judge()?;
         self.machine().put(0, &window);
+        if let Some(interlude) = interlude {
+            self.machine().at_next_flush(interlude);
+        }
         if self.known.domains[domain].life == Life::Alive {
             self.run_on_some_cpu(domain);
         }
@@ -158,8 +166,11 @@ impl<F: Hardware> Session<F> {
             for raw in [raw, old] {
                 let arguments = [address, raw, 0, domain as u64, 0, 0];
                 hypervisor.hypercall(vcpu, call::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments);
-                machine.access(address, Some(word));
-                vcpu.context().take();
+                let wrote = machine.access(address, Some(word)).is_some();
+                let result = vcpu.context().take().result.map(Errno::from_return);
+                machine.tell(format!(
+                    "  interlude: d0: entry {raw:#x} for {address:#x}: {result:?}; wrote: {wrote}"
+                ));
             }
         });
     }

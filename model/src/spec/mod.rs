@@ -7,6 +7,7 @@
 
 pub mod errors;
 pub mod operations;
+pub mod view;
 pub mod world;
 
 use crate::hardware::content::FRAMES;

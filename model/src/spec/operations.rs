@@ -1,13 +1,16 @@
 //! What each operation must come to.
 
+use std::cell::Cell;
+
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
 use super::errors::Errors;
-use super::world::{Asker, View, World, admitted};
+use super::view::{View, Writes};
+use super::world::{Asker, World, admitted};
 use super::{Knowledge, Life, Pin};
 use crate::format::{Hardware, Walk};
-use crate::hardware::content::{Content, slot};
+use crate::hardware::content::{Content, WORDS, slot};
 
 /// One element of an `mmu_update`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,17 +39,25 @@ pub struct Foreseen<'a> {
     /// Memory.
     pub content: &'a Content,
     /// What will be written to it.
-    pub writes: Vec<(usize, usize, u64)>,
+    pub writes: Writes,
+    /// The world as it will be, if nothing has changed since it was counted.
+    world: Cell<Option<World>>,
 }
 
 impl<'a> Foreseen<'a> {
-    /// Nothing foreseen yet.
-    pub fn new(known: &Knowledge, content: &'a Content) -> Self {
-        Self { known: known.clone(), content, writes: Vec::new() }
+    /// Nothing foreseen yet. `world` is what would be counted, if that has just been done.
+    pub fn new(known: &Knowledge, content: &'a Content, world: Option<World>) -> Self {
+        Self { known: known.clone(), content, writes: Writes::default(), world: Cell::new(world) }
+    }
+
+    /// Something changes: what was counted isn't true any more.
+    fn change(&mut self) -> &mut Self {
+        self.world.set(None);
+        self
     }
 
     fn view(&self) -> View<'_> {
-        View { content: self.content, writes: &self.writes }
+        View { content: self.content, writes: Some(&self.writes) }
     }
 
     /// The world as it will be.
@@ -54,7 +65,11 @@ impl<'a> Foreseen<'a> {
     /// # Panics
     /// When it contradicts itself.
     pub fn world<F: Hardware>(&self) -> World {
-        World::count::<F>(&self.known, &self.view()).expect("a world without contradictions")
+        let world = self.world.get().unwrap_or_else(|| {
+            World::count::<F>(&self.known, &self.view()).expect("a world without contradictions")
+        });
+        self.world.set(Some(world));
+        world
     }
 
     /// Whether a table can be held in addition to all there is.
@@ -80,7 +95,7 @@ impl<'a> Foreseen<'a> {
             let world = self.world::<F>();
             let at = slot(place >> 12).filter(|at| world.owner(&self.known, *at) == Some(target));
             let Some(at) = at else { return refused(Errno::EINVAL) };
-            self.known.name[at] = update.value;
+            self.change().known.name[at] = update.value;
             return Ok(());
         }
         if !place.is_multiple_of(8) {
@@ -95,7 +110,7 @@ impl<'a> Foreseen<'a> {
             return refused(Errno::EBUSY);
         }
         if world.table[at] == 0 {
-            self.writes.push((at, index, update.value));
+            self.change().writes.push(at, index, update.value);
             return Ok(());
         }
         self.entry::<F>(&world, (at, world.level[at], index), update.value, Asker { owner, target })
@@ -128,7 +143,7 @@ impl<'a> Foreseen<'a> {
                 return Err(wrong);
             }
         }
-        self.writes.push((table, index, stands));
+        self.change().writes.push(table, index, stands);
         Ok(())
     }
 
@@ -161,6 +176,10 @@ impl<'a> Foreseen<'a> {
             table = next;
         }
         let world = self.world::<F>();
+        // A walk through a linear entry ends in a table of a higher level: what stands there is no entry of a page.
+        if world.table[table] == 0 || world.level[table] != 1 {
+            return refused;
+        }
         self.entry::<F>(&world, (table, 1, F::index(at, 1)), raw, Asker { owner: domain, target })
     }
 
@@ -181,25 +200,21 @@ impl<'a> Foreseen<'a> {
             return Err(Errors::only(Errno::EPERM));
         }
         match operation.command {
-            mmu::MMUEXT_CLEAR_PAGE => self.may_fill::<F>(owner, frame),
-            mmu::MMUEXT_COPY_PAGE => {
-                let from = slot(operation.second).filter(|at| usize::from(self.known.owner[*at]) == owner);
-                from.ok_or(Errors::only(Errno::EINVAL))?;
-                self.may_fill::<F>(owner, frame)
-            }
+            mmu::MMUEXT_CLEAR_PAGE => self.fill::<F>(owner, frame, None),
+            mmu::MMUEXT_COPY_PAGE => self.fill::<F>(owner, frame, Some(operation.second)),
             command @ mmu::MMUEXT_PIN_L1_TABLE..=mmu::MMUEXT_PIN_L4_TABLE => {
                 self.pin::<F>(owner, frame, command as u8 + 1)
             }
             mmu::MMUEXT_UNPIN_TABLE => self.unpin(owner, frame),
             mmu::MMUEXT_NEW_BASEPTR => {
                 let root = self.may_hold::<F>(domain, frame, F::LEVELS)?;
-                self.known.domains[domain].kernel = Some(root);
+                self.change().known.domains[domain].kernel = Some(root);
                 Ok(())
             }
             mmu::MMUEXT_NEW_USER_BASEPTR => {
                 let root =
                     if frame == 0 { None } else { Some(self.may_hold::<F>(domain, frame, F::LEVELS)?) };
-                self.known.domains[domain].user = root;
+                self.change().known.domains[domain].user = root;
                 Ok(())
             }
             mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL => Ok(()),
@@ -207,11 +222,22 @@ impl<'a> Foreseen<'a> {
         }
     }
 
-    /// Whether a frame is a domain's and not in use as anything that excludes writing.
-    fn may_fill<F: Hardware>(&self, owner: usize, frame: u64) -> Result<(), Errors> {
+    /// Fills a frame, which has to be the domain's and not in use as anything that excludes writing, with zeros, or with what another of
+    /// its frames holds.
+    fn fill<F: Hardware>(&mut self, owner: usize, frame: u64, from: Option<u64>) -> Result<(), Errors> {
         let world = self.world::<F>();
-        let fits = |at: &usize| world.owner(&self.known, *at) == Some(owner) && world.table[*at] == 0;
-        slot(frame).filter(fits).map(drop).ok_or(Errors::only(Errno::EINVAL))
+        let owned = |at: &usize| world.owner(&self.known, *at) == Some(owner);
+        let refused = Errors::only(Errno::EINVAL);
+        let page = match from {
+            None => vec![0; WORDS],
+            Some(from) => self.view().page(slot(from).filter(owned).ok_or(refused)?),
+        };
+        let fits = |at: &usize| owned(at) && world.table[*at] == 0;
+        let at = slot(frame).filter(fits).ok_or(refused)?;
+        for (index, word) in page.into_iter().enumerate() {
+            self.change().writes.push(at, index, word);
+        }
+        Ok(())
     }
 
     fn pin<F: Hardware>(&mut self, owner: usize, frame: u64, level: u8) -> Result<(), Errors> {
@@ -220,12 +246,12 @@ impl<'a> Foreseen<'a> {
             return refused;
         }
         let table = self.may_hold::<F>(owner, frame, level)?;
-        self.known.pins.push(Pin { domain: owner, table, level });
+        self.change().known.pins.push(Pin { domain: owner, table, level });
         Ok(())
     }
 
     fn unpin(&mut self, owner: usize, frame: u64) -> Result<(), Errors> {
-        let pins = &mut self.known.pins;
+        let pins = &mut self.change().known.pins;
         let at = slot(frame);
         let pin = pins.iter().position(|pin| Some(pin.table) == at && pin.domain == owner);
         pins.swap_remove(pin.ok_or(Errors::only(Errno::EINVAL))?);
@@ -260,7 +286,7 @@ impl<'a> Foreseen<'a> {
         if !self.known.claimed.has(at) || self.known.pinned(owner, at).is_some() {
             return Err(Errors::only(Errno::EBUSY));
         }
-        self.known.claimed.remove(at);
+        self.change().known.claimed.remove(at);
         Ok(())
     }
 }

@@ -4,9 +4,10 @@ use hyp_core::machine::Entry;
 use penumbra_abi::errno::Errno;
 
 use super::errors::Errors;
+use super::view::View;
 use super::{Knowledge, Life, NOBODY};
 use crate::format::{Hardware, Walk};
-use crate::hardware::content::{Content, FRAMES, slot};
+use crate::hardware::content::{FRAMES, slot};
 
 /// Why each frame is held, counted.
 #[derive(Clone, Copy)]
@@ -28,22 +29,6 @@ pub struct Asker {
     pub owner: usize,
     /// Whose frames may be mapped.
     pub target: usize,
-}
-
-/// Memory, as it will be when writes that are only foreseen have been done.
-pub struct View<'a> {
-    /// Memory as it is.
-    pub content: &'a Content,
-    /// Frame, index, entry: later ones win.
-    pub writes: &'a [(usize, usize, u64)],
-}
-
-impl View<'_> {
-    /// The entry that stands somewhere.
-    pub fn read(&self, table: usize, index: usize) -> u64 {
-        let newer = self.writes.iter().rev().find(|write| (write.0, write.1) == (table, index));
-        newer.map_or_else(|| self.content.read(table, index), |write| write.2)
-    }
 }
 
 impl World {
@@ -124,7 +109,8 @@ impl World {
         asker: Option<Asker>,
         wrong: &mut Errors,
     ) {
-        let Some(raw) = admitted::<F>(level, raw) else { return wrong.add(Errno::EINVAL) };
+        let stands = if view.writes.is_none() { Some(raw) } else { admitted::<F>(level, raw) };
+        let Some(raw) = stands else { return wrong.add(Errno::EINVAL) };
         match F::walk(level, raw) {
             Walk::Fault => {}
             // A root may lead to itself, if nothing can be written through that; it holds nothing by it.

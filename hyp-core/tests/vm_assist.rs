@@ -1,6 +1,8 @@
 //! `vm_assist`: switches that a domain has for itself.
 
-use crate::common::{self, Rig};
+mod common;
+
+use common::Rig;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::vm_assist::{

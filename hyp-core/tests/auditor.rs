@@ -2,7 +2,9 @@
 //!
 //! Together they switch every kind of finding on at least once where no other hides it.
 
-use crate::common::{POOL, Rig, frame, leaf, table};
+mod common;
+
+use common::{POOL, Rig, frame, leaf, table};
 use hyp_core::address::DomainId;
 use hyp_core::machine::Mmu;
 use hyp_core::paging::audit::Kinds;

@@ -1,6 +1,7 @@
 //! Defects that the core once had, each as the test that found it.
+mod common;
 
-use crate::common::{self, POOL, Rig, SELF, frame, leaf, place, table};
+use common::{POOL, Rig, SELF, frame, leaf, place, table};
 use hyp_core::domain::Life;
 use hyp_core::fake::{self, kernel};
 use hyp_core::machine::Mmu;

@@ -1,6 +1,8 @@
 //! `mmuext_op` beyond pins and roots, flushes on request, guests' pointers, and who may touch whose tables.
 
-use crate::common::{LIST, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
+mod common;
+
+use common::{LIST, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
 use hyp_core::domain::MAX_VCPUS;
 use hyp_core::machine::Mmu;
 use penumbra_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};
