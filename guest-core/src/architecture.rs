@@ -44,6 +44,20 @@ pub type Unseen = (&'static str, u64, fn(u64, u64) -> u64);
 /// A function that tries to start a vCPU (number, root, stack) in a state that guests must not have.
 pub type ForbiddenStart = fn(u64, u64, u64) -> Result<(), Errno>;
 
+/// A hypercall that takes a pointer: its name, and what it comes to with this one.
+pub type PointerCall = (&'static str, fn(u64) -> Result<u64, Errno>);
+
+/// Bits that no guest may choose, by the kind of entry, each with its name. Whatever stands there in a good entry, the other value
+/// is refused.
+pub struct ForbiddenBits {
+    /// Of entries that map a page.
+    pub pages: &'static [(u32, &'static str)],
+    /// Of entries that map a superpage.
+    pub superpages: &'static [(u32, &'static str)],
+    /// Of entries that lead to a table.
+    pub tables: &'static [(u32, &'static str)],
+}
+
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.
 pub trait Architecture: Sized + 'static {
     /// Name, for the greeting.
@@ -130,6 +144,16 @@ pub trait Architecture: Sized + 'static {
     fn linear_table(frame: u64) -> u64 {
         Self::table(frame)
     }
+    /// An entry of level 2 that maps the 2 MiB from machine frame `frame` on for the kernel's data.
+    fn superpage(frame: u64, writable: bool) -> u64;
+    /// Bits of entries that are refused.
+    const FORBIDDEN_BITS: ForbiddenBits;
+    /// What makes a page's entry one with another memory type, by exclusive or.
+    const MEMORY_TYPES: &'static [u64];
+    /// The bits by which hardware may make a read-only entry writable by itself, if there are such.
+    const WRITABLE_BY_HARDWARE: u64 = 0;
+    /// Hypercalls with pointers that only this architecture has.
+    const POINTER_CALLS: &'static [PointerCall] = &[];
     /// `entry` with its frame number replaced, all attribute bits kept.
     fn with_frame(entry: u64, frame: u64) -> u64;
     /// The bits that hardware may set by itself (accessed, dirty).

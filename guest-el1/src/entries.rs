@@ -1,6 +1,6 @@
 //! Page-table entries as VMSAv8-64 has them (4 KiB granule).
 
-use guest_core::architecture::Mapping;
+use guest_core::architecture::{ForbiddenBits, Mapping};
 use penumbra_abi::aarch64::ATTRIBUTE_INDEX_NORMAL;
 
 /// Entry bits (Arm ARM, D8.3, 4 KiB granule).
@@ -32,6 +32,82 @@ pub const fn leaf(frame: u64, writable: bool) -> u64 {
     let execution = KERNEL_NO_EXECUTE | USER_NO_EXECUTE;
     frame << 12 | VALID | TABLE_OR_PAGE | attributes | rights | execution
 }
+
+/// Maps the 2 MiB from machine frame `frame` on for the kernel's data.
+pub const fn superpage(frame: u64, writable: bool) -> u64 {
+    leaf(frame, writable) & !TABLE_OR_PAGE
+}
+
+/// Arm ARM, D8.3: what no guest may choose.
+pub const FORBIDDEN_BITS: ForbiddenBits = ForbiddenBits {
+    pages: &[
+        (1, "a reserved encoding"),
+        (2, "memory attributes"),
+        (3, "memory attributes"),
+        (4, "memory attributes"),
+        (5, "non-secure"),
+        (8, "shareability"),
+        (9, "shareability"),
+        (48, "address bits of larger machines"),
+        (49, "address bits of larger machines"),
+        (50, "guarded page"),
+        (52, "contiguous"),
+        (59, "page-based hardware attributes"),
+        (60, "page-based hardware attributes"),
+        (61, "page-based hardware attributes"),
+        (62, "page-based hardware attributes"),
+        (63, "another meaning by extensions"),
+    ],
+    superpages: &[
+        (2, "memory attributes"),
+        (3, "memory attributes"),
+        (4, "memory attributes"),
+        (5, "non-secure"),
+        (8, "shareability"),
+        (9, "shareability"),
+        (12, "frame not aligned"),
+        (13, "frame not aligned"),
+        (14, "frame not aligned"),
+        (15, "frame not aligned"),
+        (16, "nT: no translation cached"),
+        (17, "frame not aligned"),
+        (18, "frame not aligned"),
+        (19, "frame not aligned"),
+        (20, "frame not aligned"),
+        (48, "address bits of larger machines"),
+        (49, "address bits of larger machines"),
+        (50, "guarded page"),
+        (52, "contiguous"),
+        (59, "page-based hardware attributes"),
+        (60, "page-based hardware attributes"),
+        (61, "page-based hardware attributes"),
+        (62, "page-based hardware attributes"),
+        (63, "another meaning by extensions"),
+    ],
+    tables: &[
+        (2, "memory attributes, as a page"),
+        (3, "memory attributes, as a page"),
+        (4, "memory attributes, as a page"),
+        (5, "non-secure, as a page"),
+        (6, "user access, as a page"),
+        (48, "address bits of larger machines"),
+        (49, "address bits of larger machines"),
+        (50, "guarded page, as a page"),
+        (51, "dirty-bit modifier, as a page"),
+        (52, "contiguous, as a page"),
+        (59, "PXNTable"),
+        (60, "XNTable"),
+        (61, "APTable, no access for users"),
+        (62, "APTable, no writes"),
+        (63, "NSTable"),
+    ],
+};
+
+/// The other seven attribute indices, and the other three shareabilities.
+pub const MEMORY_TYPES: &[u64] =
+    &[1 << 2, 2 << 2, 3 << 2, 4 << 2, 5 << 2, 6 << 2, 7 << 2, 1 << 8, 2 << 8, 3 << 8];
+/// The dirty-bit modifier: with `TCR_EL1.HD`, a write to a read-only page makes it writable.
+pub const DIRTY_BIT_MODIFIER: u64 = 1 << 51;
 
 /// Maps machine frame `frame` for all that the kernel does, execution included: as the domain builder maps a kernel.
 pub const fn executable_leaf(frame: u64) -> u64 {

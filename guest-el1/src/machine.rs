@@ -5,7 +5,9 @@ use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use guest_core::Architecture;
-use guest_core::architecture::{CODE_WORDS, Forbidden, ForbiddenStart, Level, Mapping, Unseen};
+use guest_core::architecture::{
+    CODE_WORDS, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, Unseen,
+};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
 use guest_core::soak::Random;
@@ -178,6 +180,14 @@ impl<B: Below> Architecture for Kernel<B> {
     fn leaf(frame: u64, writable: bool) -> u64 {
         entries::leaf(frame, writable)
     }
+
+    fn superpage(frame: u64, writable: bool) -> u64 {
+        entries::superpage(frame, writable)
+    }
+
+    const FORBIDDEN_BITS: ForbiddenBits = entries::FORBIDDEN_BITS;
+    const MEMORY_TYPES: &'static [u64] = entries::MEMORY_TYPES;
+    const WRITABLE_BY_HARDWARE: u64 = entries::DIRTY_BIT_MODIFIER;
 
     fn table(frame: u64) -> u64 {
         entries::table(frame)

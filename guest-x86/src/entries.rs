@@ -1,6 +1,6 @@
 //! Page-table entries as the x86-64 MMU has them.
 
-use guest_core::architecture::Mapping;
+use guest_core::architecture::{ForbiddenBits, Mapping};
 
 /// Entry bits (Intel SDM volume 3, 4.5).
 const PRESENT: u64 = 1 << 0;
@@ -23,6 +23,59 @@ pub const fn leaf(frame: u64, writable: bool) -> u64 {
     let rights = if writable { WRITABLE } else { 0 };
     frame << 12 | PRESENT | rights | ACCESSED | DIRTY
 }
+
+/// Maps the 2 MiB from machine frame `frame` on for the kernel's data.
+pub const fn superpage(frame: u64, writable: bool) -> u64 {
+    const LARGE: u64 = 1 << 7;
+    leaf(frame, writable) | LARGE
+}
+
+/// Intel SDM volume 3, 4.5: what no guest may choose.
+pub const FORBIDDEN_BITS: ForbiddenBits = ForbiddenBits {
+    pages: &[
+        (3, "write-through"),
+        (4, "not cached"),
+        (7, "PAT"),
+        (47, "beyond the machine"),
+        (51, "beyond the machine"),
+        (59, "protection key"),
+        (60, "protection key"),
+        (61, "protection key"),
+        (62, "protection key"),
+    ],
+    superpages: &[
+        (3, "write-through"),
+        (4, "not cached"),
+        (12, "PAT"),
+        (13, "frame not aligned"),
+        (14, "frame not aligned"),
+        (15, "frame not aligned"),
+        (16, "frame not aligned"),
+        (17, "frame not aligned"),
+        (18, "frame not aligned"),
+        (19, "frame not aligned"),
+        (20, "frame not aligned"),
+        (47, "beyond the machine"),
+        (51, "beyond the machine"),
+        (59, "protection key"),
+        (60, "protection key"),
+        (61, "protection key"),
+        (62, "protection key"),
+    ],
+    tables: &[
+        (3, "write-through"),
+        (4, "not cached"),
+        (47, "beyond the machine"),
+        (51, "beyond the machine"),
+        (59, "protection key"),
+        (60, "protection key"),
+        (61, "protection key"),
+        (62, "protection key"),
+    ],
+};
+
+/// Write-through, not cached, both, and what the page-attribute table would choose instead.
+pub const MEMORY_TYPES: &[u64] = &[1 << 3, 1 << 4, 3 << 3, 1 << 7, 1 << 7 | 1 << 3, 1 << 7 | 3 << 3];
 
 /// Maps machine frame `frame` for code, read-only.
 pub const fn executable(frame: u64) -> u64 {

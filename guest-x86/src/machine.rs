@@ -4,12 +4,16 @@ use crate::{bench, descriptors, entries, events, forbidden, made_up, table_write
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
-use guest_core::architecture::{CODE_WORDS, Forbidden, ForbiddenStart, Level, Mapping};
+use guest_core::architecture::{
+    CODE_WORDS, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, PointerCall,
+};
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
+use guest_core::hypercalls::call;
 use guest_core::soak::Random;
 use guest_core::tests::Test;
 use penumbra_abi::Errno;
+use penumbra_abi::hypercall as number;
 use penumbra_abi::shared_info::X86SharedInfo;
 use penumbra_abi::x86_64::MACH2PHYS_VIRT_START;
 
@@ -155,6 +159,20 @@ impl Architecture for X86 {
     fn leaf(frame: u64, writable: bool) -> u64 {
         entries::leaf(frame, writable)
     }
+
+    fn superpage(frame: u64, writable: bool) -> u64 {
+        entries::superpage(frame, writable)
+    }
+
+    const FORBIDDEN_BITS: ForbiddenBits = entries::FORBIDDEN_BITS;
+    const MEMORY_TYPES: &'static [u64] = entries::MEMORY_TYPES;
+    const POINTER_CALLS: &'static [PointerCall] = &[
+        ("set_trap_table", |p| call::<Self>(number::SET_TRAP_TABLE, &[p])),
+        ("set_gdt", |p| call::<Self>(number::SET_GDT, &[p, 1])),
+        ("set_gdt, large", |p| call::<Self>(number::SET_GDT, &[p, 512 * 14])),
+        ("callback_op register", |p| call::<Self>(number::CALLBACK_OP, &[0, p])),
+        ("callback_op unregister", |p| call::<Self>(number::CALLBACK_OP, &[1, p])),
+    ];
 
     fn table(frame: u64) -> u64 {
         entries::table(frame)

@@ -216,8 +216,9 @@ mod tests {
         assert!(matches!(entry, Entry::Leaf(Leaf { writable: true, .. })));
     }
 
+    /// XSA-154: one page mapped with two memory types, whose caches then disagree about what it holds. There is one type for RAM.
     #[test]
-    fn another_memory_type_or_shareability_is_refused() {
+    fn xsa_154_another_memory_type_or_shareability_is_refused() {
         for index in 1..8u64 {
             let fault = EntryFault::ForbiddenBits(index << 2);
             assert_eq!(VmsaStage1::admit(1, PAGE | index << 2), Err(fault));

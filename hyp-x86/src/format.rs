@@ -216,7 +216,7 @@ mod tests {
 
     /// XSA-148: what maps 2 MiB is seen as what it is, with its right to write; at no other level does the bit mean that.
     #[test]
-    fn superpages_of_level_2_are_admitted_as_what_they_are() {
+    fn xsa_148_superpages_of_level_2_are_admitted_as_what_they_are() {
         let large = |writable| Entry::Leaf(Leaf { frame: frame(0x12200), level: 2, writable });
         assert_eq!(X86Format::admit(2, 0x1220_00e3), Ok((0x1220_00e7, large(true))));
         assert_eq!(X86Format::admit(2, 0x1220_0081), Ok((0x1220_0085, large(false))));
@@ -227,7 +227,7 @@ mod tests {
 
     /// XSA-167 and XSA-176: the bits of a superpage's frame number that the walker takes as zero, or as reserved, must be zero.
     #[test]
-    fn superpages_that_are_not_aligned_are_refused() {
+    fn xsa_167_and_176_superpages_that_are_not_aligned_are_refused() {
         for bit in 12..21 {
             let raw = 0x1220_00e7 | 1 << bit;
             assert_eq!(X86Format::admit(2, raw), Err(EntryFault::ForbiddenBits(1 << bit)), "{bit}");
@@ -248,7 +248,7 @@ mod tests {
 
     /// XSA-154: no second memory type for a page of RAM.
     #[test]
-    fn other_memory_types_are_refused_at_every_level() {
+    fn xsa_154_other_memory_types_are_refused_at_every_level() {
         for bit in [3, 4] {
             for level in 1..=4 {
                 assert_eq!(

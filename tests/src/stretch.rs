@@ -9,8 +9,14 @@ use crate::verdict;
 /// No stretch may be longer, in instructions.
 pub const LONGEST: u64 = 600_000;
 /// What is measured.
-const OPERATIONS: [&str; 5] =
-    ["mmu-update-100000", "multicall-30000", "tree-of-64-tables", "balloon-512", "destroy-domain"];
+const OPERATIONS: [&str; 6] = [
+    "mmu-update-100000",
+    "multicall-30000",
+    "tree-of-64-tables",
+    "balloon-512",
+    "exchange-512",
+    "destroy-domain",
+];
 
 /// The bound, on one machine. The domain that ends has only 256 MiB: `cargo xtask bench` measures it with 4 GiB.
 pub fn cases(board: Board) -> Vec<Case> {
@@ -53,7 +59,7 @@ mod tests {
     use super::*;
 
     fn text(last: &str) -> String {
-        let others = OPERATIONS[..4].iter().map(|name| format!("(d0) STRETCH {name} 12\n"));
+        let others = OPERATIONS[..5].iter().map(|name| format!("(d0) STRETCH {name} 12\n"));
         others.chain([format!("(d0) STRETCH destroy-domain {last}\n(d0) STRETCH end\n")]).collect()
     }
 

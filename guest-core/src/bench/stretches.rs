@@ -11,7 +11,9 @@ use crate::hypercalls::{self, address_of, address_of_mut, call, mmu_update, mmue
 use crate::pages::Page;
 use crate::say;
 use penumbra_abi::domctl::{DESTROYDOMAIN, DomainInfo, Domctl};
-use penumbra_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP};
+use penumbra_abi::memory::{
+    MemoryExchange, MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_EXCHANGE, XENMEM_POPULATE_PHYSMAP,
+};
 use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate};
 use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
@@ -20,6 +22,8 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 const REQUESTS: u64 = 100_000;
 /// Calls in the long `multicall`.
 const CALLS: u64 = 30_000;
+/// log2 of the pages of a superpage.
+const SUPERPAGE_ORDER: u32 = 9;
 /// Level-1 tables of the large tree, each of 512 mappings.
 const TABLES: usize = 64;
 /// How often this kernel sleeps while it waits for the end of domain 1, and for how long (nanoseconds).
@@ -33,11 +37,12 @@ type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 5] = [
+    let operations: [(&str, Operation<A>); 6] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
         ("balloon-512", balloon),
+        ("exchange-512", exchange_for_a_superpage),
         ("destroy-domain", destroy),
     ];
     for (name, operation) in operations {
@@ -156,6 +161,40 @@ fn balloon<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     (0..got).for_each(|index| guest.set_p2m(pfn(index), guest.read(&list, index as usize)));
     guest.pages.free(list);
     if got == pages { Ok(()) } else { Err(Errno::ENOMEM) }
+}
+
+/// Gives 512 single pages for 2 MiB in one piece, and that for 512 single pages again.
+fn exchange_for_a_superpage<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let list = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
+    let names = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
+    let pages = PAGE_SIZE / 8;
+    let base = guest.info.nr_pages - pages;
+    let side = |page: &Page, order: u32| MemoryReservation {
+        extent_start: guest.address(page),
+        nr_extents: pages >> order,
+        extent_order: order,
+        domid: DOMID_SELF,
+        ..Default::default()
+    };
+    let exchange = |old_order: u32, new_order: u32| {
+        let (input, output) = (side(&list, old_order), side(&names, new_order));
+        let mut request = MemoryExchange { input, output, nr_exchanged: 0 };
+        call::<A>(number::MEMORY_OP, &[XENMEM_EXCHANGE, address_of_mut(&mut request)]).map(drop)
+    };
+    for index in 0..pages {
+        guest.write(&list, index as usize, guest.p2m(base + index).unwrap_or(0));
+    }
+    guest.write(&names, 0, base);
+    exchange(0, SUPERPAGE_ORDER)?;
+    let first = guest.read(&names, 0);
+    (0..pages).for_each(|index| guest.set_p2m(base + index, first + index));
+    guest.write(&list, 0, first);
+    (0..pages).for_each(|index| guest.write(&names, index as usize, base + index));
+    exchange(SUPERPAGE_ORDER, 0)?;
+    (0..pages).for_each(|index| guest.set_p2m(base + index, guest.read(&names, index as usize)));
+    guest.pages.free(list);
+    guest.pages.free(names);
+    Ok(())
 }
 
 /// Destroys domain 1, and waits until nothing is left of it.

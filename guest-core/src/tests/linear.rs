@@ -10,11 +10,11 @@ use crate::hypercalls::{mmuext, update_entry};
 use penumbra_abi::mmu::MMUEXT_TLB_FLUSH_LOCAL;
 
 /// A slot of the root that nobody uses, in the kernel's half.
-const SLOT: u64 = 300;
+pub(super) const SLOT: u64 = 300;
 
 /// The address at which the table of `level` on the way to `target` shows through [`SLOT`]: each step through the slot takes one
 /// level off the walk.
-fn seen(target: u64, level: u32) -> u64 {
+pub(super) fn seen(target: u64, level: u32) -> u64 {
     let target = target & 0xffff_ffff_f000;
     let address = (0..level).fold(target, |address, _| address >> 9 | SLOT << 39);
     0xffff_0000_0000_0000 | address & !0xfff

@@ -3,6 +3,7 @@
 //! Each prints one line, `TEST name: PASS` or `TEST name: FAIL what`, which the machine tests look for; every check
 //! that failed has a line of its own before it. They run on Xen, too, where errors are expected to be Xen's own.
 
+mod attacks;
 mod balloon;
 mod check;
 mod console;
@@ -20,6 +21,7 @@ mod reservation;
 mod root;
 mod share;
 mod signal;
+mod superpages;
 mod unseen;
 mod vcpus;
 
@@ -36,12 +38,13 @@ const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 pub type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 11] {
+fn alone<A: Architecture>() -> [Test<A>; 12] {
     [
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
         ("pin", pin::run),
         ("linear", linear::run),
+        ("superpages", superpages::run),
         ("root", root::run),
         ("reservation", reservation::run),
         ("memory", memory::run),
@@ -59,11 +62,12 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
 /// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) `echo=` (`signal`) or `lend`
-/// (`share`), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
+/// (`share`), nor any (`attacks`, which are Penumbra's alone), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
             "all" => every::<A>().for_each(|test| run_one(guest, test)),
+            "attacks" => attacks::all::<A>().into_iter().for_each(|test| run_one(guest, test)),
             "preemption" => run_one(guest, ("preemption", preemption::run)),
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
@@ -71,7 +75,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "balloon" => run_one(guest, ("balloon", balloon::run)),
             "share" => run_one(guest, ("share", share::run)),
             "neighbour" => run_one(guest, ("neighbour", neighbour::run)),
-            _ => match every::<A>().find(|test| test.0 == name) {
+            _ => match every::<A>().chain(attacks::all()).find(|test| test.0 == name) {
                 Some(test) => run_one(guest, test),
                 None => say!(A, "TEST {name}: FAIL there is no such test"),
             },

@@ -276,15 +276,14 @@ impl FrameRecord {
         });
     }
 
-    /// Marks one of the uses as a pin, or no longer; returns whether it was marked before.
-    pub(super) fn set_pinned(&self, pinned: bool) -> bool {
-        // AcqRel: who finds the mark also finds what was done before it was set, and is the only one to take it away.
-        let before = if pinned {
-            self.using.fetch_or(PINNED, Ordering::AcqRel)
+    /// Marks one of the uses as a pin, or no longer.
+    pub(super) fn set_pinned(&self, pinned: bool) {
+        // AcqRel: who finds the mark also finds what was done before it was set.
+        if pinned {
+            self.using.fetch_or(PINNED, Ordering::AcqRel);
         } else {
-            self.using.fetch_and(!PINNED, Ordering::AcqRel)
-        };
-        before & PINNED != 0
+            self.using.fetch_and(!PINNED, Ordering::AcqRel);
+        }
     }
 }
 
@@ -306,6 +305,7 @@ mod tests {
         let record = FrameRecord::new();
         // The owner field says "domain 0".
         assert_eq!((record.get(DomainId::CONTROL), record.hold().owner, record.put()), (None, None, None));
+        assert_eq!((record.hold().references, record.drop_type(), record.usage().uses), (0, 0, 0));
     }
 
     #[test]
@@ -323,6 +323,36 @@ mod tests {
         assert_eq!((record.get(ONE), record.hold().owner), (Some(false), Some(ONE)));
         record.using.store(FrameType::Writable.encode() | COMPLETE | USES_MASK, Ordering::Relaxed);
         assert_eq!(record.take_type(FrameType::Writable), Err(TypeError::Overflow));
+        assert!(!record.take_writable());
+        assert_eq!((record.usage().kind, record.usage().uses), (FrameType::Writable, USES_MASK as u32));
+    }
+
+    /// The short way to a writable use is taken exactly where nothing else is due, and leaves no trace elsewhere.
+    #[test]
+    fn a_writable_use_needs_nothing_else_or_takes_the_long_way() {
+        let record = owned();
+        assert!(record.take_writable(), "never used before");
+        assert!(record.take_writable(), "writable already");
+        let writable = Use { kind: FrameType::Writable, uses: 2, complete: true, pinned: false, link: 0 };
+        assert_eq!(record.usage(), writable);
+        assert_eq!((record.drop_type(), record.drop_type()), (1, 0));
+        assert!(record.take_writable(), "writable before");
+        assert_eq!((record.usage(), record.drop_type()), (Use { uses: 1, ..writable }, 0));
+        for kind in [FrameType::Descriptors, FrameType::Table(1), FrameType::Table(3)] {
+            assert_eq!(record.take_type(kind), Ok(Taken::First { flush: true }));
+            assert!(!record.take_writable(), "in use as {kind:?}");
+            record.complete();
+            assert!(!record.take_writable(), "in use as {kind:?}");
+            assert_eq!((record.usage().kind, record.usage().uses, record.drop_type()), (kind, 1, 0));
+            assert!(!record.take_writable(), "a flush is due after {kind:?}");
+            assert_eq!((record.usage().kind, record.usage().uses), (kind, 0));
+        }
+        assert_eq!(record.take_type(FrameType::Writable), Ok(Taken::First { flush: true }));
+        assert!(!record.take_writable(), "somebody is flushing");
+        assert_eq!((record.usage().uses, record.usage().complete), (1, false));
+        record.complete();
+        assert!(record.take_writable());
+        assert_eq!(record.usage(), writable);
     }
 
     #[test]
@@ -363,8 +393,13 @@ mod tests {
         let record = owned();
         let _ = record.take_type(FrameType::Table(1));
         let place = EntryPlace { record: 0x1fff_ffff, index: 511 };
+        record.set_progress(7);
         record.set_hint(place);
-        assert_eq!(record.usage().hint(), None, "incomplete: the field is its progress");
+        assert_eq!(
+            (record.usage().hint(), record.usage().progress()),
+            (None, 7),
+            "the field is its progress"
+        );
         record.complete();
         record.set_hint(place);
         assert_eq!((record.usage().hint(), record.usage().uses), (Some(place), 1));

@@ -193,8 +193,10 @@ impl FrameTable {
         Some((parent, usize::from(hint.index)))
     }
 
-    /// Marks one use as a pin, or takes the mark away; returns whether there was one.
-    pub fn set_pinned(&self, frame: MachineFrame, pinned: bool) -> bool {
-        self.record(frame).is_ok_and(|record| record.set_pinned(pinned))
+    /// Marks one use as a pin, or takes the mark away.
+    pub fn set_pinned(&self, frame: MachineFrame, pinned: bool) {
+        if let Ok(record) = self.record(frame) {
+            record.set_pinned(pinned);
+        }
     }
 }

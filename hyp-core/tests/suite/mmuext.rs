@@ -1,8 +1,6 @@
 //! `mmuext_op` beyond pins and roots, flushes on request, guests' pointers, and who may touch whose tables.
 
-mod common;
-
-use common::{LIST, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
+use crate::common::{LIST, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
 use hyp_core::domain::MAX_VCPUS;
 use hyp_core::machine::Mmu;
 use penumbra_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};

@@ -1,8 +1,6 @@
 //! Memory that domains get, give back and exchange: `memory_op`.
 
-mod common;
-
-use common::{Guest, LIST, POOL, Rig, SELF, address, frame, leaf, place};
+use crate::common::{self, Guest, LIST, POOL, Rig, SELF, address, frame, leaf, place};
 use hyp_core::address::{MachineFrame, PseudoFrame};
 use hyp_core::frame::FrameType;
 use hyp_core::paging::Budget;

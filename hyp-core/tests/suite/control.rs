@@ -1,8 +1,6 @@
 //! What belongs to the control domain, and what belongs to the console.
 
-mod common;
-
-use common::{Rig, SCRATCH, SELF, address};
+use crate::common::{Rig, SCRATCH, SELF, address};
 use penumbra_abi::domctl::{self, Domctl};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::sysctl::{self, Sysctl};

@@ -4,9 +4,7 @@
 //! by the new type whether to flush, where the old one counts (408). The race itself is tried in every interleaving by loom
 //! (`races/tests/frames.rs`); here, that each way of changing a type flushes, once, and only when it must.
 
-mod common;
-
-use common::{POOL, Rig, leaf, table};
+use crate::common::{POOL, Rig, leaf, table};
 use penumbra_abi::errno::Errno;
 
 /// Everything that was flushed while `action` ran.

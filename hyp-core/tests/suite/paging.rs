@@ -3,9 +3,7 @@
 //! Each test is one thing that a hostile or careless guest does; the name says what has to come of it. The books are
 //! audited, and an independent observer walks all loaded tables, after every step that matters.
 
-mod common;
-
-use common::{POOL, Rig, SELF, frame, leaf, lifted, place, table};
+use crate::common::{self, POOL, Rig, SELF, frame, leaf, lifted, place, table};
 use hyp_core::address::{DomainId, GuestVirtual, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::fake::FIRST_FRAME;
@@ -1049,7 +1047,7 @@ fn the_auditor_sees_what_is_broken_on_purpose() {
         }),
         ("a lost claim", |rig| assert!(rig.hv.frames().unclaim(rig.pool(1, 0)))),
         ("a pin out of nowhere", |rig| {
-            assert!(!rig.hv.frames().set_pinned(rig.builder_entry(1, POOL).0, true))
+            rig.hv.frames().set_pinned(rig.builder_entry(1, POOL).0, true);
         }),
     ];
     for (name, break_it) in broken {

@@ -1,10 +1,8 @@
 //! Nonsense, of every sort that a guest or a boot loader can produce. Nothing may panic (arithmetic is checked in this build),
 //! and the books stay right.
 
-mod common;
-
-use common::observe;
-use common::{Rig, SELF, leaf, place, table};
+use crate::common::observe;
+use crate::common::{self, Rig, SELF, leaf, place, table};
 use hyp_core::address::{DomainId, GuestVirtual, PAGE_SIZE};
 use hyp_core::domain::Life;
 use hyp_core::domain::builder::Plan;

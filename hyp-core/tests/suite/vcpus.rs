@@ -1,11 +1,8 @@
 //! Several vCPUs a domain, their timers, and waiting: on the fake machine.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
 
 use std::sync::atomic::Ordering;
 
-use common::{POOL, Rig, SELF, leaf, place, table};
+use crate::common::{self, POOL, Rig, SELF, leaf, place, table};
 use hyp_core::Next;
 use hyp_core::domain::MAX_VCPUS;
 use hyp_core::domain::vcpu::RunState;

@@ -1,8 +1,6 @@
 //! `vm_assist`: switches that a domain has for itself.
 
-mod common;
-
-use common::Rig;
+use crate::common::{self, Rig};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::vm_assist::{

@@ -1,10 +1,8 @@
 //! Writable page tables: emulated writes, and tables that are taken out of their tree and put back.
 
-mod common;
-
-use common::{POOL, Rig, address, leaf, place, table};
+use crate::common::{self, POOL, Rig, address, leaf, place, table};
 use hyp_core::address::{GuestVirtual, MachineFrame};
-use hyp_core::fake::format::{PRESENT, READ_ONLY};
+use hyp_core::fake::format::{FORCED, PRESENT, READ_ONLY};
 use hyp_core::frame::FrameType;
 use hyp_core::machine::{GuestMemory, Mmu};
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
@@ -101,7 +99,7 @@ fn an_unhooked_table_is_written_freely_and_validated_when_it_returns() {
 #[test]
 fn what_may_not_stand_in_a_table_keeps_it_out() {
     let rig = Rig::new(2);
-    let own = rig.pool(1, 0);
+    let (own, new, late) = (rig.pool(1, 0), rig.pool(1, 1), rig.pool(1, 2));
     let foreign = rig.pool(2, 0);
     for (round, bad) in [leaf(foreign, false), leaf(foreign, true), leaf(own, true) | 1 << 60, table(own)]
         .into_iter()
@@ -110,10 +108,10 @@ fn what_may_not_stand_in_a_table_keeps_it_out() {
         let before = rig.hv.frames().hold(own).unwrap().references;
         let (one, below) = hang(&rig, 1, round as u64, &[(1, leaf(own, true)), (9, leaf(own, false))]);
         assert_eq!(unhook(&rig, 1, mapped(round as u64)), Ok(0));
-        // Good ones before and after the bad one.
-        assert!(write(&rig, 1, mapped(round as u64), leaf(own, true)));
+        // Good ones before and after the bad one: these hold something at the time, those don't yet.
+        assert!(write(&rig, 1, mapped(round as u64), leaf(new, true)));
         assert!(write(&rig, 1, mapped(round as u64) + 8 * 4, bad));
-        assert!(write(&rig, 1, mapped(round as u64) + 8 * 12, leaf(own, true)));
+        assert!(write(&rig, 1, mapped(round as u64) + 8 * 12, leaf(late, true)));
         assert!(hook(&rig, 1, below).is_err(), "{bad:#x}");
         assert!(!reads(&rig, 1, below | 1 << 12));
         assert_eq!(rig.uses(one), 0, "it is no table any more");
@@ -123,6 +121,19 @@ fn what_may_not_stand_in_a_table_keeps_it_out() {
             "the next fault is the guest's"
         );
     }
+}
+
+#[test]
+fn bits_that_are_forced_are_set_when_a_table_returns() {
+    let rig = Rig::new(1);
+    let own = rig.pool(1, 0);
+    let (one, below) = hang(&rig, 1, 0, &[(2, leaf(own, true))]);
+    assert_eq!(unhook(&rig, 1, mapped(0)), Ok(0));
+    // One entry that differs in nothing else, and one that is new.
+    assert!(write(&rig, 1, mapped(0) + 8 * 2, leaf(own, true) & !FORCED));
+    assert!(write(&rig, 1, mapped(0) + 8 * 3, leaf(own, false) & !FORCED));
+    assert_eq!(hook(&rig, 1, below), Ok(0));
+    assert_eq!((rig.entry(one, 2), rig.entry(one, 3)), (leaf(own, true), leaf(own, false)));
 }
 
 /// A guest makes a second way to write to the table while it is unhooked, through a table that is unhooked as well.
@@ -180,6 +191,29 @@ fn what_is_no_table_or_hangs_twice_is_not_unhooked() {
     rig.update(1, &[(place(two, 0), 0)]).unwrap();
     assert_eq!(unhook(&rig, 1, mapped(0)), Ok(0), "the hint follows the entry that is left");
     assert_eq!(hook(&rig, 1, number::PENUMBRA_HOOK_ALL), Ok(0));
+}
+
+/// A table's record remembers the entry that was last made to lead to it. If that one leads elsewhere by now, or stands in what is no
+/// table any more, hiding it would leave the table in its tree while the guest writes to it.
+#[test]
+fn an_entry_that_no_longer_leads_to_a_table_is_not_hidden_for_it() {
+    let rig = Rig::new(1);
+    let (one, below) = hang(&rig, 1, 0, &[]);
+    let (other, _) = hang(&rig, 1, 1, &[]);
+    let two = rig.pool(1, TABLES);
+    let loose = rig.prepare(1, TABLES + 5, &[(7, table(one))]);
+    let stays = |what| {
+        assert_eq!(unhook(&rig, 1, mapped(0)), Err(Errno::EINVAL), "{what}");
+        assert_eq!((kind(&rig, one), rig.entry(two, 0)), ((FrameType::Table(1), 1), table(one)), "{what}");
+        assert!(reads(&rig, 1, below) == (rig.entry(one, 0) != 0));
+    };
+    rig.update(1, &[(place(two, 6), table(one)), (place(two, 6), 0)]).unwrap();
+    stays("the entry is empty");
+    rig.update(1, &[(place(two, 6), table(one)), (place(two, 6), table(other))]).unwrap();
+    stays("the entry leads to another table");
+    assert_eq!((rig.pin(1, loose, 2), rig.unpin(1, loose)), (Ok(0), Ok(0)));
+    assert_eq!(rig.entry(loose, 7), table(one));
+    stays("the entry is no table's");
 }
 
 /// A table that is mapped by itself, or by a table that is unhooked in turn.
@@ -284,6 +318,62 @@ fn writes_in_a_row_unhook_the_table_and_a_fault_below_hooks_it_in() {
     assert_eq!((kind(&rig, one).0, kind(&rig, other).0), (FrameType::Table(1), FrameType::Writable));
     assert!(reads(&rig, 1, below | 9 << 12));
     rig.check();
+}
+
+/// A guest that writes to an unhooked table by another of its mappings faults there, and has the table back in its tree.
+#[test]
+fn a_write_by_another_mapping_brings_the_table_back() {
+    let rig = Rig::new(1);
+    let own = rig.pool(1, 0);
+    let (one, below) = hang(&rig, 1, 0, &[(0, leaf(own, true))]);
+    let (other, _) = hang(&rig, 1, 1, &[]);
+    rig.remap(1, POOL + 9, leaf(one, false)).unwrap();
+    assert_eq!((unhook(&rig, 1, mapped(0)), unhook(&rig, 1, mapped(1))), (Ok(0), Ok(0)));
+    assert_eq!(emulate(&rig, 1, address(POOL + 9) + 8, leaf(own, false)), TableWrite::Again);
+    assert_eq!((kind(&rig, one).0, kind(&rig, other).0), (FrameType::Table(1), FrameType::Writable));
+    assert_eq!(rig.entry(one, 1), 0, "nothing is written yet");
+    assert_eq!(emulate(&rig, 1, address(POOL + 9) + 8, leaf(own, false)), TableWrite::Done);
+    assert_eq!(rig.entry(one, 1), leaf(own, false));
+    assert!(reads(&rig, 1, below));
+}
+
+/// Before a backend reads a guest's memory by itself, nothing may be hidden from it.
+#[test]
+fn a_backend_has_everything_hooked_in() {
+    let rig = Rig::new(2);
+    let tables: Vec<_> =
+        (0..3).map(|index| hang(&rig, 1, index, &[(0, leaf(rig.pool(1, 0), false))])).collect();
+    let (others, _) = hang(&rig, 2, 0, &[]);
+    assert!((0..3).all(|index| unhook(&rig, 1, mapped(index)) == Ok(0)));
+    assert_eq!(unhook(&rig, 2, mapped(0)), Ok(0));
+    rig.hv.hook_everything(rig.domains[1].vcpu());
+    assert!(
+        tables.iter().all(|(one, below)| kind(&rig, *one).0 == FrameType::Table(1) && reads(&rig, 1, *below))
+    );
+    assert_eq!(kind(&rig, others).0, FrameType::Writable, "another domain's is its own affair");
+    rig.check();
+}
+
+/// A superpage maps tables, to be read: a write through it belongs to the table that lies there.
+#[test]
+fn a_write_through_a_superpage_is_emulated_in_the_right_frame() {
+    let rig = Rig::new(1);
+    let own = rig.pool(1, 50);
+    let number = |index| rig.pool(1, index).number();
+    let fits = |first: &u64| {
+        number(*first).is_multiple_of(16) && (0..16).all(|step| number(first + step) == number(*first) + step)
+    };
+    let first = (0..24).find(fits).expect("16 frames in a row");
+    let two = rig.prepare(1, 45, &[]);
+    rig.update(1, &[(place(rig.domains[1].root, SLOT), table(two))]).unwrap();
+    let inside = [rig.prepare(1, first + 3, &[]), rig.prepare(1, first + 7, &[])];
+    inside.iter().for_each(|one| assert_eq!(rig.pin(1, *one, 1), Ok(0)));
+    rig.update(1, &[(place(two, 2), leaf(rig.pool(1, first), false))]).unwrap();
+    let at = |page: u64, index: u64| (SLOT as u64) << 19 | 2 << 16 | page << 12 | index << 3;
+    assert_eq!(emulate(&rig, 1, at(7, 5), leaf(own, true)), TableWrite::Done);
+    assert_eq!(emulate(&rig, 1, at(3, 6), leaf(own, false)), TableWrite::Done);
+    assert_eq!((rig.entry(inside[1], 5), rig.entry(inside[0], 6)), (leaf(own, true), leaf(own, false)));
+    assert_eq!(emulate(&rig, 1, at(8, 5), leaf(own, true)), TableWrite::NotATable);
 }
 
 /// While a table is out, the tables that its return relies on are changed by emulated writes.

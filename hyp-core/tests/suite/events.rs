@@ -1,11 +1,8 @@
 //! Event channels on the fake machine: who may do what, what each port becomes, and that no event gets lost.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
-
-mod common;
 
 use std::sync::atomic::Ordering;
 
-use common::{Rig, SELF};
+use crate::common::{self, Rig, SELF};
 use hyp_core::event::channel::PORTS;
 use hyp_core::machine::FrameMemory;
 use penumbra_abi::DOMID_INVALID;

@@ -8,14 +8,12 @@
 //!
 //! Frames are few and reused for everything, so that they are tables now and data then, of all levels and domains.
 
-mod common;
-
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::observe::{self, judge_mapping, present, target, writable};
-use common::{Guest, POOL, Rig, SELF, leaf, lifted, place, table};
+use crate::common::observe::{self, judge_mapping, present, target, writable};
+use crate::common::{self, Guest, POOL, Rig, SELF, leaf, lifted, place, table};
 use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::fake::{self, kernel};

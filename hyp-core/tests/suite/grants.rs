@@ -1,11 +1,9 @@
 //! Grants between domains on the fake machine: what is answered, what is left behind, and what a hostile lender or borrower
 //! can't get. The auditor and the observer look after each step.
 
-mod common;
-
 use std::cell::RefCell;
 
-use common::{POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
+use crate::common::{self, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
 use hyp_core::address::{DomainId, GuestVirtual, MachineFrame};
 use hyp_core::domain::Life;
 use hyp_core::grant::{MAX_FRAMES, MAX_MAPS};
@@ -412,6 +410,32 @@ fn an_entry_can_be_named_by_its_machine_address() {
     assert_eq!(rig.unmap(2, map.handle, 3), ERROR, "a virtual address is no entry's");
     assert_eq!(rig.unmap_parts(2, map.handle, place(table, index), 0), OKAY);
     assert_eq!(rig.sees(2, 3, false), None);
+}
+
+/// XSA-227: the entry into which a grant was to be mapped was named by an address that wasn't an entry's start: Xen wrote eight bytes
+/// over two entries, neither of which was ever judged. The attacker tries each byte between two entries, to map and to unmap.
+#[test]
+fn xsa_227_a_grant_is_mapped_into_a_whole_entry() {
+    let rig = Lending::new(2);
+    rig.lend(1, 8, 2, 0, true);
+    let flags = GNTMAP_HOST_MAP | GNTMAP_CONTAINS_PTE;
+    let (table, index) = rig.builder_entry(2, POOL + WINDOW + 3);
+    let entries = || [index - 1, index, index + 1].map(|index| rig.entry(table, index));
+    let before = entries();
+    for offset in (1..8).chain([4096 - 8 * index as u64 - 4]) {
+        assert_eq!(rig.map_at(2, 1, 8, flags, place(table, index) + offset).status, ERROR, "{offset}");
+        assert_eq!((entries(), rig.flags(1, 8)), (before, GTF_PERMIT_ACCESS), "{offset}");
+        rig.check();
+    }
+    let map = rig.map_at(2, 1, 8, flags, place(table, index));
+    let mapped = entries();
+    for offset in 1..8 {
+        assert_eq!(rig.unmap_parts(2, map.handle, place(table, index) + offset, 0), ERROR, "{offset}");
+        assert_eq!(entries(), mapped, "{offset}");
+        rig.check();
+    }
+    assert_eq!(rig.unmap_parts(2, map.handle, place(table, index), 0), OKAY);
+    rig.check();
 }
 
 #[test]

@@ -3,9 +3,7 @@
 //!
 //! On the fake machine a superpage has 16 frames.
 
-mod common;
-
-use common::{POOL, Rig, frame, leaf, place, table};
+use crate::common::{POOL, Rig, frame, leaf, place, table};
 use hyp_core::address::MachineFrame;
 use hyp_core::fake::format::READ_ONLY;
 use hyp_core::frame::FrameType;
@@ -66,7 +64,7 @@ fn a_superpage_counts_each_of_its_frames() {
 
 /// XSA-148: the writable bit of a superpage must count, or a guest writes to its own page tables through it.
 #[test]
-fn a_superpage_over_a_table_is_refused_if_writable() {
+fn xsa_148_a_superpage_over_a_table_is_refused_if_writable() {
     let rig = Rig::new(1);
     let at = empty_entry(&rig, 1);
     let (index, first) = run(&rig, 1);
@@ -89,7 +87,7 @@ fn a_superpage_over_a_table_is_refused_if_writable() {
 
 /// XSA-167: the frames of a superpage are all checked, not only the first; and its number must be a multiple.
 #[test]
-fn a_superpage_with_a_frame_that_is_not_the_domains_is_refused() {
+fn xsa_167_a_superpage_with_a_frame_that_is_not_the_domains_is_refused() {
     let rig = Rig::new(2);
     let at = empty_entry(&rig, 1);
     let (index, first) = run(&rig, 1);
@@ -187,7 +185,7 @@ fn a_root_may_lead_to_itself_if_nothing_can_be_written_there() {
 
 /// XSA-240: tables that lead to their own level, without bound.
 #[test]
-fn only_the_root_itself_may_be_led_to() {
+fn xsa_240_only_the_root_itself_may_be_led_to() {
     let rig = Rig::new(1);
     let root = rig.domains[1].root;
     let other = rig.prepare(1, 30, &[]);

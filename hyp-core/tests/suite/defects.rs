@@ -1,7 +1,6 @@
 //! Defects that the core once had, each as the test that found it.
-mod common;
 
-use common::{POOL, Rig, SELF, frame, leaf, place, table};
+use crate::common::{self, POOL, Rig, SELF, frame, leaf, place, table};
 use hyp_core::domain::Life;
 use hyp_core::fake::{self, kernel};
 use hyp_core::machine::Mmu;

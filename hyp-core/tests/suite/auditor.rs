@@ -2,9 +2,7 @@
 //!
 //! Together they switch every kind of finding on at least once where no other hides it.
 
-mod common;
-
-use common::{POOL, Rig, frame, leaf, table};
+use crate::common::{POOL, Rig, frame, leaf, table};
 use hyp_core::address::DomainId;
 use hyp_core::machine::Mmu;
 use hyp_core::paging::audit::Kinds;

@@ -1,0 +1,106 @@
+//! The frame table by itself: what is asked of it before there are domains, and what it counts.
+
+use std::sync::atomic::AtomicU64;
+
+use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::fake::Fake;
+use hyp_core::frame::extent::{NoExtent, Wanted};
+use hyp_core::frame::{BootMemory, FrameRecord, FrameTable, Memory, Unreferenced, allocator};
+
+/// The lowest frame of RAM, and how many there are.
+const FIRST: u64 = 512;
+const FRAMES: usize = 64;
+const ONE: DomainId = DomainId::new(1);
+
+/// A frame table of which the frames numbered `reserved` are taken during boot.
+fn frame_table(reserved: std::ops::Range<u64>) -> FrameTable {
+    let zeros = |count: usize| -> &'static [AtomicU64] {
+        (0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak()
+    };
+    let mut boot = BootMemory::new();
+    boot.add_ram(FIRST << 12, (FIRST + FRAMES as u64) << 12).expect("room for one range");
+    boot.reserve(reserved.start << 12, reserved.end << 12).expect("room for one range");
+    let memory = Memory {
+        first: MachineFrame::new(FIRST).expect("a frame number"),
+        records: (0..FRAMES).map(|_| FrameRecord::new()).collect::<Vec<_>>().leak(),
+        free_map: zeros(allocator::words(FRAMES)),
+        m2p: zeros(FRAMES),
+    };
+    let table = FrameTable::new();
+    table.initialise(memory, &boot, u64::MAX);
+    table
+}
+
+/// What boot needed no longer is given back, as far as it is whole frames of RAM that nobody has taken in the meantime.
+#[test]
+fn memory_of_boot_becomes_free_by_whole_frames_and_once() {
+    let table = frame_table(520..530);
+    let free = |count: usize| assert_eq!((table.free_frames(), table.managed()), (count, count as u64));
+    free(54);
+    table.release_boot_memory((520 << 12) + 1, (523 << 12) - 1);
+    free(55);
+    table.release_boot_memory(520 << 12, 522 << 12);
+    free(56);
+    let machine = Fake::new(FRAMES);
+    let owned = table.allocate(ONE, 1, &machine).expect("a free frame");
+    table.release_boot_memory(0, u64::MAX);
+    assert_eq!(
+        (table.free_frames(), table.managed()),
+        (FRAMES - 1, FRAMES as u64),
+        "but for the frame that is owned"
+    );
+    assert_eq!(table.hold(owned).and_then(|hold| hold.owner), Some(ONE));
+}
+
+/// Frames whose last references are gone wait for their common flush; whoever drops more of them has to know when there is no room.
+#[test]
+fn frames_that_wait_for_a_flush_share_it_and_are_no_more_than_there_is_room_for() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let mut dropped = Unreferenced::<2>::new();
+    table.free_all(Unreferenced::<2>::new(), &machine);
+    assert_eq!(machine.flushes(), 0, "nothing to flush for");
+    for full in [false, true] {
+        let frame = table.allocate(ONE, 2, &machine).expect("a free frame");
+        assert!(!dropped.is_full());
+        table.put_into(frame, &mut dropped);
+        assert_eq!(dropped.is_full(), full);
+    }
+    assert_eq!((table.owned(ONE), table.free_frames()), (2, FRAMES - 2), "theirs until they are flushed");
+    table.free_all(dropped, &machine);
+    assert_eq!((table.owned(ONE), table.free_frames(), machine.flushes()), (0, FRAMES, 1));
+}
+
+/// The fake machine's clock goes on by one each time that it is looked at.
+#[test]
+fn the_time_that_scrubbing_takes_is_added_up() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    for round in 1..=3 {
+        let frame = table.allocate(ONE, 1, &machine).expect("a free frame");
+        let before = table.scrub_ticks();
+        assert!(table.put(frame, &machine));
+        assert_eq!(table.scrub_ticks(), before + 1, "scrubbed when it is freed, round {round}");
+    }
+    assert_eq!(table.scrub_ticks(), machine.scrubbed());
+}
+
+/// An extent that a guest can't be told about is given back; the next one finds it as it was, but scrubbed.
+#[test]
+fn a_cancelled_extent_leaves_no_trace() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let wanted = |limit| Wanted { owner: ONE, limit, order: 3, end: u64::MAX };
+    let extent = table.reserve(wanted(8), &machine, || true).expect("free memory");
+    assert_eq!((table.owned(ONE), table.free_frames()), (8, FRAMES - 8));
+    assert_eq!(
+        table.reserve(wanted(8), &machine, || true).err(),
+        Some(NoExtent::None),
+        "all that it may have"
+    );
+    let first = extent.first;
+    assert!(first.number().is_multiple_of(8) && extent.frames().count() == 8);
+    table.cancel(extent);
+    assert_eq!((table.owned(ONE), table.free_frames(), machine.scrubbed()), (0, FRAMES, 8));
+    let again = table.reserve(wanted(8), &machine, || false).expect("free memory, scrubbed already");
+    assert_eq!((again.first, machine.scrubbed()), (first, 8));
+    table.commit(again);
+    assert!(again.frames().all(|frame| table.hold(frame).and_then(|hold| hold.owner) == Some(ONE)));
+}

@@ -1,0 +1,25 @@
+//! The core on the fake machine, as guests and the control domain use it: one file for each thing that it does.
+//!
+//! They are one program, since each program costs a build of the whole core over the fake machine, and a link.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attacks;
+mod auditor;
+mod control;
+mod defects;
+mod domains;
+mod events;
+mod frames;
+mod grants;
+mod memory;
+mod mmuext;
+mod model;
+mod nonsense;
+mod paging;
+mod superpages;
+mod type_changes;
+mod vcpus;
+mod vm_assist;
+mod writable;
