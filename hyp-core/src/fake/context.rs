@@ -40,31 +40,43 @@ pub struct FakeStart {
 
 /// A vCPU's registers on the fake machine.
 #[derive(Debug, Default)]
-pub struct FakeContext(Mutex<Registers>);
+pub struct FakeContext {
+    registers: Mutex<Registers>,
+    /// Pages of segment descriptors that it holds.
+    descriptors: Mutex<Vec<MachineFrame>>,
+}
 
 impl FakeContext {
     /// Reads the registers, and forgets the last hypercall's outcome.
     pub fn take(&self) -> Registers {
-        let mut registers = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut registers = self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let seen = *registers;
         *registers = Registers { result: None, again: None, ..seen };
         seen
     }
 
+    /// Says that the vCPU holds a page of segment descriptors, of which the caller has taken a reference and a use.
+    pub fn hold_descriptors(&self, frame: MachineFrame) {
+        self.descriptors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(frame);
+    }
+
     fn change(&self, change: impl FnOnce(&mut Registers)) {
-        change(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        change(&mut self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
     }
 }
 
 impl Context for FakeContext {
-    const EMPTY: Self = Self(Mutex::new(Registers {
-        start: None,
-        result: None,
-        again: None,
-        vcpu_info: None,
-        entry: 0,
-        unmasked: 0,
-    }));
+    const EMPTY: Self = Self {
+        registers: Mutex::new(Registers {
+            start: None,
+            result: None,
+            again: None,
+            vcpu_info: None,
+            entry: 0,
+            unmasked: 0,
+        }),
+        descriptors: Mutex::new(Vec::new()),
+    };
 
     fn reset(&self, start: &StartOfDay) {
         self.change(|registers| {
@@ -101,6 +113,15 @@ impl Context for FakeContext {
             let vcpu_info = registers.vcpu_info;
             *registers = Registers { entry: start.entry, vcpu_info, ..Registers::default() };
         });
+    }
+
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        let held = self.descriptors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        held.into_iter().for_each(visit);
+    }
+
+    fn forget_descriptor_pages(&self) {
+        self.descriptors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
     }
 
     fn set_result(&self, value: u64) {

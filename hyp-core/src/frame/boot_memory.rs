@@ -165,6 +165,44 @@ mod tests {
         assert_eq!(free, 0x3ff - 1 - 1 - 2);
     }
 
+    #[test]
+    fn the_ends_of_ram_are_the_outermost_whole_frames() {
+        let mut memory = BootMemory::new();
+        assert_eq!((memory.start_of_ram(), memory.end_of_ram()), (0, 0));
+        memory.add_ram(0x9001, 0xb000).unwrap();
+        memory.add_ram(0x4000, 0x6fff).unwrap();
+        assert_eq!((memory.start_of_ram(), memory.end_of_ram()), (0x4000, 0xb000));
+        let limit = crate::address::MachineFrame::LIMIT << crate::address::PAGE_SHIFT;
+        memory.add_ram(1 << 40, u64::MAX).unwrap();
+        assert_eq!(memory.end_of_ram(), limit, "no frame has a higher number");
+        memory.add_ram(limit, u64::MAX).unwrap();
+        assert_eq!(memory.ram().count(), 3);
+    }
+
+    /// A place is as good between two others as at the end.
+    #[test]
+    fn an_allocation_fits_exactly_between_what_is_taken() {
+        let mut memory = BootMemory::new();
+        memory.add_ram(0x1000, 0x9000).unwrap();
+        memory.reserve(0x1000, 0x2000).unwrap();
+        memory.reserve(0x4000, 0x5000).unwrap();
+        assert_eq!(memory.allocate(0x2000, 1).unwrap().bytes(), 0x2000);
+        assert_eq!(memory.allocate(0x4000, 1).unwrap().bytes(), 0x5000);
+        assert_eq!(memory.allocate(1, 1), None);
+    }
+
+    #[test]
+    fn an_empty_range_takes_nothing_and_no_room() {
+        let mut memory = BootMemory::new();
+        for _ in 0..=CAPACITY {
+            memory.add_ram(0x3000, 0x3000).unwrap();
+            memory.add_ram(0x3001, 0x3fff).unwrap();
+            memory.reserve(0x2000, 0x2000).unwrap();
+        }
+        memory.add_ram(0x1000, 0x3000).unwrap();
+        assert_eq!(memory.allocate(0x2000, 1).unwrap().bytes(), 0x1000);
+    }
+
     proptest! {
         #[test]
         fn nonsense_from_a_boot_loader_is_survived(

@@ -3,7 +3,7 @@
 //! Together they switch every kind of finding on at least once where no other hides it.
 
 use crate::common::{POOL, Rig, frame, leaf, table};
-use hyp_core::address::DomainId;
+use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::machine::Mmu;
 use hyp_core::paging::audit::Kinds;
 
@@ -44,6 +44,117 @@ fn a_writable_mapping_of_a_table() {
         rig.hv.machine().write_entry(one, index, leaf(one, true));
     });
     assert_eq!(kinds, Kinds::TYPE);
+}
+
+/// Takes a frame of the first guest's out of its only mapping, as the entry's bits go, and leaves the mapping's hold behind for the
+/// test to find another reason for.
+fn unmap_and_keep(rig: &Rig, index: u64) -> MachineFrame {
+    let (one, at) = rig.builder_entry(1, POOL + index);
+    rig.hv.machine().write_entry(one, at, 0);
+    rig.pool(1, index)
+}
+
+/// A page of descriptors, held by the first guest's vCPU.
+fn descriptors(rig: &Rig) -> MachineFrame {
+    let page = rig.free_up(1, 0);
+    rig.hv.frames().lock_descriptors(page, ONE, rig.hv.machine()).unwrap();
+    rig.hv.frames().complete(page);
+    rig.domains[1].vcpu().context().hold_descriptors(page);
+    page
+}
+
+#[test]
+fn descriptors_are_held_by_a_vcpu_until_its_domain_dies() {
+    let rig = Rig::new(1);
+    let page = descriptors(&rig);
+    assert_eq!(rig.hv.audit().kinds, Kinds::empty());
+    assert_eq!(rig.remap(1, POOL, leaf(page, true)), Err(penumbra_abi::errno::Errno::EBUSY));
+    assert_eq!(rig.remap(1, POOL, leaf(page, false)), Ok(0));
+    rig.bury(1);
+    assert!(rig.hv.domain(ONE).is_none(), "all of its frames are back");
+}
+
+#[test]
+fn descriptors_that_no_vcpu_holds() {
+    let kinds = seen(|rig| {
+        descriptors(rig);
+        hyp_core::machine::Context::forget_descriptor_pages(rig.domains[1].vcpu().context());
+    });
+    assert_eq!(kinds, Kinds::REFERENCES | Kinds::USES);
+}
+
+#[test]
+fn a_writable_mapping_of_descriptors() {
+    let kinds = seen(|rig| {
+        let (one, index) = rig.builder_entry(1, POOL);
+        let page = rig.free_up(1, 0);
+        rig.hv.frames().lock_descriptors(page, ONE, rig.hv.machine()).unwrap();
+        rig.hv.machine().write_entry(one, index, leaf(page, true));
+    });
+    assert_eq!(kinds, Kinds::TYPE);
+}
+
+#[test]
+fn descriptors_in_the_place_of_a_table() {
+    let kinds = seen(|rig| {
+        let page = rig.free_up(1, 0);
+        let two = rig.prepare(1, 1, &[]);
+        rig.pin(1, two, 2).unwrap();
+        rig.hv.frames().lock_descriptors(page, ONE, rig.hv.machine()).unwrap();
+        rig.hv.machine().write_entry(two, 3, table(page));
+    });
+    assert_eq!(kinds, Kinds::TYPE | Kinds::INCOMPLETE);
+}
+
+#[test]
+fn descriptors_that_a_guest_can_write_to() {
+    let kinds = seen(|rig| rig.domains[1].vcpu().context().hold_descriptors(unmap_and_keep(rig, 0)));
+    assert_eq!(kinds, Kinds::TYPE);
+}
+
+#[test]
+fn descriptors_in_a_table() {
+    let kinds = seen(|rig| {
+        let (one, _) = rig.builder_entry(1, POOL);
+        rig.hv.frames().lock_table(one, 1, ONE, rig.hv.machine()).unwrap();
+        rig.domains[1].vcpu().context().hold_descriptors(one);
+    });
+    assert_eq!(kinds, Kinds::TYPE);
+}
+
+#[test]
+fn a_table_at_two_levels() {
+    let kinds = seen(|rig| {
+        let (one, _) = rig.builder_entry(1, POOL);
+        rig.hv.frames().lock_table(one, 1, ONE, rig.hv.machine()).unwrap();
+        rig.hv.machine().write_entry(rig.domains[1].root, 5, table(one));
+    });
+    assert_eq!(kinds, Kinds::TYPE | Kinds::INCOMPLETE);
+}
+
+/// A frame that is nobody's data any more, but in use as a table by what the tables say.
+#[test]
+fn a_page_in_the_place_of_a_table() {
+    let kinds = seen(|rig| {
+        let page = unmap_and_keep(rig, 0);
+        let two = rig.prepare(1, 1, &[]);
+        rig.pin(1, two, 2).unwrap();
+        rig.hv.machine().write_entry(two, 3, table(page));
+    });
+    assert_eq!(kinds, Kinds::TYPE | Kinds::INCOMPLETE);
+}
+
+#[test]
+fn what_the_auditor_says_is_read_by_people() {
+    let rig = Rig::new(1);
+    let clean = rig.hv.audit();
+    let said = format!("{clean}");
+    assert!(said.starts_with("audit: ") && said.ends_with(" entries: clean"), "{said}");
+    let held = rig.hv.audit().frames;
+    assert_eq!((0..2).map(|owner| rig.hv.frames().owned(DomainId::new(owner))).sum::<u64>(), held);
+    rig.hv.frames().get(rig.pool(1, 0), ONE).unwrap();
+    let said = format!("{}", rig.hv.audit());
+    assert!(said.contains(": 1 findings, the first: References"), "{said}");
 }
 
 #[test]

@@ -590,6 +590,14 @@ fn accessed_and_dirty_bits_are_kept_when_asked_for() {
     rig.check();
     rig.update(1, &[(place(one, index), leaf(mfn, false))]).unwrap();
     assert_eq!(rig.entry(one, index), leaf(mfn, false), "replaced");
+    // Those bits and no others: not the old frame's number, nor what hardware has not set.
+    let other = rig.pool(1, 21);
+    rig.update(1, &[(place(one, index), leaf(mfn, false) | 1)]).unwrap();
+    assert_eq!(preserve(leaf(other, true) | 2), Ok(0));
+    assert_eq!(rig.entry(one, index), leaf(other, true) | DIRTY_AND_ACCESSED);
+    rig.update(1, &[(place(one, index), leaf(mfn, false) | 1)]).unwrap();
+    assert_eq!(preserve(leaf(other, true)), Ok(0));
+    assert_eq!(rig.entry(one, index), leaf(other, true) | 1);
     assert_eq!(preserve(leaf(rig.domains[1].root, true)), Err(Errno::EBUSY));
     rig.check();
 }
@@ -619,6 +627,49 @@ fn a_batch_stops_at_the_first_refusal_and_says_how_far_it_came() {
     assert_eq!(rig.update(1, &[(at, good), (at, 0), (at, bad), (at, good)]), Err(Errno::EBUSY));
     assert_eq!((rig.word(1, 0), rig.entry(one, index)), (2, 0));
     rig.check();
+}
+
+/// The table of the update before is remembered: it must be the one that is named, not merely one that was.
+#[test]
+fn a_batch_goes_to_each_table_that_it_names() {
+    let rig = Rig::new(1);
+    let tables = [rig.prepare(1, 0, &[]), rig.prepare(1, 1, &[])];
+    tables.iter().for_each(|one| assert_eq!(rig.pin(1, *one, 1), Ok(0)));
+    let [first, second] = tables;
+    let page = |index: u64| leaf(rig.pool(1, 30 + index), index % 2 == 0);
+    let batch = [
+        (place(first, 1), page(0)),
+        (place(second, 2), page(1)),
+        (place(second, 3), page(2)),
+        (place(first, 4), page(3)),
+        (place(first, 1), 0),
+    ];
+    assert_eq!(rig.update(1, &batch), Ok(0));
+    rig.check();
+    assert_eq!((rig.entry(first, 1), rig.entry(first, 4)), (0, page(3)));
+    assert_eq!((rig.entry(second, 2), rig.entry(second, 3)), (page(1), page(2)));
+    assert!([(first, 2), (first, 3), (second, 1), (second, 4)].iter().all(|at| rig.entry(at.0, at.1) == 0));
+}
+
+#[test]
+fn only_complete_tables_of_ones_own_are_leaf_tables() {
+    let rig = Rig::new(2);
+    let budget = Budget::unbounded();
+    let is_leaf_table = |who, frame| rig.space(who, &budget).leaf_table(frame).is_some();
+    let (one, _) = some_entry(&rig, 1);
+    let root = rig.domains[1].root;
+    let two = frame((rig.entry(root, 16) >> 20) & 0x3fff_ffff);
+    assert!(is_leaf_table(1, one));
+    assert!(!is_leaf_table(2, one), "another domain's");
+    assert!(!is_leaf_table(1, two) && !is_leaf_table(1, root), "of higher levels");
+    assert!(!is_leaf_table(1, rig.pool(1, 0)), "a page");
+    rig.hv.frames().set_progress(one, 3);
+    assert!(!is_leaf_table(1, one), "incomplete");
+    rig.hv.frames().complete(one);
+    let spent = Budget::new(1);
+    let large = rig.prepare(1, 0, &[(1, table(rig.prepare(1, 1, &[])))]);
+    assert_eq!(rig.space(1, &spent).hold(large, 2), Err(Stop::Preempted));
+    assert!(!is_leaf_table(1, one), "while something is unfinished");
 }
 
 #[test]
