@@ -6,6 +6,7 @@
 
 use crate::bench::ArchitectureRow;
 use crate::events::SharedLayout;
+use crate::guest::Guest;
 use crate::soak::Random;
 use penumbra_abi::Errno;
 
@@ -43,6 +44,9 @@ pub type Unseen = (&'static str, u64, fn(u64, u64) -> u64);
 
 /// A function that tries to start a vCPU (number, root, stack) in a state that guests must not have.
 pub type ForbiddenStart = fn(u64, u64, u64) -> Result<(), Errno>;
+
+/// A way for a domain to die: its name, and what does it.
+pub type Death<A> = (&'static str, fn(&Guest<A>));
 
 /// A hypercall that takes a pointer: its name, and what it comes to with this one.
 pub type PointerCall = (&'static str, fn(u64) -> Result<u64, Errno>);
@@ -178,6 +182,13 @@ pub trait Architecture: Sized + 'static {
     /// back at the first fault. Only after [`Self::install_traps`] returned true.
     fn execute(code: u64, data: u64);
 
+    /// Fills every register that is the domain's while it runs, and that this kernel doesn't live on, with what a seed says.
+    fn fill_registers(seed: u64);
+    /// The name of one that doesn't hold what [`Self::fill_registers`] has put there.
+    fn changed_register(seed: u64) -> Option<&'static str>;
+
+    /// Instructions that a hypervisor answers, though the answer may look as if it had not: the least instructions that one takes then.
+    const SEEN: &'static [Unseen] = &[];
     /// What no hypervisor takes part in, on an architecture where there is such.
     const UNSEEN: &'static [Unseen] = &[];
     /// Code that [`Self::UNSEEN`] wants in user mode.
@@ -187,6 +198,8 @@ pub trait Architecture: Sized + 'static {
         Self::leaf(frame, false)
     }
 
+    /// Ways to die that only this architecture has.
+    const DEATHS: &'static [Death<Self>] = &[];
     /// Does what kills the domain if nobody handles it: an instruction that no guest may execute.
     fn forbidden_instruction();
     /// Stops for ever.

@@ -11,13 +11,17 @@ use penumbra_abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF};
 /// - `crash`: reports a crash of its own.
 /// - `fault`: takes its handlers away and executes what no guest may.
 /// - `table-write`: takes its handlers away and stores into one of its own page tables.
+/// - what the architecture has besides ([`Architecture::DEATHS`]).
 pub fn die_if_asked<A: Architecture>(guest: &Guest<A>) {
     match guest.words().value("die") {
         Some("shutdown") => hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF),
         Some("crash") => hypercalls::shutdown::<A>(SHUTDOWN_CRASH),
         Some("fault") => fault::<A>(),
         Some("table-write") => write_a_table(guest),
-        Some(other) => say!(A, "die={other}: no such way to die"),
+        Some(other) => match A::DEATHS.iter().find(|death| death.0 == other) {
+            Some((_, die)) => die(guest),
+            None => say!(A, "die={other}: no such way to die"),
+        },
         None => {}
     }
 }

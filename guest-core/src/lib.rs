@@ -14,7 +14,8 @@
 //! - `echo=N` (other domains): answer N events, then shut down; see [`events`].
 //! - `lend` (other domains): lend two pages to the control domain; see [`grants`].
 //! - `spin` (other domains): never give the CPU away.
-//! - `die=shutdown|crash|fault|table-write`: how to come to an end; see [`death`].
+//! - `registers=SEED` (other domains): fill all registers again and again, and look; see [`tests`].
+//! - `die=shutdown|crash|fault|table-write`, or one of the architecture's own: how to come to an end; see [`death`].
 //! - `soak=control|witness|hostile`: a part in the soak; see [`soak`].
 //! - `device=0xMFN`: machine frame of a device, for the tour's attempts.
 #![cfg_attr(not(test), no_std)]
@@ -110,6 +111,9 @@ fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     if guest.words().has("lend") {
         grants::lend(guest);
         hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF);
+    }
+    if let Some(seed) = guest.words().value("registers").and_then(|seed| seed.parse().ok()) {
+        tests::keep_registers::<A>(seed);
     }
     if guest.words().has("spin") {
         tour::spin(guest);

@@ -140,7 +140,34 @@ pub const FORBIDDEN_STARTS: &[ForbiddenStart] = &[
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.sctlr |= 1 << 25),
     // Dirty bits managed by hardware.
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr |= 3 << 39),
+    // Other granules, sizes and output sizes, hierarchical permissions, an ignored top byte.
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr ^= 1 << 14),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr ^= 1 << 30),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr ^= 1 << 16),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr ^= 1 << 32),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr |= 3 << 41),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr |= 3 << 37),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr |= 1 << 59),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr = 0),
+    // Walks that aren't cacheable read other bytes than validation did.
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbcr &= !(3 << 24)),
+    // A user root that is no table, or has an address-space number.
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbr0 = 1 << 12),
+    |vcpu, root, stack| {
+        initialise_with(vcpu, root, ENTRY, stack, |context| context.ttbr0 = root << 12 | 1 << 48)
+    },
     // EL2, EL0, AArch32.
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x3c8),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x3cd),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x1d0),
+    |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x1da),
+    // Single-stepping, an illegal state.
+    |vcpu, root, stack| {
+        initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr |= 1 << 21)
+    },
+    |vcpu, root, stack| {
+        initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr |= 1 << 20)
+    },
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x3c9),
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x3c0),
     |vcpu, root, stack| initialise_with(vcpu, root, ENTRY, stack, |context| context.user_regs.cpsr = 0x1d3),

@@ -5,7 +5,8 @@
 //!
 //! QEMU 7.2's Cortex-A72 undefines limited ordering regions, error records, SVE, profiling and trace by itself, so the same list is
 //! tried on a processor that has more of it (`-cpu max`, `neoverse-n1`). Left out is the constant `ICC_SRE_EL1`, which QEMU lets guests
-//! read whatever is trapped, and what QEMU has on no processor: profiling and trace buffers.
+//! read whatever is trapped, what QEMU has on no processor (profiling and trace buffers), and implementation-defined registers
+//! (`HCR_EL2.TIDCP`), which QEMU 7.2 gives to guests whatever is trapped: they are constants there.
 
 use crate::traps::faults;
 use core::arch::asm;
@@ -31,6 +32,12 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("amair_el1", || faults!("msr amair_el1, {x}"; x = in(reg) 1u64)),
     ("actlr_el1, write", || faults!("msr actlr_el1, {x}"; x = in(reg) !0u64)),
     ("actlr_el1, read", || faults!("mrs {x}, actlr_el1"; x = out(reg) _)),
+    // Operations of an implementation.
+    ("sys of an implementation", || faults!("sys #1, c15, c0, #0, {x}"; x = in(reg) 0u64)),
+    ("sys of an implementation, c11", || faults!("sys #0, c11, c0, #0, {x}"; x = in(reg) 0u64)),
+    // Trace (CPTR_EL2.TTA).
+    ("trcidr0", || faults!("mrs {x}, S2_1_C0_C8_7"; x = out(reg) _)),
+    ("trcprgctlr", || faults!("msr S2_1_C0_C1_0, {x}"; x = in(reg) 1u64)),
     // Debug (MDCR_EL2.TDA, TDRA, TDOSA).
     ("mdscr_el1, write", || faults!("msr mdscr_el1, {x}"; x = in(reg) 1u64 << 13)),
     ("mdscr_el1, read", || faults!("mrs {x}, mdscr_el1"; x = out(reg) _)),
@@ -41,6 +48,9 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("dbgwcr0_el1", || faults!("msr dbgwcr0_el1, {x}"; x = in(reg) 1u64)),
     ("dbgwvr0_el1", || faults!("mrs {x}, dbgwvr0_el1"; x = out(reg) _)),
     ("mdrar_el1, where the debug ROM is", || faults!("mrs {x}, mdrar_el1"; x = out(reg) _)),
+    ("osdtrrx_el1", || faults!("mrs {x}, osdtrrx_el1"; x = out(reg) _)),
+    ("dbgdtr_el0", || faults!("msr dbgdtr_el0, {x}"; x = in(reg) 0u64)),
+    ("dbgclaimset_el1", || faults!("msr dbgclaimset_el1, {x}"; x = in(reg) 1u64)),
     ("oslar_el1", || faults!("msr oslar_el1, {x}"; x = in(reg) 0u64)),
     ("oslsr_el1", || faults!("mrs {x}, oslsr_el1"; x = out(reg) _)),
     ("osdlr_el1", || faults!("msr osdlr_el1, {x}"; x = in(reg) 0u64)),
@@ -82,6 +92,11 @@ pub const FORBIDDEN: &[Forbidden] = &[
         "psci cpu_suspend, which could resume with the MMU off",
         || faults!("hvc #0"; inout("x0") 0xc400_0001u64 => _),
     ),
+    ("psci system_reset by smc", || faults!("smc #0"; inout("x0") 0x8400_0009u64 => _)),
+    ("psci system_reset by hvc", || faults!("hvc #0"; inout("x0") 0x8400_0009u64 => _)),
+    ("psci cpu_off", || faults!("smc #0"; inout("x0") 0x8400_0002u64 => _)),
+    ("psci system_suspend", || faults!("smc #0"; inout("x0") 0xc400_000eu64 => _)),
+    ("psci affinity_info", || faults!("hvc #0"; inout("x0") 0xc400_0004u64 => _)),
     ("psci system_reset2", || faults!("smc #0"; inout("x0") 0xc400_0012u64 => _)),
     // Limited ordering regions (TLOR), error records (TERR).
     ("lorsa_el1", || faults!("msr S3_0_C10_C4_0, {x}"; x = in(reg) 0u64)),
@@ -98,6 +113,7 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("apiakeylo_el1", || faults!("msr S3_0_C2_C1_0, {x}"; x = in(reg) 0u64)),
     ("amcr_el0", || faults!("mrs {x}, S3_3_C13_C2_0"; x = out(reg) _)),
     ("gcr_el1", || faults!("msr S3_0_C1_C0_6, {x}"; x = in(reg) 0u64)),
+    ("gmid_el1", || faults!("mrs {x}, S3_1_C0_C0_4"; x = out(reg) _)),
     ("rgsr_el1", || faults!("msr S3_0_C1_C0_5, {x}"; x = in(reg) 0u64)),
     // Buffers that are written through EL1's translation, and the filter of trace.
     ("pmscr_el1", || faults!("msr S3_0_C9_C9_0, {x}"; x = in(reg) 1u64)),

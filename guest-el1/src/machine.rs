@@ -1,12 +1,14 @@
 //! AArch64 as a direct-mode guest sees it: EL1 with the MMU on, `hvc` for hypercalls, entries in VMSAv8-64 format.
 
-use crate::{bench, entries, events, forbidden, made_up, table_writes, traps, unseen};
+use crate::{
+    aarch32, bench, confined, entries, events, forbidden, made_up, registers, table_writes, traps, unseen,
+};
 use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use guest_core::Architecture;
 use guest_core::architecture::{
-    CODE_WORDS, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, Unseen,
+    CODE_WORDS, Death, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, Unseen,
 };
 use guest_core::bench::ArchitectureRow;
 use guest_core::events::SharedLayout;
@@ -213,7 +215,19 @@ impl<B: Below> Architecture for Kernel<B> {
         made_up::execute(code, data);
     }
 
-    const TESTS: &'static [Test<Self>] = &[("table-writes", table_writes::run::<B>)];
+    const TESTS: &'static [Test<Self>] =
+        &[("table-writes", table_writes::run::<B>), ("confined", confined::run::<B>)];
+    const DEATHS: &'static [Death<Self>] = aarch32::deaths::<B>();
+    const SEEN: &'static [Unseen] = unseen::SEEN;
+
+    fn fill_registers(seed: u64) {
+        registers::fill(seed);
+    }
+
+    fn changed_register(seed: u64) -> Option<&'static str> {
+        registers::changed(seed)
+    }
+
     const UNSEEN: &'static [Unseen] = unseen::UNSEEN;
     const USER_CODE: [u64; 2] = unseen::USER_CODE;
 

@@ -6,11 +6,15 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod aarch32;
+#[cfg(target_os = "none")]
 mod bare;
 #[cfg(target_os = "none")]
 mod bare_boot;
 #[cfg(target_os = "none")]
 mod bench;
+#[cfg(target_os = "none")]
+mod confined;
 #[cfg(any(target_os = "none", test))]
 #[cfg_attr(test, expect(dead_code, reason = "the kernel uses it, the host only tests it"))]
 mod entries;
@@ -24,6 +28,8 @@ mod forbidden;
 mod machine;
 #[cfg(target_os = "none")]
 mod made_up;
+#[cfg(target_os = "none")]
+mod registers;
 #[cfg(target_os = "none")]
 mod table_writes;
 #[cfg(target_os = "none")]

@@ -1,6 +1,6 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{bench, descriptors, entries, events, forbidden, made_up, table_writes, traps};
+use crate::{bench, descriptors, entries, events, forbidden, made_up, registers, table_writes, traps};
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
@@ -201,6 +201,14 @@ impl Architecture for X86 {
 
     fn execute(code: u64, data: u64) {
         made_up::execute(code, data);
+    }
+
+    fn fill_registers(seed: u64) {
+        registers::fill(seed);
+    }
+
+    fn changed_register(seed: u64) -> Option<&'static str> {
+        registers::changed(seed)
     }
 
     fn forbidden_instruction() {

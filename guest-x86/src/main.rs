@@ -24,6 +24,8 @@ mod machine;
 #[cfg(target_os = "none")]
 mod made_up;
 #[cfg(target_os = "none")]
+mod registers;
+#[cfg(target_os = "none")]
 mod table_writes;
 #[cfg(target_os = "none")]
 mod traps;

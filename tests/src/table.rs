@@ -145,7 +145,16 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ..Case::new(board, "guest-test/vcpus", "test=vcpus then=poweroff")
     };
     cases.push(guest_test(vcpus.domain(NEIGHBOUR)));
+    let registers = Case::new(board, "guest-test/registers", "test=registers then=poweroff");
+    let mut registers =
+        guest_test(registers.domain("domain=other memory=16M registers=7").says(&["(d1) registers: kept"]));
+    registers.forbidden.push("registers: LOST");
+    cases.push(registers);
     if board == Board::Virt {
+        let confined = |name| guest_test(Case::new(board, name, "test=confined then=poweroff"));
+        cases.push(confined("guest-test/confined"));
+        cases.push(Case { cpu: Some("max"), ..confined("guest-test/confined-on-the-largest-processor") });
+        cases.push(Case { cpu: Some("neoverse-n1"), ..confined("guest-test/confined-on-neoverse-n1") });
         let unseen = Case::new(board, "guest-test/unseen-by-the-hypervisor", "test=unseen then=poweroff");
         cases.push(guest_test(Case { icount: true, ..unseen }));
         let case = |name| guest_test(Case::new(board, name, "test=instructions then=poweroff"));
@@ -249,6 +258,13 @@ fn ends(board: Board) -> Vec<Case> {
         Case::new(board, "domain-end/watched-by-the-control-domain", "test=neighbour then=poweroff");
     let mut cases = vec![guest_test(watched.domain("domain=dying memory=32M die=fault"))];
     cases.extend(ways.map(|(name, dying, line)| end(board, name, dying, line)));
+    if board == Board::Virt {
+        const LINE: &str = "vcpu 0 crashed: AArch32 state, which guests don't have";
+        let spins = "domain=dying memory=32M die=aarch32";
+        cases.push(end(board, "domain-end/user-mode-in-aarch32", spins, LINE));
+        let traps = "domain=dying memory=32M die=aarch32-coprocessor";
+        cases.push(end(board, "domain-end/coprocessor-access-in-aarch32", traps, LINE));
+    }
     cases
 }
 

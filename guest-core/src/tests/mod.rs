@@ -17,6 +17,7 @@ mod multicall;
 mod neighbour;
 mod pin;
 mod preemption;
+mod registers;
 mod reservation;
 mod root;
 mod share;
@@ -30,6 +31,7 @@ use crate::guest::Guest;
 use crate::say;
 pub use check::Check;
 use penumbra_abi::Errno;
+pub use registers::keep as keep_registers;
 
 /// What using a table as a page, or the other way round, is refused with.
 const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
@@ -61,7 +63,7 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 }
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
-/// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) `echo=` (`signal`) or `lend`
+/// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) `echo=` (`signal`), `registers=` (`registers`) or `lend`
 /// (`share`), nor any (`attacks`, which are Penumbra's alone), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
@@ -71,6 +73,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "preemption" => run_one(guest, ("preemption", preemption::run)),
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
+            "registers" => run_one(guest, ("registers", registers::run)),
             "unseen" => run_one(guest, ("unseen", unseen::run)),
             "balloon" => run_one(guest, ("balloon", balloon::run)),
             "share" => run_one(guest, ("share", share::run)),

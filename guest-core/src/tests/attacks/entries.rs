@@ -5,7 +5,7 @@ use crate::architecture::{Architecture, Level, PAGE_SHIFT, ROOT_LEVEL};
 use crate::guest::Guest;
 use crate::hypercalls::{entry, memory_list, mmu_update, mmuext, multicall, update_entry, update_va_mapping};
 use crate::tests::Check;
-use penumbra_abi::grant_table::{GNTMAP_CONTAINS_PTE, GrantEntry};
+use penumbra_abi::grant_table::{GNTMAP_CONTAINS_PTE, GrantEntry, GrantStatus};
 use penumbra_abi::mmu::{
     MMU_PT_UPDATE_NO_TRANSLATE, MMU_PT_UPDATE_PRESERVE_AD, MMUEXT_PIN_L1_TABLE, MMUEXT_UNPIN_TABLE,
     MmuUpdate, UVMF_INVLPG,
@@ -210,7 +210,7 @@ pub fn addresses_between_entries<A: Architecture>(guest: &Guest<A>, check: &mut 
     let entries = |tree: &Tree<'_, A>| [6, 7, 8, 9, 510, 511].map(|index| tree.entry(1, index));
     let before = entries(&tree);
     const REFERENCE: u32 = 20;
-    grants.set(REFERENCE, GrantEntry::access(0, guest.frame(&page) as u32, false));
+    grants.set(REFERENCE, GrantEntry::access(0, guest.frame(&page) as u32, true));
     for index in [7, 511] {
         // Beyond the kind of request, the third bit is all that can be wrong; a grant has no kind.
         for offset in 4..8 {
@@ -229,6 +229,11 @@ pub fn addresses_between_entries<A: Architecture>(guest: &Guest<A>, check: &mut 
         }
     }
     check.that("all entries are as they were", entries(&tree) == before);
+    // So it was nothing else that was wrong with the grant.
+    let aligned = crate::grants::map::<A>(0, REFERENCE, tree.place(1, 7), GNTMAP_CONTAINS_PTE);
+    let undone =
+        aligned.is_ok_and(|it| crate::grants::unmap::<A>(it.handle, tree.place(1, 7)) == GrantStatus::OKAY);
+    check.that("the grant at an entry", undone);
     grants.set(REFERENCE, GrantEntry::default());
     check.done("give the grant table's page back", grants.close(guest));
     tree.remove(check);
