@@ -365,6 +365,27 @@ mod tests {
         assert_eq!((map.take_run(0, 17), map.take_run(MAX_ORDER, usize::MAX)), (None, Some(CHUNK)));
     }
 
+    /// More chunks than a word of a class has bits: the search begins where the lowest can be, and forgets none on the way.
+    #[test]
+    fn chunks_of_later_words_are_found_and_earlier_ones_not_forgotten() {
+        const FRAMES: usize = 200 * CHUNK;
+        let map = map(FRAMES);
+        let whole = |map: &FreeMap| map.take_run(MAX_ORDER, usize::MAX).map(|index| index / CHUNK);
+        for chunk in [199, 130, 64, 63] {
+            map.give_range(chunk * CHUNK, (chunk + 1) * CHUNK);
+            classes_are_right(&map, FRAMES);
+        }
+        assert_eq!(map.take_run(MAX_ORDER, 63 * CHUNK + 100), None, "the lowest one ends beyond");
+        assert_eq!((whole(&map), whole(&map), map.whole_chunks()), (Some(63), Some(64), 2));
+        map.give_range(70 * CHUNK, 71 * CHUNK);
+        assert_eq!(whole(&map), Some(70), "given back below what was looked at last");
+        map.give_range(3 * CHUNK + 64, 3 * CHUNK + 192);
+        assert_eq!(map.take_run(6, usize::MAX), Some(3 * CHUNK + 64), "a broken chunk before a whole one");
+        assert_eq!((whole(&map), whole(&map), whole(&map)), (Some(130), Some(199), None));
+        classes_are_right(&map, FRAMES);
+        assert_eq!((map.take_run(6, usize::MAX), map.take()), (Some(3 * CHUNK + 128), None));
+    }
+
     #[test]
     fn too_little_memory_is_a_map_of_nothing() {
         let map = FreeMap::new(&[], 100);
