@@ -62,6 +62,46 @@ pub const HSTR: u64 = 0xffff & !(1 << 4 | 1 << 14);
 /// `ICH_HCR_EL2`: no list registers in use; the virtual CPU interface traps (TC, TALL0, TALL1).
 pub const ICH_HCR: u64 = 1 << 10 | 1 << 11 | 1 << 12;
 
+/// `MAIR_EL1`: index 0 is Normal write-back memory; all others too, so that none of them can mean anything else.
+pub const MAIR: u64 = 0xffff_ffff_ffff_ffff;
+
+/// `SCTLR_EL1` while guests run, for ever: the MMU and caches on, little-endian, WXN off; cache maintenance from EL0 off (it traps to
+/// us anyway), `dc zva` and `CTR_EL0` from EL0 on; SPAN, LSMAOE, nTLSMD, EIS, EOS, TSCXT as on a CPU without those features.
+pub const SCTLR: u64 = 1 << 0 // M
+    | 1 << 2  // C
+    | 1 << 3  // SA
+    | 1 << 4  // SA0
+    | 1 << 7  // ITD
+    | 1 << 8  // SED
+    | 1 << 11 // EOS
+    | 1 << 12 // I
+    | 1 << 14 // DZE
+    | 1 << 15 // UCT
+    | 1 << 16 // nTWI
+    | 1 << 18 // nTWE
+    | 1 << 20 // TSCXT
+    | 1 << 22 // EIS
+    | 1 << 23 // SPAN
+    | 1 << 28 // nTLSMD
+    | 1 << 29; // LSMAOE
+
+/// `TCR_EL1.EPD0` and `EPD1`: no walks.
+pub const NO_USER_WALKS: u64 = 1 << 7;
+/// See [`NO_USER_WALKS`].
+pub const NO_KERNEL_WALKS: u64 = 1 << 23;
+
+/// `TCR_EL1` with both halves on, on a CPU whose `ID_AA64MMFR0_EL1.PARange` is this: 4 KiB granule and 48 bits in both, write-back
+/// inner-shareable walks, ASID from TTBR0, no hardware management of access flag and dirty state, no top-byte-ignore, output size as the
+/// CPU has it (at most 48 bits).
+pub const fn tcr(physical_range: u64) -> u64 {
+    let walks = 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
+    let size = 16;
+    // TG0 is 0b00 for 4 KiB, TG1 0b10.
+    let granule = 0b10 << 30;
+    let output = (if physical_range > 5 { 5 } else { physical_range }) << 32;
+    walks | walks << 16 | size | size << 16 | granule | output
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +190,51 @@ mod tests {
     fn floating_point_alone_is_free() {
         let set = [("TZ", 8), ("TSM", 12), ("TTA", 20), ("TAM", 30)];
         holds(CPTR, &set, &[("TFP", 10), ("TCPAC", 31)]);
+    }
+
+    /// The MMU is on, for ever, and reads tables as validation does.
+    #[test]
+    fn translation_is_as_the_list_says() {
+        let on = [("M", 0), ("C", 2), ("I", 12)];
+        let off = [
+            ("A", 1),
+            ("CP15BEN", 5),
+            ("UMA", 9),
+            ("EnDB", 13),
+            ("WXN", 19),
+            ("IESB", 21),
+            ("E0E", 24),
+            ("EE", 25),
+            ("UCI", 26),
+            ("EnDA", 27),
+            ("EnIB", 30),
+            ("EnIA", 31),
+            ("BT0", 35),
+            ("BT1", 36),
+            ("ATA0", 42),
+            ("ATA", 43),
+        ];
+        holds(SCTLR, &on, &off);
+        assert_eq!(SCTLR >> 32, 0, "nothing that later extensions would enable");
+        assert!(
+            MAIR.to_ne_bytes().iter().all(|attribute| *attribute == 0xff),
+            "write-back, whatever the index"
+        );
+    }
+
+    #[test]
+    fn no_cpu_makes_tables_mean_anything_else() {
+        for range in 0..16 {
+            let value = tcr(range);
+            let field = |low: u32, bits: u32| value >> low & ((1 << bits) - 1);
+            assert_eq!((field(0, 6), field(16, 6)), (16, 16), "48 bits of addresses, four levels");
+            assert_eq!((field(14, 2), field(30, 2)), (0b00, 0b10), "4 KiB");
+            assert_eq!((field(8, 6), field(24, 6)), (0b11_01_01, 0b11_01_01), "walks are cached and shared");
+            assert!(field(32, 3) <= 5, "no more than 48 bits of machine addresses");
+            holds(value, &[], &[("EPD0", 7), ("A1", 22), ("EPD1", 23), ("AS", 36), ("HA", 39), ("HD", 40)]);
+            assert_eq!(value >> 37, 0, "no top byte, no hierarchical permissions off, no larger addresses");
+        }
+        assert_eq!((NO_USER_WALKS, NO_KERNEL_WALKS), (1 << 7, 1 << 23));
     }
 
     #[test]

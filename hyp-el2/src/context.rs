@@ -11,8 +11,9 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable};
-use hyp_core::address::{MachineAddress, MachineFrame};
+use hyp_core::address::MachineFrame;
 use hyp_core::machine::{Context, FlushScope, Mmu, Roots, StartOfDay};
+use hyp_el2::first_registers;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::vcpu::ArmGuestContext;
 
@@ -22,10 +23,6 @@ use crate::machine::El2;
 
 /// EL1 with its own stack pointer; D, A, I and F masked.
 const START_PSTATE: u64 = 0x3c5;
-/// EL1 with its own stack pointer.
-const EL1H: u64 = 0b0101;
-/// What a vCPU that a guest starts may have set besides: the condition flags, and D, A, I and F.
-const START_FLAGS: u64 = 0xf << 28 | 0xf << 6;
 /// PSTATE.I: no interrupts.
 const IRQ_MASKED: u64 = 1 << 7;
 /// Bytes of the instruction that makes a hypercall.
@@ -162,12 +159,6 @@ impl GuestContext {
     }
 }
 
-/// The frame of a root that a guest names by its machine address, without an ASID.
-fn root(address: u64) -> Result<MachineFrame, Errno> {
-    let address = MachineAddress::new(address).filter(|address| address.offset_in_frame() == 0);
-    address.map(MachineFrame::containing).ok_or(Errno::EINVAL)
-}
-
 impl Context for GuestContext {
     #[allow(clippy::declare_interior_mutable_const)]
     const EMPTY: Self = Self {
@@ -205,14 +196,7 @@ impl Context for GuestContext {
 
     /// The kernel starts at EL1 in AArch64, with the translation registers that all guests have: the MMU on.
     fn judge_start(start: &ArmGuestContext) -> Result<Roots, Errno> {
-        let walks = start.ttbcr & !(control::NO_USER_WALKS | control::NO_KERNEL_WALKS);
-        let fixed = start.sctlr == control::SCTLR && walks == control::tcr();
-        let registers = &start.user_regs;
-        if !fixed || registers.cpsr & !START_FLAGS != EL1H || !registers.pc.is_multiple_of(INSTRUCTION) {
-            return Err(Errno::EINVAL);
-        }
-        let user = if start.ttbr0 == 0 { None } else { Some(root(start.ttbr0)?) };
-        Ok(Roots { kernel: root(start.ttbr1)?, user })
+        first_registers::judge(start, control::tcr())
     }
 
     fn start(&self, start: &ArmGuestContext) {

@@ -12,43 +12,9 @@ use aarch64_cpu::registers::{
 };
 use hyp_el2::confinement;
 
-/// `MAIR_EL1`: index 0 is Normal write-back memory; all others too, so that none of them can mean anything else.
-const MAIR: u64 = 0xffff_ffff_ffff_ffff;
-
-/// `SCTLR_EL1` while guests run, for ever: the MMU and caches on, little-endian, WXN off; cache maintenance from EL0 off (it traps to
-/// us anyway), `dc zva` and `CTR_EL0` from EL0 on; SPAN, LSMAOE, nTLSMD, EIS, EOS, TSCXT as on a CPU without those features.
-pub const SCTLR: u64 = 1 << 0 // M
-    | 1 << 2  // C
-    | 1 << 3  // SA
-    | 1 << 4  // SA0
-    | 1 << 7  // ITD
-    | 1 << 8  // SED
-    | 1 << 11 // EOS
-    | 1 << 12 // I
-    | 1 << 14 // DZE
-    | 1 << 15 // UCT
-    | 1 << 16 // nTWI
-    | 1 << 18 // nTWE
-    | 1 << 20 // TSCXT
-    | 1 << 22 // EIS
-    | 1 << 23 // SPAN
-    | 1 << 28 // nTLSMD
-    | 1 << 29; // LSMAOE
-
-/// `TCR_EL1.EPD0` and `EPD1`: no walks.
-pub const NO_USER_WALKS: u64 = 1 << 7;
-/// See [`NO_USER_WALKS`].
-pub const NO_KERNEL_WALKS: u64 = 1 << 23;
-
-/// `TCR_EL1` with both halves on: 4 KiB granule and 48 bits in both, write-back inner-shareable walks, ASID from TTBR0, no
-/// hardware management of access flag and dirty state, no top-byte-ignore, output size as the CPU has it (at most 48 bits).
+/// `TCR_EL1` with both halves on.
 pub fn tcr() -> u64 {
-    let walks = 0b11 << 12 | 0b01 << 10 | 0b01 << 8;
-    let size = 16;
-    // TG0 is 0b00 for 4 KiB, TG1 0b10.
-    let granule = 0b10 << 30;
-    let output = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5) << 32;
-    walks | walks << 16 | size | size << 16 | granule | output
+    confinement::tcr(ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange))
 }
 
 /// Everything, for the CPU that executes this.
@@ -143,9 +109,9 @@ fn confine_interrupts_and_time() {
 
 /// EL1's translation regime, with no walks allowed until roots are loaded. `TVM` keeps it as it is.
 fn fix_translation() {
-    TCR_EL1.set(tcr() | NO_USER_WALKS | NO_KERNEL_WALKS);
-    MAIR_EL1.set(MAIR);
-    SCTLR_EL1.set(SCTLR);
+    TCR_EL1.set(tcr() | confinement::NO_USER_WALKS | confinement::NO_KERNEL_WALKS);
+    MAIR_EL1.set(confinement::MAIR);
+    SCTLR_EL1.set(confinement::SCTLR);
     // SAFETY: auxiliary memory attributes, and the stage 2 that is off: nothing.
     unsafe {
         asm!(

@@ -3,6 +3,7 @@
 //! - [`layout`]: where things are in EL2's virtual address space;
 //! - [`format`](mod@format): the guests' page tables, as the core sees them;
 //! - [`confinement`]: the values of the registers that confine guests;
+//! - [`first_registers`]: what a guest may choose of a vCPU that it starts;
 //! - [`mapper`]: building and surveying the hypervisor's own tables;
 //! - [`syndrome`]: what a trap's syndrome says;
 //! - [`features`]: what guests see of the CPU's ID registers;
@@ -14,6 +15,7 @@
 
 pub mod confinement;
 pub mod features;
+pub mod first_registers;
 pub mod format;
 pub mod injection;
 pub mod layout;

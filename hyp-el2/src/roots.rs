@@ -11,8 +11,8 @@ use hyp_core::Vcpu;
 use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::domain::MAX_DOMAINS;
 use hyp_core::machine::FlushScope;
+use hyp_el2::confinement::{NO_KERNEL_WALKS, NO_USER_WALKS};
 
-use crate::control::{NO_KERNEL_WALKS, NO_USER_WALKS};
 use crate::machine::El2;
 use crate::memory::forget_instructions;
 use crate::oracle;
