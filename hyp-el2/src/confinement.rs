@@ -3,6 +3,9 @@
 //! Kept apart from the code that writes them into registers, so that a test on any host can hold them against the list. Bit
 //! numbers: DDI 0487, D19.2.
 
+use hyp_core::address::DomainId;
+use hyp_core::domain::MAX_DOMAINS;
+
 /// `HCR_EL2` while guests run. Clear, and meant to be: VM and DC (no second stage, no default cacheability), TGE, HCD (hypercalls), E2H,
 /// ATA (no tags), FIEN (no fault injection), API and APK (no pointer authentication), TTLB and TRVM (a guest's own TLB maintenance
 /// and its reads of translation registers are its own business), EnSCXT, AMVOFFEN.
@@ -101,6 +104,14 @@ pub const fn tcr(physical_range: u64) -> u64 {
     let output = (if physical_range > 5 { 5 } else { physical_range }) << 32;
     walks | walks << 16 | size | size << 16 | granule | output
 }
+
+/// The tag of a domain's translations, `VTTBR_EL2.VMID`: its number plus one, though stage 2 is off. Every CPU has 8 bits of it.
+pub const fn vmid(domain: DomainId) -> u64 {
+    (domain.number() as u64 + 1) & 0xff
+}
+
+/// So no two domains share one.
+const _: () = assert!(MAX_DOMAINS < 0xff);
 
 #[cfg(test)]
 mod tests {
@@ -235,6 +246,14 @@ mod tests {
             assert_eq!(value >> 37, 0, "no top byte, no hierarchical permissions off, no larger addresses");
         }
         assert_eq!((NO_USER_WALKS, NO_KERNEL_WALKS), (1 << 7, 1 << 23));
+    }
+
+    #[test]
+    fn no_two_domains_share_a_tag_and_none_has_the_hypervisors() {
+        let tags = (0..MAX_DOMAINS).map(|number| vmid(DomainId::new(number as u16)));
+        let distinct: std::collections::BTreeSet<u64> = tags.collect();
+        assert_eq!(distinct.len(), MAX_DOMAINS);
+        assert!(!distinct.contains(&0) && distinct.iter().all(|tag| *tag <= 0xff));
     }
 
     #[test]

@@ -8,21 +8,14 @@ use core::sync::atomic::{AtomicU16, Ordering};
 
 use aarch64_cpu::registers::{Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
 use hyp_core::Vcpu;
-use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::address::MachineFrame;
 use hyp_core::domain::MAX_DOMAINS;
 use hyp_core::machine::FlushScope;
-use hyp_el2::confinement::{NO_KERNEL_WALKS, NO_USER_WALKS};
+use hyp_el2::confinement::{NO_KERNEL_WALKS, NO_USER_WALKS, vmid};
 
 use crate::machine::El2;
 use crate::memory::forget_instructions;
 use crate::oracle;
-
-fn vmid(domain: DomainId) -> u64 {
-    (u64::from(domain.number()) + 1) & 0xff
-}
-
-/// Every CPU has VMIDs of 8 bits at least, so no two domains share one.
-const _: () = assert!(MAX_DOMAINS < 0xff);
 
 fn barrier() {
     // SAFETY: a barrier.
