@@ -1,6 +1,8 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
-use crate::{bench, descriptors, entries, events, forbidden, made_up, registers, table_writes, traps};
+use crate::{
+    absent_entries, bench, descriptors, entries, events, forbidden, made_up, registers, table_writes, traps,
+};
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
@@ -40,8 +42,11 @@ impl Architecture for X86 {
     const HAS_SEGMENTS: bool = true;
     const FORBIDDEN: &'static [Forbidden] = forbidden::FORBIDDEN;
 
-    const TESTS: &'static [Test<Self>] =
-        &[("table-writes", table_writes::run), ("descriptors", descriptors::run)];
+    const TESTS: &'static [Test<Self>] = &[
+        ("table-writes", table_writes::run),
+        ("descriptors", descriptors::run),
+        ("absent-entries", absent_entries::run),
+    ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     /// QEMU's time-stamp counter counts nanoseconds.
     const COUNTER_UNIT: u64 = 1;

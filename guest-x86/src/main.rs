@@ -5,6 +5,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod absent_entries;
 mod bench;
 #[cfg(target_os = "none")]
 mod descriptors;

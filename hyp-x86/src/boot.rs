@@ -12,6 +12,7 @@ use hyp_core::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::frame::{BootMemory, FrameRecord, Memory, allocator};
 use hyp_core::machine::Board;
 use hyp_core::{BootInformation, Module, ModuleKind};
+use hyp_x86::l1tf::{self, Processor};
 use hyp_x86::layout;
 use hyp_x86::ram::RamMap;
 use platform::q35::apic::Apic;
@@ -32,6 +33,8 @@ const FIRST_MIB: u64 = 1 << 20;
 /// The page-attribute table, as it is after a reset: types 0 and 4 are write-back, which `format.rs` counts on.
 const PAGE_ATTRIBUTES: u64 = 0x0007_0406_0007_0406;
 const MSR_PAGE_ATTRIBUTES: u32 = 0x277;
+/// Which flaws the processor doesn't have (`IA32_ARCH_CAPABILITIES`).
+const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
 /// Frames are counted from a multiple of this.
 const FRAME_GROUP: u64 = 512;
 
@@ -156,6 +159,7 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     // SAFETY: once, with interrupts off, on the hypervisor's own tables.
     unsafe { descriptors::load() };
     set_features();
+    judge_processor(end * PAGE_SIZE as u64);
     give_memory(&mut boot, end)?;
     // SAFETY: once, with interrupts off; the tables map the registers there.
     unsafe { interrupts::start(layout::APIC_REGISTERS) }.map_err(Stop::Clock)?;
@@ -253,6 +257,24 @@ fn set_features() {
     wanted.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.ecx >> 2 & 1 != 0);
     // SAFETY: the hypervisor's own text isn't a user's page, and neither bit is set on a processor without it.
     unsafe { Cr4::update(|flags| *flags |= wanted) };
+}
+
+/// On a processor with the L1 terminal fault, guests' absent entries must not name memory. RAM ends at `end` (bytes).
+fn judge_processor(end: u64) {
+    let names = core::arch::x86_64::__cpuid(0);
+    let widths = core::arch::x86_64::__cpuid(0x8000_0008);
+    // Leaf 7, edx bit 29: there is the register.
+    let has_register = names.eax >= 7 && core::arch::x86_64::__cpuid_count(7, 0).edx >> 29 & 1 != 0;
+    // SAFETY: the processor says that it has the register, which can be read at any time.
+    let capabilities = has_register.then(|| unsafe { Msr::new(MSR_ARCH_CAPABILITIES).read() });
+    let vendor = [names.ebx, names.edx, names.ecx];
+    let processor = Processor { vendor, capabilities, address_bits: widths.eax & 0xff };
+    if let Some(rule) = processor.rule(end) {
+        l1tf::enforce(rule);
+        log::info!(
+            "the processor may have the L1 terminal fault: guests' absent entries must not name memory"
+        );
+    }
 }
 
 /// Allocates the core's arrays, one item for each frame up to the last of RAM, and hands them over.

@@ -14,9 +14,8 @@
 //! - A root's entry that isn't writable makes everything below read-only, in ring 0 as well (CR0.WP); so a root may lead to itself by
 //!   one. Seen through such an entry, a table of level 2 passes for one of level 1, and its superpages' bit 7 for the memory type's highest
 //!   bit: type 4, which is write-back, like type 0 (the page-attribute table is as after a reset).
-//! - Absent entries are the guest's own, all bits of them, as in Xen's ABI. On a processor with the L1 terminal fault (XSA-273)
-//!   their address bits can be used to read memory by speculation: see `docs/decisions/l1tf.md` for what is done about that
-//!   (nothing) and what would have to be.
+//! - Absent entries are the guest's own, all bits of them, as in Xen's ABI; but on a processor with the L1 terminal fault (XSA-273)
+//!   they must not name memory ([`crate::l1tf`]).
 //! - Bits 52 to 58 are the guest's own. Bits 59 to 62 are protection keys where a processor has them: refused.
 //!
 //! Source: Intel SDM volume 3, 4.5; AMD APM volume 2, 5.3.
@@ -27,6 +26,7 @@ use bitflags::bitflags;
 use hyp_core::address::{MachineAddress, MachineFrame};
 use hyp_core::machine::{Entry, EntryFault, Leaf, Level, PageTableFormat};
 
+use crate::l1tf;
 use crate::layout::RESERVED_SLOTS;
 
 bitflags! {
@@ -58,7 +58,7 @@ bitflags! {
 
 /// The frame's address inside an entry, as wide as the architecture allows. Bits that a processor doesn't have name
 /// frames that don't exist, so the core refuses them as it refuses every frame that isn't RAM.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits that software may use as it likes.
 const SOFTWARE: u64 = 0b111 << 9 | 0x7f << 52;
 /// Bits of a superpage's entry at level 2 that a page's has for its address: the lowest selects a memory type, the others are reserved.
@@ -101,7 +101,10 @@ impl PageTableFormat for X86Format {
     fn admit(level: Level, raw: u64) -> Result<(u64, Entry), EntryFault> {
         let bits = Bits::from_bits_retain(raw);
         if !bits.contains(Bits::PRESENT) {
-            return Ok((raw, Entry::Absent));
+            return match raw == 0 || l1tf::is_harmless(level, raw) {
+                true => Ok((raw, Entry::Absent)),
+                false => Err(EntryFault::ForbiddenBits(raw & (ADDRESS | Bits::LARGE.bits()))),
+            };
         }
         let permitted = match (level, bits.contains(Bits::LARGE)) {
             (2, true) => PERMITTED & !BELOW_LARGE | Bits::LARGE.bits(),

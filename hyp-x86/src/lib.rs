@@ -1,6 +1,7 @@
 //! The parts of the x86-64 backend that are pure: they touch no hardware, hold no unsafe code, and are tested on the host.
 //!
 //! - [`format`]: the page-table format, which entries a guest may have;
+//! - [`l1tf`]: which absent entries a guest may have, where the processor reads through them;
 //! - [`layout`]: who owns which virtual addresses;
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`ram`]: which machine memory there is;
@@ -14,6 +15,7 @@
 
 pub mod decode;
 pub mod format;
+pub mod l1tf;
 pub mod layout;
 pub mod ram;
 pub mod segment;

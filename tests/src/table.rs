@@ -131,6 +131,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ] {
             cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
         }
+        cases.extend(absent_entries(board));
     }
     cases.push(attacks(board));
     let balloon = Case::new(board, "guest-test/balloon", "test=balloon then=poweroff");
@@ -168,6 +169,16 @@ fn guest_tests(board: Board) -> Vec<Case> {
     let taken_back = "(d1) lend: taken back: true, a table since: true, freed: true";
     cases.push(guest_test(share.domain("domain=lender memory=16M lend").says(&[taken_back])));
     cases
+}
+
+/// What may stand in absent entries: on a processor without the L1 terminal fault, and on one that may have it.
+fn absent_entries(board: Board) -> [Case; 2] {
+    let usual = Case::new(board, "guest-test/absent-entries", "test=absent-entries then=poweroff");
+    let usual = Case { forbidden: [&usual.forbidden[..], &["L1 terminal fault"]].concat(), ..usual };
+    let name = "guest-test/absent-entries-where-they-leak";
+    let leaks = Case::new(board, name, "test=absent-entries then=poweroff");
+    let leaks = leaks.says(&["may have the L1 terminal fault"]);
+    [guest_test(usual), guest_test(Case { cpu: Some("qemu64,vendor=GenuineIntel"), ..leaks })]
 }
 
 /// What published flaws let a guest do, each with a line of its own; docs/attacks.md names them by it.
