@@ -141,12 +141,21 @@ impl FrameTable {
         let Some(tables) = self.tables.get() else { return };
         // No entry leads there, but translations of entries that did may still be cached.
         machine.flush(FlushScope::Everything);
+        // Frames that follow each other become free together: the allocator looks for runs each time that it is given something.
+        let (mut start, mut end, mut count) = (0usize, 0usize, 0u64);
         for frame in frames {
             let Ok(record) = self.record(frame) else { continue };
             tables.m2p.set(frame, None);
             record.vacate(false);
-            self.count_out(owner, 1);
-            tables.free.give(frame.number().saturating_sub(tables.first) as usize);
+            count = count.saturating_add(1);
+            let index = frame.number().saturating_sub(tables.first) as usize;
+            if index != end {
+                tables.free.give_range(start, end);
+                start = index;
+            }
+            end = index.saturating_add(1);
         }
+        tables.free.give_range(start, end);
+        self.count_out(owner, count);
     }
 }

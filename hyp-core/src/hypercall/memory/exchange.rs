@@ -8,6 +8,7 @@ use core::mem::offset_of;
 
 use penumbra_abi::errno::Errno;
 use penumbra_abi::memory::MemoryExchange;
+use zerocopy::IntoBytes;
 
 use super::super::batch::NotDone;
 use super::super::{Arguments, Call, Failure, Outcome};
@@ -18,6 +19,18 @@ use crate::frame::allocator::MAX_ORDER;
 use crate::frame::extent::{Extent, Wanted, run};
 use crate::machine::Machine;
 use crate::paging::Budget;
+
+/// Words of a guest's list that are copied at once.
+const BLOCK: usize = 32;
+
+/// The extents of chunk `number` of a list, `2^order` of them, by blocks: index of the first, and how many.
+fn blocks(number: u64, order: u32) -> impl Iterator<Item = (u64, usize)> {
+    let size = 1u64 << order;
+    let block = move |start| {
+        ((number << order).saturating_add(start), size.saturating_sub(start).min(BLOCK as u64) as usize)
+    };
+    (0..size).step_by(BLOCK).map(block)
+}
 
 /// Frames of a chunk at most.
 const CHUNK: usize = 1 << MAX_ORDER;
@@ -157,23 +170,34 @@ impl<'a, M: Machine> Call<'a, M> {
         stolen: &mut List<MachineFrame>,
     ) -> Result<(), NotDone> {
         let old = request.exchange.input;
-        for extent in 0..1u64 << request.old_order {
-            let at = (number << request.old_order).saturating_add(extent);
-            let first: u64 = self.read(slot(old.extent_start, at)?)?;
-            let first = MachineFrame::new(first).ok_or(Errno::EINVAL)?;
-            let mut count = 0u64;
-            for frame in run(first, old.extent_order) {
-                self.budget.charge(1);
-                if !self.hypervisor.frames.steal(frame, request.domain.id()) || !stolen.push(frame) {
-                    return Err(Errno::EINVAL.into());
-                }
-                count = count.saturating_add(1);
-            }
-            if count >> old.extent_order != 1 {
-                return Err(Errno::EINVAL.into());
+        for (at, count) in blocks(number, request.old_order) {
+            let mut names = [0u64; BLOCK];
+            let names = names.get_mut(..count).ok_or(Errno::EINVAL)?;
+            self.read_bytes(slot(old.extent_start, at)?, names.as_mut_bytes())?;
+            for first in names {
+                self.steal_extent(request, *first, stolen)?;
             }
         }
         Ok(())
+    }
+
+    fn steal_extent(
+        &self,
+        request: &Request<'_, M>,
+        first: u64,
+        stolen: &mut List<MachineFrame>,
+    ) -> Result<(), Errno> {
+        let order = request.exchange.input.extent_order;
+        let first = MachineFrame::new(first).ok_or(Errno::EINVAL)?;
+        let mut count = 0u64;
+        for frame in run(first, order) {
+            self.budget.charge(1);
+            if !self.hypervisor.frames.steal(frame, request.domain.id()) || !stolen.push(frame) {
+                return Err(Errno::EINVAL);
+            }
+            count = count.saturating_add(1);
+        }
+        if count >> order == 1 { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     fn reserve_chunk(
@@ -185,12 +209,18 @@ impl<'a, M: Machine> Call<'a, M> {
         let new = request.exchange.output;
         // The old frames are still counted, so the limit can't be.
         let wanted = Wanted { limit: u64::MAX, ..request.domain.wants(new.extent_order, request.end) };
-        for extent in 0..1u64 << request.new_order {
-            self.probe(slot(new.extent_start, (number << request.new_order).saturating_add(extent))?)?;
-            let extent = self.reserve(wanted)?;
-            if !reserved.push(extent) {
-                self.hypervisor.frames.cancel(extent);
-                return Err(Errno::EINVAL.into());
+        for (at, count) in blocks(number, request.new_order) {
+            let mut names = [0u64; BLOCK];
+            let names = names.get_mut(..count).ok_or(Errno::EINVAL)?;
+            // The list can be read and written, seen without a change to it.
+            self.read_bytes(slot(new.extent_start, at)?, names.as_mut_bytes())?;
+            self.write_bytes(slot(new.extent_start, at)?, names.as_bytes())?;
+            for _ in 0..count {
+                let extent = self.reserve(wanted)?;
+                if !reserved.push(extent) {
+                    self.hypervisor.frames.cancel(extent);
+                    return Err(Errno::EINVAL.into());
+                }
             }
         }
         Ok(())
@@ -204,16 +234,31 @@ impl<'a, M: Machine> Call<'a, M> {
         number: u64,
         reserved: &List<Extent>,
     ) -> Result<(), NotDone> {
-        let mut result = Ok(());
-        for (extent, at) in reserved.iter().zip(number << request.new_order..) {
-            let told = slot(request.exchange.output.extent_start, at).and_then(|slot| {
-                let name: u64 = self.read(slot)?;
-                self.name_frames(extent.first, extent.order, name);
-                self.write(slot, &extent.first.number())
-            });
+        let (mut result, mut extents) = (Ok(()), reserved.iter());
+        for (at, count) in blocks(number, request.new_order) {
+            let told = slot(request.exchange.output.extent_start, at)
+                .and_then(|slot| self.tell_block(slot, count, extents.by_ref()));
             result = result.and(told);
         }
         self.budget.charge(Budget::OPERATION);
         Ok(result?)
+    }
+
+    fn tell_block(
+        &self,
+        slot: u64,
+        count: usize,
+        extents: impl Iterator<Item = Extent>,
+    ) -> Result<(), Errno> {
+        let mut names = [0u64; BLOCK];
+        let names = names.get_mut(..count).ok_or(Errno::EINVAL)?;
+        let read = self.read_bytes(slot, names.as_mut_bytes());
+        for (name, extent) in names.iter_mut().zip(extents) {
+            if read.is_ok() {
+                self.name_frames(extent.first, extent.order, *name);
+            }
+            *name = extent.first.number();
+        }
+        read.and_then(|()| self.write_bytes(slot, names.as_bytes()))
     }
 }
