@@ -12,7 +12,7 @@ use crate::address::MachineFrame;
 use crate::frame::{FrameTable, Unreferenced};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Machine, PageTableFormat};
-use crate::paging::{Budget, TableSpace};
+use crate::paging::{Budget, Stop, TableSpace};
 
 /// What is being done to a dying domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,16 +75,21 @@ impl<M: Machine> Domain<M> {
         gone && self.change_life(Life::Dying, Life::Vacant)
     }
 
-    fn space<'a>(&'a self, machine: &'a M, frames: &'a FrameTable, budget: &'a Budget) -> TableSpace<'a, M> {
+    /// The domain's tables, all of them in their trees; `None`: not yet.
+    fn space<'a>(
+        &'a self,
+        machine: &'a M,
+        frames: &'a FrameTable,
+        budget: &'a Budget,
+    ) -> Option<TableSpace<'a, M>> {
         let mut space = self.table_space(machine, frames, budget);
         // One that can't be hooked in any more holds nothing any more either.
-        let _ = space.hook_all();
-        space
+        (space.hook_all() != Err(Stop::Preempted)).then_some(space)
     }
 
     fn drop_holders(&self, machine: &M, frames: &FrameTable) -> Option<Phase> {
         let budget = Budget::new(Budget::HYPERCALL);
-        let mut space = self.space(machine, frames, &budget);
+        let Some(mut space) = self.space(machine, frames, &budget) else { return Some(Phase::Holders) };
         for vcpu in &self.vcpus {
             while let Some(root) = vcpu.replace_kernel_root(None).or_else(|| vcpu.replace_user_root(None)) {
                 if space.settle(None).is_err() {
@@ -126,7 +131,7 @@ impl<M: Machine> Domain<M> {
 
     fn drop_pins(&self, machine: &M, frames: &FrameTable, from: u64) -> Option<Phase> {
         let budget = Budget::new(Budget::HYPERCALL);
-        let mut space = self.space(machine, frames, &budget);
+        let Some(mut space) = self.space(machine, frames, &budget) else { return Some(Phase::Pins(from)) };
         let stopped = each_record(frames, from, |frame| {
             if space.pinned_level(frame).is_some() && space.unpin(frame).is_err() {
                 return ControlFlow::Break(frame.number());

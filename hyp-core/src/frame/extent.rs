@@ -58,6 +58,31 @@ pub fn run(first: MachineFrame, order: u32) -> impl Iterator<Item = MachineFrame
     (0..1u64.checked_shl(order).unwrap_or(0)).filter_map(move |offset| first.checked_add(offset))
 }
 
+/// Frames that follow each other are given to the allocator together: it looks for runs each time that it is given something.
+#[derive(Default)]
+struct Runs {
+    first: u64,
+    count: usize,
+}
+
+impl Runs {
+    /// Adds frames; the run before them, if they don't go on with it: first frame's number, and how many.
+    fn add(&mut self, first: MachineFrame, count: usize) -> Option<(u64, usize)> {
+        if first.number() == self.first.saturating_add(self.count as u64) {
+            self.count = self.count.saturating_add(count);
+            return None;
+        }
+        let before = self.last();
+        (self.first, self.count) = (first.number(), count);
+        Some(before)
+    }
+
+    /// The run that was added last; it may be empty.
+    fn last(&self) -> (u64, usize) {
+        (self.first, self.count)
+    }
+}
+
 impl FrameTable {
     /// Sets an extent aside. `go_on` is asked after each frame that had to be scrubbed.
     ///
@@ -112,10 +137,24 @@ impl FrameTable {
 
     /// Makes a reserved extent free memory again.
     pub fn cancel(&self, extent: Extent) {
-        if let Some(tables) = self.tables.get() {
-            let start = extent.first.number().saturating_sub(tables.first) as usize;
-            tables.free.give_range(start, start.saturating_add(1usize << extent.order));
+        self.cancel_all(core::iter::once(extent));
+    }
+
+    /// Makes reserved extents free memory again.
+    pub fn cancel_all(&self, extents: impl Iterator<Item = Extent>) {
+        let mut runs = Runs::default();
+        for extent in extents {
+            self.give(runs.add(extent.first, 1usize << extent.order));
             self.count_out(extent.owner, 1u64 << extent.order);
+        }
+        self.give(Some(runs.last()));
+    }
+
+    /// Says to the allocator that a run of frames is free: first frame's number, and how many.
+    fn give(&self, run: Option<(u64, usize)>) {
+        if let (Some(tables), Some((first, count))) = (self.tables.get(), run) {
+            let start = first.saturating_sub(tables.first) as usize;
+            tables.free.give_range(start, start.saturating_add(count));
         }
     }
 
@@ -141,21 +180,15 @@ impl FrameTable {
         let Some(tables) = self.tables.get() else { return };
         // No entry leads there, but translations of entries that did may still be cached.
         machine.flush(FlushScope::Everything);
-        // Frames that follow each other become free together: the allocator looks for runs each time that it is given something.
-        let (mut start, mut end, mut count) = (0usize, 0usize, 0u64);
+        let (mut runs, mut count) = (Runs::default(), 0u64);
         for frame in frames {
             let Ok(record) = self.record(frame) else { continue };
             tables.m2p.set(frame, None);
             record.vacate(false);
             count = count.saturating_add(1);
-            let index = frame.number().saturating_sub(tables.first) as usize;
-            if index != end {
-                tables.free.give_range(start, end);
-                start = index;
-            }
-            end = index.saturating_add(1);
+            self.give(runs.add(frame, 1));
         }
-        tables.free.give_range(start, end);
+        self.give(Some(runs.last()));
         self.count_out(owner, count);
     }
 }

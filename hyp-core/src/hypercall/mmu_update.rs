@@ -19,6 +19,9 @@ impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn mmu_update(&self, arguments: Arguments) -> Outcome {
         let [_, _, _, foreign, ..] = arguments;
         let (owner, target) = self.foreign_domains(foreign)?;
+        if owner.has_unhooked() {
+            self.hook_in(owner, arguments)?;
+        }
         let mut space = self.tables(owner, target);
         let mut leaves = None;
         self.batch(arguments, |update| self.one_update(&mut space, &mut leaves, update))

@@ -17,6 +17,9 @@ impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn mmuext_op(&self, arguments: Arguments) -> Outcome {
         let [_, _, _, foreign, ..] = arguments;
         let owner = self.named_domain(foreign as u16)?;
+        if owner.has_unhooked() {
+            self.hook_in(owner, arguments)?;
+        }
         self.batch(arguments, |operation| self.one_operation(owner, operation))
     }
 

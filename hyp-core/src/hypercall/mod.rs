@@ -110,7 +110,9 @@ impl<M: Machine> Hypervisor<M> {
         let call = Call { hypervisor: self, vcpu, domain, budget };
         // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
         if domain.has_unhooked() && number != number::PENUMBRA {
-            call.hook_all();
+            if let Err(Failure::Again(arguments)) = call.hook_in(domain, arguments) {
+                return again(vcpu, arguments);
+            }
         }
         match call.dispatch(number, arguments) {
             Ok(value) => vcpu.context().set_result(value),
@@ -128,12 +130,16 @@ fn again<M: Machine>(vcpu: &Vcpu<M>, arguments: Arguments) {
 }
 
 impl<'a, M: Machine> Call<'a, M> {
-    /// Puts the domain's unhooked tables back into its trees.
+    /// Puts a domain's unhooked tables back into its trees; preempted, the hypercall is issued again as it is.
     #[cold]
     #[inline(never)]
-    fn hook_all(&self) {
+    fn hook_in(&self, domain: &Domain<M>, arguments: Arguments) -> Result<(), Failure> {
         let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
-        let _ = self.domain.table_space(machine, frames, self.budget).hook_all();
+        match domain.table_space(machine, frames, self.budget).hook_all() {
+            Err(Stop::Preempted) => Err(Failure::Again(arguments)),
+            // A table that is refused is no table any more.
+            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
+        }
     }
 
     /// Finds the hypercall's function by its number. These functions are never inlined: what each of them needs of the stack and of registers
@@ -223,11 +229,9 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Locks the tables of `owner`, to map frames of `target`.
     fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
         let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
-        // Another domain's, or unhooked by another vCPU since the hypercall began. Before the target is set: what the domain has
+        // Unhooked by another vCPU since the hypercall began: no preemption any more. Before the target is set: what the domain has
         // written there by itself may lead to its own frames only.
-        if owner.has_unhooked() {
-            let _ = space.hook_all();
-        }
+        while owner.has_unhooked() && space.hook_all() == Err(Stop::Preempted) {}
         space.target = target;
         space
     }

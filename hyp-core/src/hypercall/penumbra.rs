@@ -6,7 +6,7 @@ use penumbra_abi::hypercall as number;
 use super::{Arguments, Call, Outcome, finish};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::machine::Machine;
-use crate::paging::TableSpace;
+use crate::paging::{Stop, TableSpace};
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: the operation. Audit (control domain only): recounts every reference of the machine, logs the report, returns how
@@ -56,9 +56,9 @@ impl<M: Machine> Call<'_, M> {
             space.hook_all()
         } else {
             let address = GuestVirtual::new(address);
-            space.hook_at(self.root_of(address)?, address).ok_or(Errno::ENOENT)?
+            space.hook_at(self.root_of(address)?, address).ok_or(Errno::ENOENT)?.map_err(Stop::Refused)
         };
-        outcome.map(|()| 0).map_err(|refusal| refusal.errno().into())
+        finish(outcome, arguments)
     }
 
     /// The domain's tables as they are, the unhooked ones out of their trees.

@@ -92,8 +92,9 @@ impl<M: Machine> Hypervisor<M> {
     pub fn hook_everything(&self, vcpu: &Vcpu<M>) {
         if let Some(domain) = self.domain(vcpu.domain_id()).filter(|domain| domain.has_unhooked()) {
             let budget = Budget::new(Budget::HYPERCALL);
-            // A table that can't be hooked in stays out, and its addresses fault.
-            let _ = domain.table_space(&self.machine, &self.frames, &budget).hook_all();
+            let mut space = domain.table_space(&self.machine, &self.frames, &budget);
+            // A table that can't be hooked in stays out, and its addresses fault. There is no turning back from here, so no preemption.
+            while space.hook_all() == Err(Stop::Preempted) {}
         }
     }
 }
@@ -123,7 +124,9 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         }
         // What is unhooked relies on these entries.
-        let _ = self.hook_those(|unhooked| level > 1 || unhooked.mapping.table == table);
+        if self.hook_those(|unhooked| level > 1 || unhooked.mapping.table == table) == Err(Stop::Preempted) {
+            return TableWrite::Again;
+        }
         let index = (address.bytes() % crate::address::PAGE_BYTES / 8) as usize;
         self.emulate(table, level, index, change)
     }

@@ -83,7 +83,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let mapping = self.find(root, address).ok_or(Refusal::NotMapped)?;
         match self.entry(mapping.table, 1, mapping.index) {
             Entry::Leaf(leaf) if leaf.writable && self.is_unhooked(leaf.frame) => Ok(()),
-            Entry::Leaf(leaf) if !leaf.writable => Ok(self.unhook_mapped(leaf.frame, mapping, address)?),
+            Entry::Leaf(leaf) if !leaf.writable => self.unhook_mapped(leaf.frame, mapping, address),
             _ => Err(Refusal::NotMapped.into()),
         }
     }
@@ -94,13 +94,15 @@ impl<M: Machine> TableSpace<'_, M> {
         table: MachineFrame,
         mapping: Place,
         address: GuestVirtual,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Stop> {
         let (parent, pinned) = self.only_parent(table)?;
         if mapping.table == table || self.table_level(mapping.table) != Some(1) {
-            return Err(Refusal::NotATable(mapping.table));
+            return Err(Refusal::NotATable(mapping.table).into());
         }
         // A table that lets another be written stays where it is: the other one has to go back first.
-        let _ = self.hook_those(|other| other.mapping.table == table);
+        if self.hook_those(|other| other.mapping.table == table) == Err(Stop::Preempted) {
+            return Err(Stop::Preempted);
+        }
         let slot = self.state.slots.iter().position(|slot| slot.unhooked.is_none());
         let slot = slot.ok_or(Refusal::TooManyUnhooked)?;
         let parent_entry = self.machine.read_entry(parent.table, parent.index);
@@ -181,18 +183,27 @@ impl<M: Machine> TableSpace<'_, M> {
     /// Hooks every unhooked table in again.
     ///
     /// # Errors
-    /// The first refusal: that table stays out for good. The others are hooked in all the same.
-    pub fn hook_all(&mut self) -> Result<(), Refusal> {
+    /// The first refusal: that table stays out for good. The others are hooked in all the same. Or preempted: some are still out,
+    /// but fewer than before.
+    pub fn hook_all(&mut self) -> Result<(), Stop> {
         self.hook_those(|_| true)
     }
 
-    /// Hooks in those tables that `wanted` says.
-    pub(super) fn hook_those(&mut self, wanted: impl Fn(&Unhooked) -> bool) -> Result<(), Refusal> {
-        let mut outcome = Ok(());
+    /// Hooks in those tables that `wanted` says. A table that the guest has emptied may free a frame for each of its entries: so the first
+    /// is hooked in whatever the budget, and each further one only if there is some left.
+    ///
+    /// # Errors
+    /// As [`Self::hook_all`].
+    pub(super) fn hook_those(&mut self, wanted: impl Fn(&Unhooked) -> bool) -> Result<(), Stop> {
+        let (mut outcome, mut some) = (Ok(()), false);
         for slot in 0..MAX_UNHOOKED {
             let is_wanted = self.state.slots.get(slot).and_then(Slot::unhooked).is_some_and(&wanted);
+            if is_wanted && some && self.budget.is_spent() {
+                return Err(Stop::Preempted);
+            }
             if is_wanted {
-                outcome = outcome.and(self.hook(slot));
+                some = true;
+                outcome = outcome.and(self.hook(slot).map_err(Stop::Refused));
             }
         }
         outcome

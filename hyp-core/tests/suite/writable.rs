@@ -5,6 +5,7 @@ use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::fake::format::{FORCED, PRESENT, READ_ONLY};
 use hyp_core::frame::FrameType;
 use hyp_core::machine::{GuestMemory, Mmu};
+use hyp_core::paging::Budget;
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
 use penumbra_abi::errno::Errno;
@@ -374,6 +375,55 @@ fn a_write_through_a_superpage_is_emulated_in_the_right_frame() {
     assert_eq!(emulate(&rig, 1, at(3, 6), leaf(own, false)), TableWrite::Done);
     assert_eq!((rig.entry(inside[1], 5), rig.entry(inside[0], 6)), (leaf(own, true), leaf(own, false)));
     assert_eq!(emulate(&rig, 1, at(8, 5), leaf(own, true)), TableWrite::NotATable);
+}
+
+/// Hooking in may free a frame for each entry that the guest has emptied. So between two tables there is a preemption point, wherever
+/// tables are hooked in because of a call.
+#[test]
+fn hooking_in_is_cut_between_tables() {
+    const TABLES_OUT: u64 = MAX_UNHOOKED as u64;
+    let decrease = penumbra_abi::memory::XENMEM_DECREASE_RESERVATION;
+    type Ask = (&'static str, usize, u64, [u64; 6]);
+    let asks: [Ask; 3] = [
+        ("any hypercall", 1, number::VM_ASSIST, [0, 99, 0, 0, 0, 0]),
+        ("hook all", 1, number::PENUMBRA, [number::PENUMBRA_HOOK, number::PENUMBRA_HOOK_ALL, 0, 0, 0, 0]),
+        ("the control domain's", 0, number::MMU_UPDATE, [0, 0, 0, 2 << 16 | 1, 0, 0]),
+    ];
+    for (what, who, number, arguments) in asks {
+        let rig = Rig::new(1);
+        // Sixteen pages a table, each of them held by its entry alone.
+        for index in 0..TABLES_OUT {
+            let pages: Vec<_> = rig.unmap(1, 300 + 16 * index, 16);
+            let entries: Vec<_> = (0..16).map(|at| (at, leaf(common::frame(pages[at]), true))).collect();
+            hang(&rig, 1, index, &entries);
+            assert_eq!(rig.memory(1, decrease, common::SELF, &pages), Ok(16));
+        }
+        for index in 0..TABLES_OUT {
+            assert_eq!(unhook(&rig, 1, mapped(index)), Ok(0));
+            (0..16).for_each(|at| assert!(write(&rig, 1, mapped(index) + 8 * at, 0)));
+        }
+        let free = rig.hv.frames().free_frames();
+        let vcpu = rig.domains[who].vcpu();
+        let (mut arguments, mut pieces) = (arguments, 0);
+        loop {
+            let before = rig.hv.machine().scrubbed();
+            rig.hv.machine().set_root(rig.domains[who].root);
+            vcpu.context().take();
+            rig.hv.hypercall_within(vcpu, number, arguments, &Budget::new(1));
+            assert!(
+                rig.hv.machine().scrubbed() - before <= 16,
+                "{what}: more than a table's frames in one go"
+            );
+            rig.check();
+            pieces += 1;
+            match vcpu.context().take().again {
+                Some(again) => arguments = again,
+                None => break,
+            }
+        }
+        assert!(pieces >= TABLES_OUT, "{what}: {pieces} pieces");
+        assert_eq!(rig.hv.frames().free_frames(), free + 16 * TABLES_OUT as usize, "{what}");
+    }
 }
 
 /// While a table is out, the tables that its return relies on are changed by emulated writes.

@@ -154,7 +154,7 @@ impl<'a, M: Machine> Call<'a, M> {
             .steal_chunk(request, number, &mut chunk.stolen)
             .and_then(|()| self.reserve_chunk(request, number, &mut chunk.reserved));
         if let Err(error) = prepared {
-            chunk.reserved.iter().for_each(|extent| frames.cancel(extent));
+            frames.cancel_all(chunk.reserved.iter());
             chunk.stolen.iter().for_each(|frame| frames.restore(frame, owner));
             return Err(error);
         }
