@@ -6,6 +6,7 @@
 
 #[cfg(target_os = "none")]
 mod absent_entries;
+#[cfg(target_os = "none")]
 mod bench;
 #[cfg(target_os = "none")]
 mod descriptors;
