@@ -126,7 +126,8 @@ impl FrameRecord {
     #[inline]
     pub(super) fn table_level(&self, owner: DomainId) -> Level {
         let using = self.using.load(Ordering::Acquire);
-        let is_table = using & (COMPLETE | ANY_TABLE) == COMPLETE | ANY_TABLE && using & USES_MASK != 0;
+        // A complete type has a use: the last one takes the flag along.
+        let is_table = using & (COMPLETE | ANY_TABLE) == COMPLETE | ANY_TABLE;
         let is_ours = Self::is_owned(self.holding.load(Ordering::Acquire), owner);
         if is_table && is_ours { (((using >> TYPE_SHIFT) & 3) as Level).saturating_add(1) } else { 0 }
     }

@@ -68,7 +68,7 @@ impl<M: Machine> TableSpace<'_, M> {
             return Ok(self.update_leaf(&leaves, index, raw, bits)?);
         }
         let (admitted, new) = self.judge(table, level, index, raw)?;
-        let resumed = self.settle(child(level, new))?;
+        self.settle(child(level, new))?;
         // Settling may have dropped the very table that was asked for, or one on the way to it: whoever found the
         // place did so before. Without this check the entry would be written into a page that is no table any more.
         if self.table_level(table) != Some(level) {
@@ -78,7 +78,8 @@ impl<M: Machine> TableSpace<'_, M> {
             return Ok(self.update_leaf(&leaves, index, raw, bits)?);
         }
         let old = self.entry(table, level, index);
-        if old == new && !resumed {
+        // Then nothing unfinished was gone on with: that is incomplete, and no complete table leads to it.
+        if old == new {
             return Ok(self.write(table, level, index, admitted, bits)?);
         }
         self.hold_entry(level, new)?;

@@ -263,7 +263,6 @@ impl<M: Machine> TableSpace<'_, M> {
     pub(super) fn release_entry(&self, level: Level, entry: Entry) -> Result<(), Stop> {
         match entry {
             Entry::Absent => {}
-            Entry::Leaf(leaf) if leaf.level == 1 => self.release_pages(leaf, 1),
             Entry::Leaf(leaf) => {
                 let span = M::Format::span(leaf.level);
                 self.budget.charge(span as u32);

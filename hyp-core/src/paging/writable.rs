@@ -83,7 +83,8 @@ impl<M: Machine> TableSpace<'_, M> {
         let mapping = self.find(root, address).ok_or(Refusal::NotMapped)?;
         match self.entry(mapping.table, 1, mapping.index) {
             Entry::Leaf(leaf) if leaf.writable && self.is_unhooked(leaf.frame) => Ok(()),
-            Entry::Leaf(leaf) if !leaf.writable => self.unhook_mapped(leaf.frame, mapping, address),
+            // What is mapped writable is no table.
+            Entry::Leaf(leaf) => self.unhook_mapped(leaf.frame, mapping, address),
             _ => Err(Refusal::NotMapped.into()),
         }
     }

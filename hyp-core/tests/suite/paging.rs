@@ -9,7 +9,7 @@ use hyp_core::domain::Life;
 use hyp_core::fake::FIRST_FRAME;
 use hyp_core::fake::format::{HARDWARE as DIRTY_AND_ACCESSED, PRESENT};
 use hyp_core::frame::FrameType;
-use hyp_core::machine::Mmu;
+use hyp_core::machine::{Level, Mmu};
 use hyp_core::paging::update::HardwareBits;
 use hyp_core::paging::walk;
 use hyp_core::paging::{Budget, Refusal, Stop, Unfinished};
@@ -278,7 +278,12 @@ fn a_table_is_pinned_once_and_unpinned_once() {
     assert_eq!(rig.uses(rig.pool(1, 1)), 1);
     assert_eq!(rig.unpin(1, one), Err(Errno::EINVAL));
     rig.check();
-    assert_eq!(rig.pin(1, one, 4), Err(Errno::EINVAL), "the fake machine has three levels");
+    let (empty, budget) = (rig.prepare(1, 3, &[]), Budget::unbounded());
+    for level in [0, 4, 5, Level::MAX] {
+        let refusal = Err(Stop::Refused(Refusal::NoSuchLevel));
+        assert_eq!(rig.space(1, &budget).pin(empty, level), refusal, "the fake machine has three levels");
+        assert_eq!(rig.uses(empty), 0);
+    }
     assert_eq!(rig.extended(1, mmu::MMUEXT_PIN_L1_TABLE, u64::MAX), Err(Errno::EINVAL));
     assert_eq!(rig.extended(1, mmu::MMUEXT_PIN_L1_TABLE, FIRST_FRAME - 1), Err(Errno::EINVAL));
     assert_eq!(rig.extended(1, 99, 0), Err(Errno::ENOSYS));
@@ -612,6 +617,10 @@ fn bits_that_are_forced_are_set_by_updates_and_validation() {
     assert_eq!(rig.entry(one, 2), bare | 1 << 7);
     rig.update(1, &[(place(one, 3), bare)]).unwrap();
     assert_eq!(rig.entry(one, 3), bare | 1 << 7);
+    let two = rig.prepare(1, 1, &[(4, table(one) & !(1 << 7))]);
+    let root = rig.prepare(1, 2, &[(5, table(two) & !(1 << 7))]);
+    rig.pin(1, root, 3).unwrap();
+    assert_eq!((rig.entry(two, 4), rig.entry(root, 5)), (table(one), table(two)), "and in upper tables");
     rig.check();
 }
 
