@@ -4,6 +4,7 @@
 
 use crate::common::{POOL, Rig, frame, leaf, table};
 use hyp_core::address::{DomainId, MachineFrame};
+use hyp_core::fake::format::FORCED;
 use hyp_core::machine::Mmu;
 use hyp_core::paging::audit::Kinds;
 
@@ -142,6 +143,73 @@ fn a_page_in_the_place_of_a_table() {
         rig.hv.machine().write_entry(two, 3, table(page));
     });
     assert_eq!(kinds, Kinds::TYPE | Kinds::INCOMPLETE);
+}
+
+/// A frame that was never used as anything, and that an entry lets be written.
+#[test]
+fn a_writable_mapping_of_what_has_no_type() {
+    let kinds = seen(|rig| {
+        let fresh = rig.hv.frames().allocate(ONE, u64::MAX, rig.hv.machine()).expect("free memory");
+        rig.hv.frames().get(fresh, ONE).unwrap();
+        rig.free_up(1, 0);
+        let (one, index) = rig.builder_entry(1, POOL);
+        rig.hv.machine().write_entry(one, index, leaf(fresh, true));
+    });
+    assert_eq!(kinds, Kinds::TYPE | Kinds::USES);
+}
+
+#[test]
+fn an_entry_without_a_bit_that_is_forced() {
+    let kinds = seen(|rig| {
+        let (one, index) = rig.builder_entry(1, POOL);
+        rig.hv.machine().write_entry(one, index, leaf(rig.pool(1, 0), true) & !FORCED);
+    });
+    assert_eq!(kinds, Kinds::FORBIDDEN);
+}
+
+/// Of an incomplete table only the last entry in force may lead to an incomplete one.
+#[test]
+fn an_incomplete_table_in_the_middle_of_an_incomplete_one() {
+    let rig = Rig::new(1);
+    let two = frame(rig.entry(rig.domains[1].root, 17) >> 20 & 0x3fff_ffff);
+    let below = |index| frame(rig.entry(two, index) >> 20 & 0x3fff_ffff);
+    let entries = rig.entry(below(0), 0) >> 63 & 1;
+    assert_eq!(entries, 1, "tables with something in them");
+    rig.hv.frames().set_progress(two, 8);
+    let before = rig.hv.audit().findings;
+    rig.hv.frames().set_progress(below(7), 16);
+    assert_eq!(rig.hv.audit().findings, before, "the last one");
+    rig.hv.frames().set_progress(below(3), 16);
+    assert_eq!(rig.hv.audit().findings, before + 1, "one before it");
+}
+
+#[test]
+fn a_loaded_root_that_is_in_use_as_nothing() {
+    let kinds = seen(|rig| {
+        let root = rig.domains[1].root;
+        (0..rig.uses(root)).for_each(|_| rig.hv.frames().drop_use(root));
+        rig.hv.frames().complete(root);
+    });
+    assert!(kinds.contains(Kinds::ROOT), "{kinds:?}");
+}
+
+#[test]
+fn a_frame_of_a_domain_that_there_is_not() {
+    let kinds = seen(|rig| {
+        let orphan = rig.hv.frames().allocate(DomainId::new(9), u64::MAX, rig.hv.machine());
+        assert!(orphan.is_some());
+    });
+    assert_eq!(kinds, Kinds::ORPHANS);
+}
+
+/// A frame that was taken from its owner, and got lost on the way.
+#[test]
+fn a_frame_of_nobodys_that_is_still_counted_as_somebodys() {
+    let kinds = seen(|rig| {
+        let lost = rig.free_up(1, 0);
+        assert!(rig.hv.frames().steal(lost, ONE));
+    });
+    assert_eq!(kinds, Kinds::OWNED | Kinds::TOTAL);
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Slice<'_> {
             self.report.add(Finding::Uses { frame, recorded: usage.uses, counted: uses });
         }
         let excluded = match usage.kind {
-            FrameType::None => uses != 0,
+            FrameType::None => true,
             FrameType::Descriptors => counted.writable != 0 || counted.table != 0,
             FrameType::Writable => counted.table != 0 || counted.descriptors != 0,
             // Bit 0 stands for roots.
