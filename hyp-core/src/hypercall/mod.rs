@@ -109,10 +109,11 @@ impl<M: Machine> Hypervisor<M> {
         let Some(domain) = self.domain(vcpu.domain_id()) else { return };
         let call = Call { hypervisor: self, vcpu, domain, budget };
         // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
-        if domain.has_unhooked() && number != number::PENUMBRA {
-            if let Err(Failure::Again(arguments)) = call.hook_in(domain, arguments) {
-                return again(vcpu, arguments);
-            }
+        if domain.has_unhooked()
+            && number != number::PENUMBRA
+            && let Err(Failure::Again(arguments)) = call.hook_in(domain, arguments)
+        {
+            return again(vcpu, arguments);
         }
         match call.dispatch(number, arguments) {
             Ok(value) => vcpu.context().set_result(value),
