@@ -38,7 +38,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("the table is read-only", guest.set_writable(&table, false));
     check.done("the table is pinned", mmuext::<X86>(MMUEXT_PIN_L1_TABLE, guest.frame(&table), 0));
     for frame in frames {
-        let raw = frame << 12 | BITS;
+        let raw = (frame << 12) | BITS;
         judge(guest, check, &table, raw, refused);
         judge(guest, check, &table, !raw & ADDRESS | BITS, false);
     }
@@ -58,7 +58,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.that("a table with such an entry", whole == if refused { Err(Errno::EINVAL) } else { Ok(()) });
     check.done("a table with an inverted one", pin(!(frames[0] << 12) & ADDRESS | BITS));
     // An empty entry of the root, with the bit that would make it the name of much.
-    let place = guest.root_frame() << 12 | 310 * 8;
+    let place = (guest.root_frame() << 12) | (310 * 8);
     let large = update_entry::<X86>(place, SUPERPAGE);
     check.that("a superpage from frame 0 on", large.is_err() == refused);
     check.done("nothing at all", update_entry::<X86>(place, 0));
@@ -68,7 +68,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
 
 /// Proposes an absent entry: it is refused, without a trace, or stands as it is.
 fn judge(guest: &Guest<X86>, check: &mut Check<X86>, table: &Page, raw: u64, refused: bool) {
-    let place = guest.frame(table) << 12 | 5 * 8;
+    let place = (guest.frame(table) << 12) | (5 * 8);
     let outcome = update_entry::<X86>(place, raw);
     let stands = guest.read(table, 5);
     if refused {

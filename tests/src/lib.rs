@@ -4,6 +4,7 @@
 //! emulated machine and hands the output to [`judge`](case::Case::judge). Nothing here starts a program, so that the
 //! judging itself is tested on the host.
 
+mod aarch64;
 pub mod bad_input;
 pub mod case;
 pub mod soak;

@@ -3,14 +3,14 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{bad_input, soak, stretch, verdict};
+use crate::{aarch64, bad_input, soak, stretch, verdict};
 
 /// CTRL-a three times: the input changes between the control domain and the hypervisor.
 const SWITCH: &str = "\x01\x01\x01";
 /// The control domain's prompt.
 const PROMPT: &str = "penumbra# ";
 /// The smallest second domain.
-const NEIGHBOUR: &str = "domain=neighbour memory=16M";
+pub(crate) const NEIGHBOUR: &str = "domain=neighbour memory=16M";
 
 /// The domain that the tour looks at: always domain 1.
 const TOURIST: &str = "domain=guest memory=64M tour";
@@ -152,18 +152,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
     registers.forbidden.push("registers: LOST");
     cases.push(registers);
     if board == Board::Virt {
-        let confined = |name| guest_test(Case::new(board, name, "test=confined then=poweroff"));
-        cases.push(confined("guest-test/confined"));
-        cases.push(Case { cpu: Some("max"), ..confined("guest-test/confined-on-the-largest-processor") });
-        cases.push(Case { cpu: Some("neoverse-n1"), ..confined("guest-test/confined-on-neoverse-n1") });
-        let unseen = Case::new(board, "guest-test/unseen-by-the-hypervisor", "test=unseen then=poweroff");
-        cases.push(guest_test(Case { icount: true, ..unseen }));
-        let case = |name| guest_test(Case::new(board, name, "test=instructions then=poweroff"));
-        // More of what must be stopped is there on newer processors.
-        cases.push(Case { cpu: Some("max"), ..case("guest-test/instructions-on-the-largest-processor") });
-        cases.push(Case { cpu: Some("neoverse-n1"), ..case("guest-test/instructions-on-neoverse-n1") });
-        let writes = Case::new(board, "guest-test/table-writes", "test=table-writes then=poweroff");
-        cases.push(guest_test(writes.domain(NEIGHBOUR)));
+        cases.extend(aarch64::guest_tests());
     }
     let share = Case::new(board, "guest-test/share", "test=share then=poweroff");
     let taken_back = "(d1) lend: taken back: true, a table since: true, freed: true";
@@ -210,7 +199,8 @@ const ATTACKS: [&str; 19] = [
     "(d0) TEST attacks/xsa-213: PASS",
 ];
 
-fn guest_test(case: Case) -> Case {
+/// A case of a guest's own tests, each of which has to pass.
+pub(crate) fn guest_test(case: Case) -> Case {
     Case { finding: Some(every_guest_test_passes), ..case.says(&["TEST ", ": PASS"]) }
 }
 
