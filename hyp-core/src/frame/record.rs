@@ -380,8 +380,9 @@ mod tests {
         record.set_progress(512);
         assert_eq!((record.usage().progress(), record.usage().complete), (512, false));
         record.complete();
+        record.complete();
         record.set_pinned(true);
-        assert_eq!((record.usage().progress(), record.usage().complete), (0, true));
+        assert_eq!((record.usage().progress(), record.usage().complete), (0, true), "said twice");
         record.drop_type();
         let left = Use { kind: FrameType::Table(4), uses: 0, complete: false, pinned: false, link: 0 };
         assert_eq!(record.usage(), left);

@@ -145,3 +145,35 @@ pub struct Hold {
     /// Whether the owner's own claim is among the references.
     pub allocated: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So it makes no difference whether fields are joined by "or", by "exclusive or", or by addition.
+    #[test]
+    fn fields_of_a_word_share_no_bit() {
+        let holding = [COUNT_MASK, 0xffff << OWNER_SHIFT, ALLOCATED, SCRUBBED];
+        let using = [USES_MASK, TYPE_MASK, COMPLETE, PINNED, LINK_MASK];
+        for word in [&holding[..], &using[..]] {
+            let joined = word.iter().fold(0, |bits, field| {
+                assert!(*field != 0 && bits & field == 0, "{field:#x} among {bits:#x}");
+                bits | field
+            });
+            assert_eq!(joined.count_ones(), word.iter().map(|field| field.count_ones()).sum());
+        }
+        assert_eq!(using.iter().sum::<u64>(), u64::MAX, "every bit of it is some field's");
+        assert!(COUNT_LIMIT < COUNT_MASK, "a count stops before its neighbour");
+    }
+
+    #[test]
+    fn a_type_is_what_it_was_encoded_from() {
+        let tables = (1..=4).map(FrameType::Table);
+        let kinds = [FrameType::None, FrameType::Writable, FrameType::Descriptors].into_iter().chain(tables);
+        for kind in kinds {
+            let word = kind.encode();
+            assert_eq!((FrameType::decode(word), word & !TYPE_MASK), (kind, 0));
+            assert_eq!(word & ANY_TABLE != 0, matches!(kind, FrameType::Table(_)));
+        }
+    }
+}

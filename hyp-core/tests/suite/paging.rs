@@ -603,6 +603,8 @@ fn accessed_and_dirty_bits_are_kept_when_asked_for() {
     rig.update(1, &[(place(one, index), leaf(mfn, false) | 1)]).unwrap();
     assert_eq!(preserve(leaf(other, true)), Ok(0));
     assert_eq!(rig.entry(one, index), leaf(other, true) | 1);
+    assert_eq!(preserve(leaf(mfn, true) | DIRTY_AND_ACCESSED), Ok(0));
+    assert_eq!(rig.entry(one, index), leaf(mfn, true) | DIRTY_AND_ACCESSED, "set in both");
     assert_eq!(preserve(leaf(rig.domains[1].root, true)), Err(Errno::EBUSY));
     rig.check();
 }
