@@ -66,6 +66,11 @@ impl<A: Architecture> Guest<A> {
         self.info.flags & SIF_INITDOMAIN != 0
     }
 
+    /// Its number, as its command line has it; the control domain's is 0.
+    pub fn number(&self) -> u16 {
+        self.words().value("number").and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
     /// The command line.
     pub fn words(&self) -> Words<'static> {
         Words::new(self.info.command_line())

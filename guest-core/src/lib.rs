@@ -6,7 +6,8 @@
 //!
 //! Words of the command line:
 //! - `tour`: the documented experiment; in both domains.
-//! - `test=NAME[+NAME...]` (control domain): run tests of [`tests`]; `test=all` runs all of them.
+//! - `test=NAME[+NAME...]`: run tests of [`tests`]; `test=all` runs all of them. Most are for the control domain.
+//! - `number=N` (other domains): their own number, which some tests have to know.
 //! - `bench` (control domain): what each operation costs; see [`bench`].
 //! - `stretches` (control domain): the longest stretch without a preemption point of the longest operations, one of which is the end of domain 1.
 //! - `profile=NAME` (control domain): one row of the benchmark, once, when a key is pressed.
@@ -103,6 +104,9 @@ fn run_control<A: Architecture>(guest: &Guest<A>) -> ! {
 fn run_domain<A: Architecture>(guest: &Guest<A>) -> ! {
     if guest.words().has("tour") {
         tour::domain(guest);
+    }
+    if let Some(names) = guest.words().value("test") {
+        tests::run(guest, names);
     }
     if let Some(count) = guest.words().value("echo").and_then(|count| count.parse().ok()) {
         events::echo(guest, count);

@@ -133,7 +133,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         }
         cases.extend(absent_entries(board));
     }
-    cases.push(attacks(board));
+    cases.extend(attacks(board));
     let balloon = Case::new(board, "guest-test/balloon", "test=balloon then=poweroff");
     cases.push(guest_test(balloon.domain(NEIGHBOUR)));
     // Neither domain ever gives the CPU away.
@@ -170,34 +170,31 @@ fn absent_entries(board: Board) -> [Case; 2] {
     [guest_test(usual), guest_test(Case { cpu: Some("qemu64,vendor=GenuineIntel"), ..leaks })]
 }
 
-/// What published flaws let a guest do, each with a line of its own; docs/attacks.md names them by it.
-fn attacks(board: Board) -> Case {
-    let case = Case::new(board, "guest-test/attacks", "test=attacks then=poweroff");
-    Case { finding: Some(every_guest_test_passes), ..case.domain(NEIGHBOUR).says(&ATTACKS) }
+/// Defines the lines of a domain's attacks, in their order.
+macro_rules! attacks {
+    ($domain:literal: $($name:literal),* $(,)?) => {
+        &[$(concat!("(", $domain, ") TEST attacks/", $name, ": PASS")),*]
+    };
+    ($domain:literal) => {
+        attacks!($domain: "xsa-148", "xsa-182", "xsa-167-176", "forbidden-bits", "xsa-154", "xsa-109", "xsa-227", "xsa-214-287", "xsa-224", "xsa-242", "xsa-248", "xsa-252", "xsa-280", "xsa-45-264-290", "xsa-240", "xsa-299-309-310", "xsa-241-286-292-294", "xsa-29-212", "xsa-213")
+    };
 }
 
-/// Lines of [`attacks`].
-const ATTACKS: [&str; 19] = [
-    "(d0) TEST attacks/xsa-148: PASS",
-    "(d0) TEST attacks/xsa-182: PASS",
-    "(d0) TEST attacks/xsa-167-176: PASS",
-    "(d0) TEST attacks/forbidden-bits: PASS",
-    "(d0) TEST attacks/xsa-154: PASS",
-    "(d0) TEST attacks/xsa-109: PASS",
-    "(d0) TEST attacks/xsa-227: PASS",
-    "(d0) TEST attacks/xsa-214-287: PASS",
-    "(d0) TEST attacks/xsa-224: PASS",
-    "(d0) TEST attacks/xsa-242: PASS",
-    "(d0) TEST attacks/xsa-248: PASS",
-    "(d0) TEST attacks/xsa-252: PASS",
-    "(d0) TEST attacks/xsa-280: PASS",
-    "(d0) TEST attacks/xsa-45-264-290: PASS",
-    "(d0) TEST attacks/xsa-240: PASS",
-    "(d0) TEST attacks/xsa-299-309-310: PASS",
-    "(d0) TEST attacks/xsa-241-286-292-294: PASS",
-    "(d0) TEST attacks/xsa-29-212: PASS",
-    "(d0) TEST attacks/xsa-213: PASS",
-];
+/// What published flaws let a guest do, each with a line of its own; docs/attacks.md names them by it. The control domain has everything
+/// recounted after each; an ordinary domain, whom nothing is allowed that others aren't, has it once, by the control domain.
+fn attacks(board: Board) -> [Case; 2] {
+    let case = Case::new(board, "guest-test/attacks", "test=attacks then=poweroff");
+    let case = case.domain(NEIGHBOUR).says(attacks!("d0"));
+    let control = Case { finding: Some(every_guest_test_passes), ..case };
+    let ordinary = Case::new(board, "guest-test/attacks-by-an-ordinary-domain", "then=shell");
+    let mut ordinary = ordinary
+        .domain("domain=attacker memory=64M number=1 test=attacks")
+        .types(&[("(d1) TEST attacks/xsa-213", "xm audit\r"), (": clean", "poweroff\r")])
+        .says(attacks!("d1"))
+        .says(&["audit: 0 findings"]);
+    ordinary.forbidden.push(": FAIL ");
+    [control, ordinary]
+}
 
 /// A case of a guest's own tests, each of which has to pass.
 pub(crate) fn guest_test(case: Case) -> Case {

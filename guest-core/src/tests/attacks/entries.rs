@@ -3,7 +3,7 @@
 use super::scene::{Extent, Tree};
 use crate::architecture::{Architecture, Level, PAGE_SHIFT, ROOT_LEVEL};
 use crate::guest::Guest;
-use crate::hypercalls::{entry, memory_list, mmu_update, mmuext, multicall, update_entry, update_va_mapping};
+use crate::hypercalls::{entry, mmu_update, mmuext, multicall, update_entry, update_va_mapping};
 use crate::tests::Check;
 use penumbra_abi::grant_table::{GNTMAP_CONTAINS_PTE, GrantEntry, GrantStatus};
 use penumbra_abi::mmu::{
@@ -16,8 +16,6 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 const REFUSED: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 /// The kinds of update that write an entry.
 const KINDS: [u64; 3] = [0, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE];
-/// A domain that has no part in any of this.
-const NEIGHBOUR: u16 = 1;
 
 /// XSA-148: a fast path for level-2 entries looked neither at the superpage bit nor at the right to write. A guest changed "only the
 /// flags" of an entry, and had a page table in a writable superpage.
@@ -172,13 +170,14 @@ pub fn another_memory_type<A: Architecture>(guest: &Guest<A>, check: &mut Check<
 
 /// XSA-109: `mmu_update` was carried out on frames that are not tables of this domain's.
 pub fn tables_of_others<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
+    let end = crate::hypercalls::maximum_ram_page::<A>().unwrap_or(0) + 1;
     let mut theirs = [0; 32];
-    let known = memory_list::<A>(NEIGHBOUR, 0, &mut theirs).unwrap_or(0);
+    let named = |frame: &u64| guest.try_m2p(*frame).is_some_and(|pfn| pfn >> 40 == 0) && !guest.owns(*frame);
+    let known = theirs.iter_mut().zip((0..end).filter(named)).map(|(to, frame)| *to = frame).count();
     check.that("there is another domain", known == theirs.len());
     let reserved = A::RESERVED_SLOTS.start as u64;
     let hypervisor =
         A::decode(ROOT_LEVEL, A::read_word(guest.info.pt_base + reserved * 8)).map_or(0, |m| m.frame);
-    let end = crate::hypercalls::maximum_ram_page::<A>().unwrap_or(0) + 1;
     let others = theirs.into_iter().chain([hypervisor, A::DEVICE_FRAME, 0, end, 1 << 36, !0 >> PAGE_SHIFT]);
     for frame in others {
         for value in [0, A::leaf(guest.root_frame(), false), !0] {
@@ -192,7 +191,7 @@ pub fn tables_of_others<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>)
     let own = guest.leaf(guest.info.pt_base).map_or(0, |step| step.machine_address());
     let before = guest.leaf(guest.info.pt_base).map(|step| step.entry);
     let as_theirs = [MmuUpdate { pointer: own, value: 0 }];
-    let owner = u64::from(NEIGHBOUR + 1) << 16 | u64::from(DOMID_SELF);
+    let owner = u64::from(u16::from(guest.is_control()) + 1) << 16 | u64::from(DOMID_SELF);
     check.refused("our table, named as theirs", mmu_update::<A>(&as_theirs, owner), REFUSED);
     check.that("our table is as it was", guest.leaf(guest.info.pt_base).map(|step| step.entry) == before);
 }
@@ -210,7 +209,7 @@ pub fn addresses_between_entries<A: Architecture>(guest: &Guest<A>, check: &mut 
     let entries = |tree: &Tree<'_, A>| [6, 7, 8, 9, 510, 511].map(|index| tree.entry(1, index));
     let before = entries(&tree);
     const REFERENCE: u32 = 20;
-    grants.set(REFERENCE, GrantEntry::access(0, guest.frame(&page) as u32, true));
+    grants.set(REFERENCE, GrantEntry::access(guest.number(), guest.frame(&page) as u32, true));
     for index in [7, 511] {
         // Beyond the kind of request, the third bit is all that can be wrong; a grant has no kind.
         for offset in 4..8 {
@@ -224,13 +223,13 @@ pub fn addresses_between_entries<A: Architecture>(guest: &Guest<A>, check: &mut 
         }
         for offset in 1..8 {
             let place = tree.place(1, index) + offset;
-            let by_grant = crate::grants::map::<A>(0, REFERENCE, place, GNTMAP_CONTAINS_PTE);
+            let by_grant = crate::grants::map::<A>(guest.number(), REFERENCE, place, GNTMAP_CONTAINS_PTE);
             check.that("a grant between two entries", by_grant.is_err());
         }
     }
     check.that("all entries are as they were", entries(&tree) == before);
     // So it was nothing else that was wrong with the grant.
-    let aligned = crate::grants::map::<A>(0, REFERENCE, tree.place(1, 7), GNTMAP_CONTAINS_PTE);
+    let aligned = crate::grants::map::<A>(guest.number(), REFERENCE, tree.place(1, 7), GNTMAP_CONTAINS_PTE);
     let undone =
         aligned.is_ok_and(|it| crate::grants::unmap::<A>(it.handle, tree.place(1, 7)) == GrantStatus::OKAY);
     check.that("the grant at an entry", undone);

@@ -25,8 +25,6 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
 /// What dealing with a frame that one doesn't have is refused with.
 const REFUSED: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
-/// The control domain runs this.
-const SELF: u16 = 0;
 
 /// Exchanges one frame for another; the new one.
 fn swap<A: Architecture>(old: u64, pfn: u64) -> Result<u64, Errno> {
@@ -102,14 +100,15 @@ pub fn host_and_device<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) 
         return check.that("pages, and a table", false);
     };
     let (frame, address) = (guest.frame(&lent), guest.address(&window));
-    table.set(REFERENCE, GrantEntry::access(SELF, frame as u32, true));
+    table.set(REFERENCE, GrantEntry::access(guest.number(), frame as u32, true));
     let undo = |handle, host_addr, dev_bus_addr| {
         let request = UnmapGrantRef { host_addr, dev_bus_addr, handle, ..UnmapGrantRef::default() };
         operation::<A, _>(GNTTABOP_UNMAP_GRANT_REF, request).map_or(GrantStatus::GENERAL_ERROR, |a| a.status)
     };
     check.done("the page's own mapping is read-only", guest.set_writable(&lent, false));
     for (rights, device_first) in [(0, true), (0, false), (GNTMAP_READONLY, true), (GNTMAP_READONLY, false)] {
-        let Ok(mapped) = grants::map::<A>(SELF, REFERENCE, address, GNTMAP_DEVICE_MAP | rights) else {
+        let Ok(mapped) = grants::map::<A>(guest.number(), REFERENCE, address, GNTMAP_DEVICE_MAP | rights)
+        else {
             return check.that("map it for both", false);
         };
         let parts = [(0, mapped.dev_bus_addr), (address, 0)];
