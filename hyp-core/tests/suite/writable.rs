@@ -5,9 +5,9 @@ use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::fake::format::{FORCED, PRESENT, READ_ONLY};
 use hyp_core::frame::FrameType;
 use hyp_core::machine::{GuestMemory, Mmu};
-use hyp_core::paging::Budget;
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
+use hyp_core::paging::{Budget, Stop};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
@@ -336,6 +336,25 @@ fn a_write_by_another_mapping_brings_the_table_back() {
     assert_eq!(emulate(&rig, 1, address(POOL + 9) + 8, leaf(own, false)), TableWrite::Done);
     assert_eq!(rig.entry(one, 1), leaf(own, false));
     assert!(reads(&rig, 1, below));
+}
+
+/// Hooking in goes on while there is budget; one table comes back even if there is none, so that whoever asks again gets to the end.
+#[test]
+fn hooking_in_is_preempted_between_tables_and_always_gets_further() {
+    let rig = Rig::new(1);
+    let tables: Vec<_> = (0..4).map(|index| hang(&rig, 1, index, &[]).0).collect();
+    let back = || tables.iter().filter(|one| kind(&rig, **one).0 == FrameType::Table(1)).count();
+    assert!((0..4).all(|index| unhook(&rig, 1, mapped(index)) == Ok(0)));
+    for (budget, outcome, now) in
+        [(0, Err(Stop::Preempted), 1), (17, Err(Stop::Preempted), 3), (0, Ok(()), 4), (0, Ok(()), 4)]
+    {
+        assert_eq!(
+            (rig.space(1, &Budget::new(budget)).hook_all(), back()),
+            (outcome, now),
+            "a budget of {budget}"
+        );
+        rig.check();
+    }
 }
 
 /// Before a backend reads a guest's memory by itself, nothing may be hidden from it.
