@@ -6,15 +6,16 @@
 use crate::case::{Board, Case};
 use crate::verdict;
 
-/// No stretch may be longer, in instructions.
-pub const LONGEST: u64 = 600_000;
+/// No stretch may be longer, in instructions. The longest one hooks an emptied table in: it may free a page for each of 512 entries.
+pub const LONGEST: u64 = 700_000;
 /// What is measured.
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 7] = [
     "mmu-update-100000",
     "multicall-30000",
     "tree-of-64-tables",
     "balloon-512",
     "exchange-512",
+    "hook-4-emptied-tables",
     "destroy-domain",
 ];
 
@@ -59,14 +60,14 @@ mod tests {
     use super::*;
 
     fn text(last: &str) -> String {
-        let others = OPERATIONS[..5].iter().map(|name| format!("(d0) STRETCH {name} 12\n"));
+        let others = OPERATIONS[..6].iter().map(|name| format!("(d0) STRETCH {name} 12\n"));
         others.chain([format!("(d0) STRETCH destroy-domain {last}\n(d0) STRETCH end\n")]).collect()
     }
 
     #[test]
     fn one_instruction_too_many_is_noticed() {
-        assert_eq!(every_stretch_is_short(&text("600000")), Ok(()));
-        assert!(every_stretch_is_short(&text("600001")).is_err());
+        assert_eq!(every_stretch_is_short(&text("700000")), Ok(()));
+        assert!(every_stretch_is_short(&text("700001")).is_err());
     }
 
     #[test]

@@ -14,7 +14,9 @@ use penumbra_abi::domctl::{DESTROYDOMAIN, DomainInfo, Domctl};
 use penumbra_abi::memory::{
     MemoryExchange, MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_EXCHANGE, XENMEM_POPULATE_PHYSMAP,
 };
-use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate};
+use penumbra_abi::mmu::{
+    MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate,
+};
 use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
@@ -24,6 +26,8 @@ const REQUESTS: u64 = 100_000;
 const CALLS: u64 = 30_000;
 /// log2 of the pages of a superpage.
 const SUPERPAGE_ORDER: u32 = 9;
+/// Tables that a domain may have unhooked.
+const UNHOOKED: usize = 4;
 /// Level-1 tables of the large tree, each of 512 mappings.
 const TABLES: usize = 64;
 /// How often this kernel sleeps while it waits for the end of domain 1, and for how long (nanoseconds).
@@ -37,12 +41,13 @@ type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 6] = [
+    let operations: [(&str, Operation<A>); 7] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
         ("balloon-512", balloon),
         ("exchange-512", exchange_for_a_superpage),
+        ("hook-4-emptied-tables", hook_emptied_tables),
         ("destroy-domain", destroy),
     ];
     for (name, operation) in operations {
@@ -194,6 +199,51 @@ fn exchange_for_a_superpage<A: Architecture>(guest: &Guest<A>) -> Result<(), Err
     (0..pages).for_each(|index| guest.set_p2m(base + index, guest.read(&names, index as usize)));
     guest.pages.free(list);
     guest.pages.free(names);
+    Ok(())
+}
+
+/// Empties four tables, each of which alone holds 512 pages that were given back, while they are unhooked; the next hypercall hooks them
+/// in, and frees the pages.
+fn hook_emptied_tables<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    let (list, second) =
+        (guest.zeroed_page().ok_or(Errno::ENOMEM)?, guest.zeroed_page().ok_or(Errno::ENOMEM)?);
+    let tables = [const { None }; UNHOOKED].map(|_: Option<Page>| guest.zeroed_page());
+    let pfn = |table: usize, slot: usize| guest.info.nr_pages - 1 - (table * TABLE_ENTRIES + slot) as u64;
+    for (index, table) in tables.iter().flatten().enumerate() {
+        for slot in 0..TABLE_ENTRIES {
+            guest.write(table, slot, A::leaf(guest.p2m(pfn(index, slot)).unwrap_or(0), true));
+        }
+        guest.set_writable(table, false)?;
+        guest.write(&second, index, A::table(guest.frame(table)));
+    }
+    guest.set_writable(&second, false)?;
+    mmuext::<A>(MMUEXT_PIN_L2_TABLE, guest.frame(&second), 0)?;
+    let all_of = |table: usize, operation: u64| {
+        let extent_start = guest.address(&list);
+        let nr_extents = TABLE_ENTRIES as u64;
+        let request = MemoryReservation { extent_start, nr_extents, domid: DOMID_SELF, ..Default::default() };
+        let done = call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])?;
+        if done == nr_extents { Ok(table) } else { Err(Errno::ENOMEM) }
+    };
+    for index in 0..UNHOOKED {
+        let frame = |slot| guest.p2m(pfn(index, slot)).unwrap_or(0);
+        (0..TABLE_ENTRIES).for_each(|slot| guest.write(&list, slot, frame(slot)));
+        all_of(index, XENMEM_DECREASE_RESERVATION)?;
+    }
+    for table in tables.iter().flatten() {
+        call::<A>(number::PENUMBRA, &[number::PENUMBRA_UNHOOK, guest.address(table)])?;
+        (0..TABLE_ENTRIES).for_each(|slot| guest.write(table, slot, 0));
+    }
+    mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(&second), 0)?;
+    for index in 0..UNHOOKED {
+        (0..TABLE_ENTRIES).for_each(|slot| guest.write(&list, slot, pfn(index, slot)));
+        all_of(index, XENMEM_POPULATE_PHYSMAP)?;
+        (0..TABLE_ENTRIES).for_each(|slot| guest.set_p2m(pfn(index, slot), guest.read(&list, slot)));
+    }
+    guest.pages.free(list);
+    for page in tables.into_iter().flatten().chain([second]) {
+        guest.release(page)?;
+    }
     Ok(())
 }
 
