@@ -104,7 +104,8 @@ fn main() -> ExitCode {
     let tally = *total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{} seeds {}..{}: {} operations in {} steps, {} succeeded, {} preemptions, {} flushes; {:.0} a second",
+        "{} seeds {}..{}: {} operations in {} steps, {} succeeded, {} preemptions, {} flushes, {} emulated writes, {} tables \
+         unhooked; {:.0} a second",
         format!("{:?}", options.format).to_lowercase(),
         options.seed,
         options.seed.wrapping_add(next.load(Ordering::Relaxed)),
@@ -113,6 +114,8 @@ fn main() -> ExitCode {
         tally.succeeded,
         tally.preempted,
         tally.flushes,
+        tally.emulated,
+        tally.unhooked,
         tally.operations as f64 / seconds
     );
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -6,6 +6,7 @@ use crate::format::{Hardware, Shape, Walk};
 use crate::guest::PAGES;
 use crate::hardware::content::{Content, FRAMES, SUPERPAGE, number};
 use crate::spec::operations::{Extended, Update};
+use crate::spec::view::{Translation, View};
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
 
@@ -31,6 +32,13 @@ pub enum Operation {
     Decrease(Vec<u64>),
     /// The guest uses an address: reads, or writes a word.
     Access(u64, Option<u64>),
+    /// The guest's kernel writes words to a page, from this address on: what faults and is a page table is emulated, and unhooks the
+    /// table if there is enough of it. Each with its index in the page.
+    TableWrites(u64, Vec<(usize, u64)>),
+    /// `PENUMBRA_UNHOOK`: the table that is mapped read-only at this address.
+    Unhook(u64),
+    /// `PENUMBRA_HOOK`: the table that translates this address, or all of them.
+    Hook(u64),
     /// The domain crashes.
     Crash,
     /// `domctl`: destroy a domain.
@@ -333,8 +341,94 @@ impl Author<'_> {
         Operation::Remap(address, raw, flags, other)
     }
 
+    /// An address at which the domain's kernel has a frame mapped that is `wanted`.
+    fn mapped<F: Hardware>(&mut self, wanted: impl Fn(Translation) -> bool) -> Option<u64> {
+        let root = self.known.domains[self.domain].kernel?;
+        let view = View { content: self.content, writes: None };
+        let start = self.chance.u64(..PAGES + 4);
+        let mut pages = (start..PAGES + 4).chain(0..start).map(F::address);
+        pages.find(|address| view.translate::<F>(root, *address).is_some_and(&wanted))
+    }
+
+    /// Where a table of the domain is mapped read-only; of level 1 if possible.
+    fn mapped_table<F: Hardware>(&mut self) -> Option<u64> {
+        let world = self.world;
+        let table = |level: u8, to: Translation| {
+            to.target.is_some_and(|at| world.table[at] > 0 && world.level[at] <= level)
+        };
+        let any = if self.one_in(8) { F::LEVELS } else { 1 };
+        self.mapped::<F>(|to| table(any, to))
+    }
+
+    /// Where the domain may write to an unhooked table.
+    fn mapped_unhooked<F: Hardware>(&mut self) -> Option<u64> {
+        let (known, domain) = (self.known, self.domain);
+        self.mapped::<F>(|to| to.target.is_some_and(|at| known.unhooked.contains(&(domain, at))))
+    }
+
+    fn table_writes<F: Hardware>(&mut self, at: Option<u64>) -> Operation {
+        let count = [1, 1, 2, 4, 20][self.chance.usize(..5)];
+        let address = at.unwrap_or_else(|| self.address::<F>()) & !0xfff;
+        Operation::TableWrites(
+            address,
+            (0..count).map(|_| (self.index::<F>(1), self.entry::<F>(1))).collect(),
+        )
+    }
+
+    /// Where a table is mapped that hangs at one place only, and so can be unhooked.
+    fn mapped_single<F: Hardware>(&mut self) -> Option<u64> {
+        let (world, known, domain) = (self.world, self.known, self.domain);
+        let is_single = |at: usize| {
+            let pinned = u16::from(known.pinned(domain, at).is_some());
+            world.level[at] == 1 && world.table[at] == 1 + pinned
+        };
+        self.mapped::<F>(|to| !to.writable && to.target.is_some_and(is_single))
+    }
+
+    /// Hangs a new table of pages at one place, and maps it read-only at another.
+    fn graft<F: Hardware>(&mut self) -> Option<Operation> {
+        let (new, above) = (self.candidate()?, self.table_of(2)?);
+        let root = self.known.domains[self.domain].kernel?;
+        let page = F::address(self.chance.u64(..PAGES + 4));
+        let to = View { content: self.content, writes: None }.translate::<F>(root, page)?;
+        let place = |table: usize, index: usize| number(table) << 12 | (index as u64) << 3;
+        let index = self.index::<F>(2);
+        let hang = Update { pointer: place(above, index), value: F::compose(Shape::Table, number(new)) };
+        let map =
+            Update { pointer: place(to.table, to.index), value: F::compose(Shape::ReadOnly, number(new)) };
+        Some(Operation::Updates(0x7ff0, vec![hang, map]))
+    }
+
+    /// What a domain does with writable page tables.
+    fn writable<F: Hardware>(&mut self) -> Operation {
+        let unhooked = self.mapped_unhooked::<F>();
+        let single = self.mapped_single::<F>();
+        if unhooked.is_none() && single.is_none() && !self.one_in(4) {
+            return self.graft::<F>().unwrap_or_else(|| self.updates::<F>());
+        }
+        match self.chance.u32(..8) {
+            0..2 => {
+                let at = single.filter(|_| !self.one_in(8)).or_else(|| self.mapped_table::<F>());
+                Operation::Unhook(at.unwrap_or_else(|| self.address::<F>()))
+            }
+            2 if unhooked.is_some() => {
+                Operation::Hook(if self.one_in(4) { u64::MAX } else { self.address::<F>() })
+            }
+            3..6 if unhooked.is_some() => self.table_writes::<F>(unhooked),
+            6 if unhooked.is_some() => Operation::Access(self.address::<F>(), None),
+            _ => {
+                let at = self.mapped_table::<F>();
+                self.table_writes::<F>(at)
+            }
+        }
+    }
+
     /// Makes up a step.
     pub fn operation<F: Hardware>(&mut self) -> Operation {
+        // Any hypercall ends it: so what is unhooked must be used at once, or never.
+        if self.chance.u32(..9) == 0 || self.known.has_unhooked(self.domain) && !self.one_in(4) {
+            return self.writable::<F>();
+        }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),
             60..72 => self.unmap::<F>(),

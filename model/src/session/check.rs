@@ -3,12 +3,15 @@
 use hyp_core::address::MachineFrame;
 use hyp_core::domain::Life as CoreLife;
 use hyp_core::frame::FrameType;
+use hyp_core::machine::Entry;
+use hyp_core::paging::writable::Slot;
 
 use super::{Check, Session};
 use crate::bits::Bits;
 use crate::format::Hardware;
 use crate::hardware::content::{FRAMES, frame, number, slot};
 use crate::hardware::reach::TAGS;
+use crate::machine::Model;
 use crate::spec::view::View;
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY, Pin};
@@ -23,36 +26,32 @@ impl<F: Hardware> Session<F> {
         for number in
             (0..DOMAINS).filter(|at| self.known.domains[*at].life == Life::Dying).collect::<Vec<_>>()
         {
-            let Some(core) = self.domain(number).filter(|core| core.life() != CoreLife::Vacant) else {
+            if self.domain(number).is_none_or(|core| core.life() == CoreLife::Vacant) {
                 self.known.domains[number] = Known::default();
                 self.known.pins.retain(|pin| pin.domain != number);
                 continue;
-            };
-            self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
-            self.known.domains[number].user = place(core.vcpus[0].user_root());
-            self.known.domains[number].shared = place(core.shared_info());
-            let frames = self.hypervisor.frames();
-            self.known.pins.retain(|pin| {
-                pin.domain != number || frames.usage(frame(pin.table)).is_some_and(|usage| usage.pinned)
-            });
-            for at in
-                (0..FRAMES).filter(|at| usize::from(self.known.owner[*at]) == number).collect::<Vec<_>>()
-            {
-                if !frames.hold(frame(at)).is_some_and(|hold| hold.allocated) {
-                    self.known.claimed.remove(at);
-                }
             }
+            self.learn_of(|domain| domain == number);
         }
     }
 
     /// Takes the core's word for all that the specification keeps. Only where it can't foresee what must happen: what follows from
     /// what it keeps is counted as ever, and has to agree.
     pub(super) fn learn(&mut self) {
+        self.learn_of(|_| true);
+        self.follow_the_kept();
+    }
+
+    /// As [`Self::learn`], of some domains.
+    fn learn_of(&mut self, wanted: impl Fn(usize) -> bool) {
         let frames = self.hypervisor.frames();
-        self.known.pins.clear();
+        self.known.pins.retain(|pin| !wanted(pin.domain));
         for at in 0..FRAMES {
             let Some(hold) = frames.hold(frame(at)) else { continue };
             let owner = hold.owner.map(|owner| usize::from(owner.number()));
+            if !wanted(owner.unwrap_or(usize::from(self.known.owner[at]))) {
+                continue;
+            }
             self.known.owner[at] = owner.map_or(NOBODY, |owner| owner as u8);
             self.known.name[at] =
                 frames.m2p().and_then(|m2p| m2p.get(frame(at))).map_or(NO_NAME, |name| name.number());
@@ -66,19 +65,50 @@ impl<F: Hardware> Session<F> {
                 self.known.pins.push(Pin { domain, table: at, level });
             }
         }
-        for number in 0..DOMAINS {
+        for number in (0..DOMAINS).filter(|number| wanted(*number)) {
             let Some(core) = self.domain(number).filter(|core| core.life() != CoreLife::Vacant) else {
                 continue;
             };
             self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
             self.known.domains[number].user = place(core.vcpus[0].user_root());
+            self.known.domains[number].shared = place(core.shared_info());
+        }
+    }
+
+    /// What snapshots of unhooked tables hold.
+    fn follow_the_kept(&mut self) {
+        self.known.kept.clear();
+        self.known.unhooked.clear();
+        for number in 0..DOMAINS {
+            let Some(core) = self.domain(number).filter(|core| core.has_unhooked()) else { continue };
+            let tables = core.tables.lock();
+            let unhooked = tables.slots.iter().filter_map(Slot::unhooked);
+            let unhooked = unhooked.filter_map(|unhooked| slot(unhooked.table.number()));
+            self.known.unhooked.extend(unhooked.map(|table| (number, table)));
+            for entry in tables.slots.iter().flat_map(Slot::held::<Model<F>>) {
+                if let Entry::Leaf(leaf) = entry {
+                    self.known.kept.extend(slot(leaf.frame.number()).map(|at| (at, leaf.writable)));
+                }
+            }
+        }
+    }
+
+    /// Frames that nobody holds any more, when what is held can't be counted.
+    fn follow_the_freed(&mut self) {
+        for at in 0..FRAMES {
+            if self.hypervisor.frames().hold(frame(at)).is_some_and(|hold| hold.owner.is_none()) {
+                self.known.owner[at] = NOBODY;
+                self.known.name[at] = NO_NAME;
+            }
         }
     }
 
     /// Counts the world anew, and forgets whose the frames were that nobody holds any more.
     pub(super) fn refresh(&mut self) -> Check {
         self.counted = None;
+        self.follow_the_kept();
         if self.is_unfinished() {
+            self.follow_the_freed();
             return Ok(());
         }
         let view = View { content: &self.machine().content, writes: None };

@@ -1,5 +1,6 @@
 //! What isn't an MMU hypercall: accesses, and domains' beginnings and ends.
 
+use hyp_core::address::GuestVirtual;
 use hyp_core::frame::FrameType;
 use hyp_core::paging::Budget;
 use penumbra_abi::domctl::{self, Domctl};
@@ -29,6 +30,9 @@ impl<F: Hardware> Session<F> {
             self.machine().access(address, Some(value));
         } else if self.machine().access(address, None).is_some() {
             self.tally.succeeded += 1;
+        } else if let Some(core) = self.domain(domain).filter(|core| core.has_unhooked()) {
+            self.hypervisor.hook_for_fault(&core.vcpus[0], GuestVirtual::new(address));
+            self.learn();
         }
         Ok(())
     }

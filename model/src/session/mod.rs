@@ -27,6 +27,7 @@ mod encode;
 mod life;
 mod prediction;
 mod through;
+mod writable;
 
 /// Where the done count of a batch stands in the window.
 const DONE: usize = 0;
@@ -63,6 +64,10 @@ pub struct Tally {
     pub preempted: u64,
     /// Flushes of everything.
     pub flushes: u64,
+    /// Emulated writes to tables that were done.
+    pub emulated: u64,
+    /// Tables that were unhooked.
+    pub unhooked: u64,
 }
 
 impl Tally {
@@ -73,6 +78,8 @@ impl Tally {
         self.succeeded += other.succeeded;
         self.preempted += other.preempted;
         self.flushes += other.flushes;
+        self.emulated += other.emulated;
+        self.unhooked += other.unhooked;
     }
 }
 
@@ -175,8 +182,11 @@ impl<F: Hardware> Session<F> {
         let domain = alive[self.chance.usize(..alive.len())];
         if self.chance.u8(..4) != 0 {
             self.tidy();
-            self.refresh()?;
         }
+        if self.chance.u8(..12) == 0 {
+            self.hook_all();
+        }
+        self.refresh()?;
         self.machine().told();
         self.perform(domain, 0)?;
         self.check(number)
@@ -195,6 +205,9 @@ impl<F: Hardware> Session<F> {
         }
         match &operation {
             Operation::Access(address, write) => self.access(domain, *address, *write),
+            Operation::TableWrites(page, writes) => self.table_writes(domain, *page, writes),
+            Operation::Unhook(address) => self.unhook(domain, &operation, *address),
+            Operation::Hook(_) => self.hook(domain, &operation),
             Operation::Crash => self.crash(domain),
             Operation::Destroy(other) => self.destroy(domain, *other),
             Operation::Background(steps) => {
@@ -227,6 +240,13 @@ impl<F: Hardware> Session<F> {
                 }
             }
         }
+    }
+
+    /// Whether what a domain asks for may come to something else than was foreseen: something unfinished is in the way, or an unhooked table
+    /// returns first.
+    fn is_unforeseeable(&self, domain: usize) -> bool {
+        let others = domain == 0 && !self.known.unhooked.is_empty();
+        others || self.known.has_unhooked(domain) || self.is_unfinished()
     }
 
     fn is_unfinished(&self) -> bool {

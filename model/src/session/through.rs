@@ -15,7 +15,7 @@ use crate::operation::Operation;
 use crate::spec::{DOMAINS, Life};
 
 /// Times that an operation is issued again before it counts as endless.
-const PATIENCE: usize = 4000;
+pub(super) const PATIENCE: usize = 4000;
 
 impl<F: Hardware> Session<F> {
     /// Issues a hypercall once: its result, or the arguments with which it wants to be issued again.
@@ -50,6 +50,7 @@ impl<F: Hardware> Session<F> {
     pub(super) fn hypercall(&mut self, domain: usize, operation: &Operation, depth: u32) -> Check {
         if matches!(operation, Operation::Multicall(_)) {
             self.tidy();
+            self.hook_all();
             self.refresh()?;
         }
         let (hypercall, mut arguments) = self.encode(operation);
@@ -61,7 +62,7 @@ impl<F: Hardware> Session<F> {
         for _ in 0..PATIENCE {
             // What was foreseen of a multicall was foreseen at its beginning.
             let whole = matches!(operation, Operation::Multicall(_));
-            lenient = whole && lenient || self.is_unfinished();
+            lenient = whole && lenient || self.is_unforeseeable(domain);
             let budget = self.budget();
             self.counted = None;
             match self.issue(domain, hypercall, arguments, &budget) {
@@ -128,7 +129,8 @@ impl<F: Hardware> Session<F> {
 
     /// While the core flushes for this domain, the control domain, on another CPU, maps one of its frames, uses it, and unmaps it again.
     pub(super) fn arrange_interlude(&mut self, domain: usize) {
-        if self.known.domains[0].life != Life::Alive {
+        // What it has unhooked would return, with consequences that nobody has foreseen.
+        if self.known.domains[0].life != Life::Alive || self.known.has_unhooked(0) {
             return;
         }
         let Some(core) = self.domain(0) else { return };

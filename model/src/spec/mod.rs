@@ -71,6 +71,11 @@ pub struct Knowledge {
     pub pins: Vec<Pin>,
     /// Domains by number.
     pub domains: [Domain; DOMAINS],
+    /// Frames that the hypervisor keeps without an entry that leads to them, and whether as writable: by the snapshot of an unhooked table. The
+    /// core's word is taken for these.
+    pub kept: Vec<(usize, bool)>,
+    /// Unhooked tables, with their domains.
+    pub unhooked: Vec<(usize, usize)>,
 }
 
 impl Default for Knowledge {
@@ -81,6 +86,8 @@ impl Default for Knowledge {
             name: [NO_NAME; FRAMES],
             pins: Vec::new(),
             domains: [Domain::default(); DOMAINS],
+            kept: Vec::new(),
+            unhooked: Vec::new(),
         }
     }
 }
@@ -89,6 +96,11 @@ impl Knowledge {
     /// The level at which a domain has pinned a frame.
     pub fn pinned(&self, domain: usize, table: usize) -> Option<u8> {
         self.pins.iter().find(|pin| pin.domain == domain && pin.table == table).map(|pin| pin.level)
+    }
+
+    /// Whether a domain has unhooked tables.
+    pub fn has_unhooked(&self, domain: usize) -> bool {
+        self.unhooked.iter().any(|unhooked| unhooked.0 == domain)
     }
 
     /// Whether there is such a domain.

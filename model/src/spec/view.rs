@@ -1,7 +1,10 @@
 //! Memory as it will be, when writes that are only foreseen have been done.
 
+use hyp_core::address::GuestVirtual;
+
 use crate::bits::Bits;
-use crate::hardware::content::{Content, WORDS};
+use crate::format::{Hardware, Walk};
+use crate::hardware::content::{Content, WORDS, frame, slot};
 
 /// What will be written, and isn't yet.
 #[derive(Clone, Default)]
@@ -33,6 +36,21 @@ impl Writes {
     }
 }
 
+/// Where a walk has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The table with the last entry.
+    pub table: usize,
+    /// Its level, as the walk counts.
+    pub level: u8,
+    /// The entry's index.
+    pub index: usize,
+    /// The frame that the entry maps there, if it maps memory.
+    pub target: Option<usize>,
+    /// Whether the entry itself lets it be written.
+    pub writable: bool,
+}
+
 /// Memory with foreseen writes on top.
 pub struct View<'a> {
     /// Memory as it is.
@@ -47,6 +65,32 @@ impl View<'_> {
     pub fn read(&self, frame: usize, index: usize) -> u64 {
         let newer = self.writes.and_then(|writes| writes.last(frame, index));
         newer.unwrap_or_else(|| self.content.read(frame, index))
+    }
+
+    /// Where the walk for an address ends, from the root in place `root` on: at a leaf, or in a table of level 1.
+    pub fn translate<F: Hardware>(&self, root: usize, address: u64) -> Option<Translation> {
+        let at = GuestVirtual::new(address);
+        let root = F::root_of(at, Some(frame(root)), None)?;
+        let mut table = slot(root.number())?;
+        for level in (1..=F::LEVELS).rev() {
+            let index = F::index(at, level);
+            if level == F::LEVELS && F::reserved_root_slots().contains(&index) {
+                return None;
+            }
+            match F::walk(level, self.read(table, index)) {
+                Walk::Table { frame, .. } => table = slot(frame)?,
+                Walk::Leaf { frame, writable, .. } => {
+                    let span: u64 = (1..level).map(|below| F::entries(below) as u64).product();
+                    let target = slot(frame + (address >> 12 & (span - 1)));
+                    return Some(Translation { table, level, index, target, writable });
+                }
+                Walk::Fault if level == 1 => {
+                    return Some(Translation { table, level, index, target: None, writable: false });
+                }
+                Walk::Fault => return None,
+            }
+        }
+        None
     }
 
     /// All words of a frame.

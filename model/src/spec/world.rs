@@ -46,6 +46,10 @@ impl World {
         for at in 0..FRAMES {
             world.references[at] += u16::from(known.claimed.has(at));
         }
+        for &(frame, writable) in &known.kept {
+            world.references[frame] += 1;
+            world.writable[frame] += u16::from(writable);
+        }
         for domain in known.domains.iter().filter(|domain| domain.life != Life::Vacant) {
             if let Some(shared) = domain.shared {
                 world.references[shared] += 1;
@@ -109,6 +113,10 @@ impl World {
         asker: Option<Asker>,
         wrong: &mut Errors,
     ) {
+        // The entry above an unhooked table is no entry that a guest may write, but the walker passes over it.
+        if asker.is_none() && F::walk(level, raw) == Walk::Fault {
+            return;
+        }
         let stands = if view.writes.is_none() { Some(raw) } else { admitted::<F>(level, raw) };
         let Some(raw) = stands else { return wrong.add(Errno::EINVAL) };
         match F::walk(level, raw) {

@@ -1,0 +1,176 @@
+//! Writable page tables: emulated writes, and tables that are taken out of their tree and put back.
+//!
+//! What an emulated write must come to is foreseen, as for any other update. Whether a table may be taken out, and whether it returns, is
+//! the core's to say: it must have been a table of pages that hangs at one place; and what there is afterwards is counted and judged as ever.
+
+use hyp_core::address::GuestVirtual;
+use hyp_core::frame::FrameType;
+use hyp_core::paging::Budget;
+use hyp_core::paging::table_write::TableWrite;
+use penumbra_abi::errno::Errno;
+
+use super::through::PATIENCE;
+use super::{Check, Session};
+use crate::format::Hardware;
+use crate::hardware::content::{frame, number};
+use crate::operation::Operation;
+use crate::spec::DOMAINS;
+use crate::spec::errors::Errors;
+use crate::spec::operations::Foreseen;
+use crate::spec::view::{Translation, View};
+use crate::spec::world::Asker;
+
+impl<F: Hardware> Session<F> {
+    /// Puts every domain's unhooked tables back.
+    pub(super) fn hook_all(&mut self) {
+        if self.known.unhooked.is_empty() {
+            return;
+        }
+        for domain in (0..DOMAINS).filter_map(|number| self.domain(number)) {
+            let budget = Budget::unbounded();
+            let _ = domain.table_space(self.machine(), self.hypervisor.frames(), &budget).hook_all();
+        }
+        self.counted = None;
+        self.learn();
+    }
+
+    /// Where the tables of a domain's kernel lead.
+    fn translation(&self, domain: usize, address: u64) -> Option<Translation> {
+        let view = View { content: &self.machine().content, writes: None };
+        view.translate::<F>(self.known.domains[domain].kernel?, address)
+    }
+
+    /// The guest's kernel writes words to a page.
+    pub(super) fn table_writes(&mut self, domain: usize, page: u64, writes: &[(usize, u64)]) -> Check {
+        for &(index, raw) in writes {
+            let address = page + 8 * index as u64;
+            if self.machine().translate(address, true).is_some() {
+                self.access(domain, address, Some(raw))?;
+                continue;
+            }
+            self.tally.operations += 1;
+            self.table_write(domain, address, index, raw)?;
+            self.refresh()?;
+            self.judge()?;
+        }
+        Ok(())
+    }
+
+    /// The hypervisor gets to see a write that has faulted.
+    fn table_write(&mut self, domain: usize, address: u64, index: usize, raw: u64) -> Check {
+        let Some(core) = self.domain(domain) else { return Ok(()) };
+        let lenient = self.is_unforeseeable(domain);
+        let mut foreseen = Foreseen::new(&self.known, &self.machine().content, None);
+        let target = self.translation(domain, address).and_then(|to| to.target);
+        let expected = if lenient {
+            Ok(TableWrite::Again)
+        } else {
+            foresee::<F>(&mut foreseen, domain, target, index, raw)
+        };
+        let outcome = self.hypervisor.write_table(&core.vcpus[0], GuestVirtual::new(address), |_| Some(raw));
+        self.tally.succeeded += u64::from(outcome == TableWrite::Done);
+        self.tally.emulated += u64::from(outcome == TableWrite::Done);
+        let known = foreseen.known;
+        match (outcome, expected) {
+            _ if lenient => self.learn(),
+            (TableWrite::Refused, Err(_)) => {}
+            (TableWrite::Done, Ok(TableWrite::Done)) => {
+                self.known = known;
+                let (at, stands) = (target.unwrap_or(0), foreseen.writes.last(target.unwrap_or(0), index));
+                let found = self.machine().content.read(at, index);
+                if stands.is_none_or(|stands| (stands ^ found) & !F::hardware_bits(1) != 0) {
+                    return Err(format!("an emulated write left {found:#x}, not {stands:x?}"));
+                }
+            }
+            // After enough of them the table is the guest's to write to.
+            (TableWrite::Again, _) if core.has_unhooked() => return self.check_unhooked(domain, target),
+            (outcome, Ok(expected)) if outcome == expected => {}
+            _ => {
+                return Err(format!(
+                    "an emulated write of {raw:#x} at {address:#x}: {outcome:?}, not {expected:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The table in place `target` was one that may be taken out, and is.
+    fn check_unhooked(&mut self, domain: usize, target: Option<usize>) -> Check {
+        let at = target.ok_or("a table was unhooked that nobody had mapped")?;
+        let (uses, level) = (self.world.table[at], self.world.level[at]);
+        let pinned = u16::from(self.known.pinned(domain, at).is_some());
+        self.learn();
+        let kind = self.hypervisor.frames().usage(frame(at)).map(|usage| usage.kind);
+        let is_out = kind == Some(FrameType::Writable) && self.known.unhooked.contains(&(domain, at));
+        self.tally.unhooked += 1;
+        if !is_out || uses != 1 + pinned || level != 1 {
+            let at = number(at);
+            return Err(format!("mfn {at:#x}, {kind:?}, was unhooked, with {uses} uses at level {level}"));
+        }
+        Ok(())
+    }
+
+    /// `PENUMBRA_UNHOOK`
+    pub(super) fn unhook(&mut self, domain: usize, operation: &Operation, address: u64) -> Check {
+        let target = self.translation(domain, address).and_then(|to| to.target);
+        let was_out = target.is_some_and(|at| self.known.unhooked.contains(&(domain, at)));
+        let lenient = self.is_unfinished();
+        let answer = self.insist(domain, operation)?;
+        if answer == Ok(0) && !was_out && !lenient {
+            return self.check_unhooked(domain, target);
+        }
+        self.learn();
+        match answer {
+            Ok(0) | Err(Errno::EINVAL | Errno::EBUSY) => Ok(()),
+            other => Err(format!("unhooking {address:#x}: {other:?}")),
+        }
+    }
+
+    /// `PENUMBRA_HOOK`
+    pub(super) fn hook(&mut self, domain: usize, operation: &Operation) -> Check {
+        let answer = self.insist(domain, operation)?;
+        self.learn();
+        if *operation == Operation::Hook(u64::MAX) && self.known.has_unhooked(domain) {
+            return Err("a table is out after all were hooked in".into());
+        }
+        match answer {
+            Ok(0) | Err(Errno::EINVAL | Errno::EBUSY | Errno::EPERM | Errno::ENOENT) => Ok(()),
+            other => Err(format!("{operation:x?}: {other:?}")),
+        }
+    }
+
+    /// Issues a hypercall until it comes to something.
+    fn insist(&mut self, domain: usize, operation: &Operation) -> Result<Result<u64, Errno>, String> {
+        let (hypercall, mut arguments) = self.encode(operation);
+        self.tally.operations += 1;
+        for _ in 0..PATIENCE {
+            let budget = self.budget();
+            match self.issue(domain, hypercall, arguments, &budget) {
+                Ok(answer) => {
+                    self.tally.succeeded += u64::from(answer.is_ok());
+                    return Ok(answer);
+                }
+                Err(again) => arguments = again,
+            }
+            self.tally.preempted += 1;
+            self.judge()?;
+        }
+        Err(format!("{operation:x?} does not end"))
+    }
+}
+
+/// What an emulated write to a frame must come to.
+fn foresee<F: Hardware>(
+    foreseen: &mut Foreseen<'_>,
+    domain: usize,
+    target: Option<usize>,
+    index: usize,
+    raw: u64,
+) -> Result<TableWrite, Errors> {
+    let world = foreseen.world::<F>();
+    let mine = |at: &usize| world.owner(&foreseen.known, *at) == Some(domain) && world.table[*at] > 0;
+    let Some(at) = target.filter(mine) else { return Ok(TableWrite::NotATable) };
+    let asker = Asker { owner: domain, target: domain };
+    foreseen.entry::<F>(&world, (at, world.level[at], index), raw, asker)?;
+    Ok(TableWrite::Done)
+}
