@@ -105,7 +105,7 @@ fn main() -> ExitCode {
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "{} seeds {}..{}: {} operations in {} steps, {} succeeded, {} preemptions, {} flushes, {} emulated writes, {} tables \
-         unhooked; {:.0} a second",
+         unhooked, {} grants mapped; {:.0} a second",
         format!("{:?}", options.format).to_lowercase(),
         options.seed,
         options.seed.wrapping_add(next.load(Ordering::Relaxed)),
@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         tally.flushes,
         tally.emulated,
         tally.unhooked,
+        tally.granted,
         tally.operations as f64 / seconds
     );
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -1,5 +1,6 @@
 //! Operations of guests, and how they are made up.
 
+use penumbra_abi::grant_table::{self, GrantEntry};
 use penumbra_abi::mmu;
 
 use crate::format::{Hardware, Shape, Walk};
@@ -39,6 +40,8 @@ pub enum Operation {
     Unhook(u64),
     /// `PENUMBRA_HOOK`: the table that translates this address, or all of them.
     Hook(u64),
+    /// `grant_table_op`, and what goes before it.
+    Grant(Grant),
     /// The domain crashes.
     Crash,
     /// `domctl`: destroy a domain.
@@ -62,6 +65,61 @@ impl Operation {
         self.is_batch() || matches!(self, Self::Remap(..) | Self::Multicall(_) | Self::Decrease(_))
     }
 }
+
+/// An operation on grants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Grant {
+    /// The table gets its first frame.
+    Setup,
+    /// The guest writes an entry of its table.
+    Offer {
+        /// Which one.
+        reference: usize,
+        /// What it writes.
+        word: u64,
+    },
+    /// Maps a grant.
+    Map {
+        /// Of whom.
+        lender: u16,
+        /// Which one.
+        reference: u32,
+        /// `GNTMAP_*`.
+        flags: u32,
+        /// Where to: an address of the borrower's, or an entry's machine address.
+        address: u64,
+    },
+    /// Undoes a mapping.
+    Unmap {
+        /// Its number.
+        handle: u32,
+        /// Where it is.
+        address: u64,
+    },
+    /// Undoes a mapping, and moves another there.
+    Replace {
+        /// Its number.
+        handle: u32,
+        /// Where it is.
+        address: u64,
+        /// Where the other is.
+        new: u64,
+    },
+    /// Copies part of a page.
+    Copy {
+        /// Whose grant it is.
+        lender: u16,
+        /// Which one.
+        reference: u32,
+        /// The caller's own frame.
+        frame: u64,
+        /// Whether the copy goes to the grant.
+        back: bool,
+    },
+}
+
+/// Grant references that are used.
+const REFERENCES: usize = 8;
 
 /// How operations are made up, from what is known.
 pub struct Author<'a> {
@@ -423,11 +481,80 @@ impl Author<'_> {
         }
     }
 
+    /// What a domain does with grants: its own, or those of another.
+    fn grant<F: Hardware>(&mut self) -> Operation {
+        let own = self.known.tables.iter().any(|table| table.0 == self.domain);
+        let mine = self.known.borrowed.iter().filter(|one| one.borrower == self.domain);
+        let mine: Vec<_> = mine.copied().collect();
+        let kind = self.chance.u32(..12);
+        Operation::Grant(match kind {
+            _ if !own && kind < 5 => Grant::Setup,
+            0..4 => {
+                let borrower = self.chance.u16(..DOMAINS as u16);
+                let entry = GrantEntry::access(borrower, self.frame() as u32, !self.one_in(3));
+                let word = if self.one_in(8) { 0 } else { entry.to_word() };
+                Grant::Offer { reference: self.chance.usize(..REFERENCES), word }
+            }
+            4..7 if !mine.is_empty() => {
+                let lent = mine[self.chance.usize(..mine.len())];
+                let at = self.mapped::<F>(|to| to.target == Some(lent.frame) && to.writable == lent.writable);
+                let address = at.unwrap_or_else(|| self.address::<F>());
+                match self.one_in(5) {
+                    true => Grant::Replace { handle: lent.handle, address, new: self.address::<F>() },
+                    false => Grant::Unmap { handle: lent.handle, address },
+                }
+            }
+            7 => {
+                let (lender, reference) = self.offered();
+                Grant::Copy { lender, reference, frame: self.frame(), back: self.chance.bool() }
+            }
+            _ => {
+                let (lender, reference) = self.offered();
+                let read_only = if self.one_in(3) { grant_table::GNTMAP_READONLY } else { 0 };
+                let by_entry = self.table_of(1).filter(|_| self.one_in(6));
+                match by_entry {
+                    Some(table) => Grant::Map {
+                        lender,
+                        reference,
+                        flags: grant_table::GNTMAP_HOST_MAP | grant_table::GNTMAP_CONTAINS_PTE | read_only,
+                        address: number(table) << 12 | (self.index::<F>(1) as u64) << 3,
+                    },
+                    None => Grant::Map {
+                        lender,
+                        reference,
+                        flags: grant_table::GNTMAP_HOST_MAP | read_only,
+                        address: self.address::<F>(),
+                    },
+                }
+            }
+        })
+    }
+
+    /// A grant to the domain, if there is one.
+    fn offered(&mut self) -> (u16, u32) {
+        let start = self.chance.usize(..REFERENCES);
+        for &(lender, table) in &self.known.tables {
+            let to_me = |at: &usize| {
+                let entry = GrantEntry::from_word(self.content.read(table, *at));
+                usize::from(entry.domid) == self.domain && entry.flags != 0
+            };
+            if let Some(at) = (start..REFERENCES).chain(0..start).find(to_me)
+                && !self.one_in(3)
+            {
+                return (lender as u16, at as u32);
+            }
+        }
+        (self.chance.u16(..DOMAINS as u16), start as u32)
+    }
+
     /// Makes up a step.
     pub fn operation<F: Hardware>(&mut self) -> Operation {
         // Any hypercall ends it: so what is unhooked must be used at once, or never.
         if self.chance.u32(..9) == 0 || self.known.has_unhooked(self.domain) && !self.one_in(4) {
             return self.writable::<F>();
+        }
+        if self.chance.u32(..10) == 0 {
+            return self.grant::<F>();
         }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),

@@ -62,6 +62,12 @@ impl<F: Hardware> Model<F> {
         }
     }
 
+    /// A word is written by whoever may, through no particular mapping.
+    pub fn write_word(&self, at: usize, index: usize, word: u64) {
+        self.content.write(at, index, word);
+        self.noticed(at, index, word);
+    }
+
     /// A line of a frame leaves the caches, as it may at any time; walkers then see what memory holds.
     pub fn evict(&self, at: usize) {
         self.content.clean(at);

@@ -9,11 +9,17 @@ use crate::hardware::content::{self, FRAMES};
 use crate::hardware::reach::{Reach, TAGS};
 
 impl<F: Hardware> Model<F> {
-    /// Holds all that could be cached against the frame types. `may` says which frames a domain may reach at all.
+    /// Holds all that could be cached against the frame types. `may` says which frames a domain may reach at all,
+    /// `may_write` which ones it may write to.
     ///
     /// # Errors
     /// The first thing that must not be.
-    pub fn judge(&self, frames: &FrameTable, may: &[Bits; TAGS]) -> Result<(), String> {
+    pub fn judge(
+        &self,
+        frames: &FrameTable,
+        may: &[Bits; TAGS],
+        may_write: &[Bits; TAGS],
+    ) -> Result<(), String> {
         if let Some(violation) = self.violation() {
             return Err(violation);
         }
@@ -21,7 +27,9 @@ impl<F: Hardware> Model<F> {
         let cpus = lock(&self.cpus);
         for (number, cpu) in cpus.all.iter().enumerate() {
             for (tag, reach) in cpu.reach.iter().enumerate() {
-                types.judge(reach, &may[tag]).map_err(|what| format!("CPU {number}, d{tag}: {what}"))?;
+                types
+                    .judge(reach, &may[tag], &may_write[tag])
+                    .map_err(|what| format!("CPU {number}, d{tag}: {what}"))?;
             }
         }
         Ok(())
@@ -50,11 +58,17 @@ impl Types {
         types
     }
 
-    fn judge(&self, reach: &Reach, may: &Bits) -> Result<(), String> {
+    fn judge(&self, reach: &Reach, may: &Bits, may_write: &Bits) -> Result<(), String> {
         let at = |slot: usize| content::number(slot);
         if let Some(frame) = reach.readable.first_outside(may) {
             return Err(format!(
                 "a cached translation leads to mfn {:#x}, which it may not reach",
+                at(frame)
+            ));
+        }
+        if let Some(frame) = reach.writable.first_outside(may_write) {
+            return Err(format!(
+                "a cached translation lets mfn {:#x} be written, which it may only read",
                 at(frame)
             ));
         }

@@ -75,7 +75,7 @@ impl<F: Hardware> Session<F> {
         }
     }
 
-    /// What snapshots of unhooked tables hold.
+    /// What the hypervisor keeps: by snapshots of unhooked tables, and for grants.
     fn follow_the_kept(&mut self) {
         self.known.kept.clear();
         self.known.unhooked.clear();
@@ -91,6 +91,7 @@ impl<F: Hardware> Session<F> {
                 }
             }
         }
+        self.follow_the_grants();
     }
 
     /// Frames that nobody holds any more, when what is held can't be counted.
@@ -154,7 +155,14 @@ impl<F: Hardware> Session<F> {
                 may.insert(at);
             }
         }
-        self.machine().judge(self.hypervisor.frames(), &may)
+        let mut may_write = may;
+        for borrowed in self.known.borrowed.iter().filter(|borrowed| borrowed.host) {
+            may[borrowed.borrower].insert(borrowed.frame);
+            if borrowed.writable {
+                may_write[borrowed.borrower].insert(borrowed.frame);
+            }
+        }
+        self.machine().judge(self.hypervisor.frames(), &may, &may_write)
     }
 
     /// The core's records are what was counted, to the digit.

@@ -24,6 +24,7 @@ mod check;
 mod compare;
 mod cpus;
 mod encode;
+mod grants;
 mod life;
 mod prediction;
 mod through;
@@ -68,6 +69,8 @@ pub struct Tally {
     pub emulated: u64,
     /// Tables that were unhooked.
     pub unhooked: u64,
+    /// Grants that were mapped.
+    pub granted: u64,
 }
 
 impl Tally {
@@ -80,6 +83,7 @@ impl Tally {
         self.flushes += other.flushes;
         self.emulated += other.emulated;
         self.unhooked += other.unhooked;
+        self.granted += other.granted;
     }
 }
 
@@ -208,6 +212,7 @@ impl<F: Hardware> Session<F> {
             Operation::TableWrites(page, writes) => self.table_writes(domain, *page, writes),
             Operation::Unhook(address) => self.unhook(domain, &operation, *address),
             Operation::Hook(_) => self.hook(domain, &operation),
+            Operation::Grant(grant) => self.grant(domain, &operation, grant),
             Operation::Crash => self.crash(domain),
             Operation::Destroy(other) => self.destroy(domain, *other),
             Operation::Background(steps) => {

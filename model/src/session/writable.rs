@@ -140,7 +140,11 @@ impl<F: Hardware> Session<F> {
     }
 
     /// Issues a hypercall until it comes to something.
-    fn insist(&mut self, domain: usize, operation: &Operation) -> Result<Result<u64, Errno>, String> {
+    pub(super) fn insist(
+        &mut self,
+        domain: usize,
+        operation: &Operation,
+    ) -> Result<Result<u64, Errno>, String> {
         let (hypercall, mut arguments) = self.encode(operation);
         self.tally.operations += 1;
         for _ in 0..PATIENCE {

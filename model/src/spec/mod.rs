@@ -71,11 +71,34 @@ pub struct Knowledge {
     pub pins: Vec<Pin>,
     /// Domains by number.
     pub domains: [Domain; DOMAINS],
-    /// Frames that the hypervisor keeps without an entry that leads to them, and whether as writable: by the snapshot of an unhooked table. The
-    /// core's word is taken for these.
+    /// Frames that the hypervisor keeps without an entry that leads to them, and whether as writable: by the snapshot of an unhooked table,
+    /// by a grant that is mapped, or as part of a grant table. The core's word is taken for these.
     pub kept: Vec<(usize, bool)>,
     /// Unhooked tables, with their domains.
     pub unhooked: Vec<(usize, usize)>,
+    /// Grants that are mapped.
+    pub borrowed: Vec<Borrowed>,
+    /// Frames of grant tables, with their domains.
+    pub tables: Vec<(usize, usize)>,
+}
+
+/// A grant that is mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Borrowed {
+    /// By whom.
+    pub borrower: usize,
+    /// The number by which the mapping is undone.
+    pub handle: u32,
+    /// Whose grant it is.
+    pub lender: usize,
+    /// Which of them.
+    pub reference: u32,
+    /// Place of the frame.
+    pub frame: usize,
+    /// Whether it may be written to.
+    pub writable: bool,
+    /// Whether it is mapped at an address of the borrower's.
+    pub host: bool,
 }
 
 impl Default for Knowledge {
@@ -88,6 +111,8 @@ impl Default for Knowledge {
             domains: [Domain::default(); DOMAINS],
             kept: Vec::new(),
             unhooked: Vec::new(),
+            borrowed: Vec::new(),
+            tables: Vec::new(),
         }
     }
 }
@@ -108,9 +133,10 @@ impl Knowledge {
         self.domains.get(domain).is_some_and(|domain| domain.life != Life::Vacant)
     }
 
-    /// Frames that count as a domain's, the shared page not among them.
+    /// Frames that count as a domain's, the shared page and its grant table not among them.
     pub fn pages(&self, domain: usize) -> usize {
         let all = self.owner.iter().filter(|owner| usize::from(**owner) == domain).count();
-        all - usize::from(self.domains[domain].shared.is_some())
+        let tables = self.tables.iter().filter(|table| table.0 == domain).count();
+        all - usize::from(self.domains[domain].shared.is_some()) - tables
     }
 }
