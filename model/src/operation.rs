@@ -421,7 +421,7 @@ impl Author<'_> {
     /// Where the domain may write to an unhooked table.
     fn mapped_unhooked<F: Hardware>(&mut self) -> Option<u64> {
         let (known, domain) = (self.known, self.domain);
-        self.mapped::<F>(|to| to.target.is_some_and(|at| known.unhooked.contains(&(domain, at))))
+        self.mapped::<F>(|to| to.target.is_some_and(|at| known.is_unhooked(domain, at)))
     }
 
     fn table_writes<F: Hardware>(&mut self, at: Option<u64>) -> Operation {
@@ -431,6 +431,15 @@ impl Author<'_> {
             address,
             (0..count).map(|_| (self.index::<F>(1), self.entry::<F>(1))).collect(),
         )
+    }
+
+    /// A write to the entry above an unhooked table, or to some other of that table's.
+    fn rival<F: Hardware>(&mut self) -> Option<Operation> {
+        let mut mine = self.known.unhooked.iter().filter(|unhooked| unhooked.domain == self.domain);
+        let above = mine.next().copied()?;
+        let page = self.mapped::<F>(|to| !to.writable && to.target == Some(above.parent))?;
+        let index = if self.one_in(3) { self.index::<F>(2) } else { above.index };
+        Some(Operation::TableWrites(page & !0xfff, vec![(index, self.entry::<F>(2))]))
     }
 
     /// Where a table is mapped that hangs at one place only, and so can be unhooked.
@@ -472,7 +481,8 @@ impl Author<'_> {
             2 if unhooked.is_some() => {
                 Operation::Hook(if self.one_in(4) { u64::MAX } else { self.address::<F>() })
             }
-            3..6 if unhooked.is_some() => self.table_writes::<F>(unhooked),
+            3..5 if unhooked.is_some() => self.table_writes::<F>(unhooked),
+            5 if unhooked.is_some() => self.rival::<F>().unwrap_or_else(|| self.table_writes::<F>(unhooked)),
             6 if unhooked.is_some() => Operation::Access(self.address::<F>(), None),
             _ => {
                 let at = self.mapped_table::<F>();
@@ -490,7 +500,9 @@ impl Author<'_> {
         Operation::Grant(match kind {
             _ if !own && kind < 5 => Grant::Setup,
             0..4 => {
-                let borrower = self.chance.u16(..DOMAINS as u16);
+                let start = self.chance.usize(..DOMAINS);
+                let alive = |at: &usize| self.known.domains[*at].life == Life::Alive;
+                let borrower = (start..DOMAINS).chain(0..start).find(alive).unwrap_or(start) as u16;
                 let entry = GrantEntry::access(borrower, self.frame() as u32, !self.one_in(3));
                 let word = if self.one_in(8) { 0 } else { entry.to_word() };
                 Grant::Offer { reference: self.chance.usize(..REFERENCES), word }
@@ -508,6 +520,8 @@ impl Author<'_> {
                 let (lender, reference) = self.offered();
                 Grant::Copy { lender, reference, frame: self.frame(), back: self.chance.bool() }
             }
+            // Pins whose mapping was overwritten stay for good.
+            _ if mine.len() > 40 => Grant::Unmap { handle: mine[0].handle, address: self.address::<F>() },
             _ => {
                 let (lender, reference) = self.offered();
                 let read_only = if self.one_in(3) { grant_table::GNTMAP_READONLY } else { 0 };

@@ -14,7 +14,7 @@ use crate::hardware::reach::TAGS;
 use crate::machine::Model;
 use crate::spec::view::View;
 use crate::spec::world::World;
-use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY, Pin};
+use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY, Pin, Unhooked};
 
 fn place(root: Option<MachineFrame>) -> Option<usize> {
     root.and_then(|root| slot(root.number()))
@@ -83,8 +83,10 @@ impl<F: Hardware> Session<F> {
             let Some(core) = self.domain(number).filter(|core| core.has_unhooked()) else { continue };
             let tables = core.tables.lock();
             let unhooked = tables.slots.iter().filter_map(Slot::unhooked);
-            let unhooked = unhooked.filter_map(|unhooked| slot(unhooked.table.number()));
-            self.known.unhooked.extend(unhooked.map(|table| (number, table)));
+            self.known.unhooked.extend(unhooked.filter_map(|unhooked| {
+                let (table, parent) = (slot(unhooked.table.number())?, slot(unhooked.parent.table.number())?);
+                Some(Unhooked { domain: number, table, parent, index: unhooked.parent.index })
+            }));
             for entry in tables.slots.iter().flat_map(Slot::held::<Model<F>>) {
                 if let Entry::Leaf(leaf) = entry {
                     self.known.kept.extend(slot(leaf.frame.number()).map(|at| (at, leaf.writable)));

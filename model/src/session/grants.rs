@@ -17,9 +17,6 @@ use crate::hardware::content::{number, slot};
 use crate::operation::{Grant, Operation};
 use crate::spec::{Borrowed, DOMAINS};
 
-/// Handles that are looked at: more than are ever in use.
-const HANDLES: u32 = 64;
-
 impl<F: Hardware> Session<F> {
     /// What each domain has borrowed, and the frames of grant tables.
     pub(super) fn follow_the_grants(&mut self) {
@@ -28,7 +25,8 @@ impl<F: Hardware> Session<F> {
         for number in 0..DOMAINS {
             let Some(core) = self.domain(number) else { continue };
             let maps = core.grants.maps.lock();
-            for (handle, lent) in (0..HANDLES).filter_map(|handle| Some((handle, maps.get(handle)?))) {
+            let lent = (0..).filter_map(|handle| Some((handle, maps.get(handle)?)));
+            for (handle, lent) in lent.take(maps.iter().count()) {
                 let Some(frame) = slot(lent.frame.number()) else { continue };
                 let lender = usize::from(lent.lender.number());
                 let (reference, writable, host) = (lent.reference, lent.writable, lent.host);

@@ -97,6 +97,8 @@ pub struct Session<F: Hardware> {
     counted: Option<World>,
     /// On which CPU each domain's vCPU has its roots loaded.
     cpu_of: [Option<usize>; DOMAINS],
+    /// Tables that were pinned when they were unhooked, with their domains.
+    pinned_before: Vec<(usize, usize)>,
     recent: VecDeque<String>,
     tally: Tally,
     plan: Plan,
@@ -142,6 +144,7 @@ impl<F: Hardware> Session<F> {
             world,
             counted: None,
             cpu_of: [None; DOMAINS],
+            pinned_before: Vec::new(),
             recent: VecDeque::new(),
             tally: Tally::default(),
             plan,
@@ -188,7 +191,7 @@ impl<F: Hardware> Session<F> {
             self.tidy();
         }
         if self.chance.u8(..12) == 0 {
-            self.hook_all();
+            self.hook_all()?;
         }
         self.refresh()?;
         self.machine().told();

@@ -50,7 +50,7 @@ impl<F: Hardware> Session<F> {
     pub(super) fn hypercall(&mut self, domain: usize, operation: &Operation, depth: u32) -> Check {
         if matches!(operation, Operation::Multicall(_)) {
             self.tidy();
-            self.hook_all();
+            self.hook_all()?;
             self.refresh()?;
         }
         let (hypercall, mut arguments) = self.encode(operation);
@@ -68,6 +68,9 @@ impl<F: Hardware> Session<F> {
             match self.issue(domain, hypercall, arguments, &budget) {
                 Ok(answer) => {
                     drop(self.machine().no_interlude());
+                    if self.domain(domain).is_some_and(|core| core.has_unhooked()) {
+                        return Err("a table is unhooked after a hypercall".into());
+                    }
                     return self.settle_up(domain, operation, &foreseen, begun, answer, lenient);
                 }
                 Err(again) => {

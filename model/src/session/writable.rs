@@ -14,24 +14,41 @@ use super::{Check, Session};
 use crate::format::Hardware;
 use crate::hardware::content::{frame, number};
 use crate::operation::Operation;
-use crate::spec::DOMAINS;
 use crate::spec::errors::Errors;
 use crate::spec::operations::Foreseen;
 use crate::spec::view::{Translation, View};
 use crate::spec::world::Asker;
+use crate::spec::{DOMAINS, Unhooked};
 
 impl<F: Hardware> Session<F> {
     /// Puts every domain's unhooked tables back.
-    pub(super) fn hook_all(&mut self) {
+    pub(super) fn hook_all(&mut self) -> Check {
         if self.known.unhooked.is_empty() {
-            return;
+            return Ok(());
         }
+        let before = self.known.unhooked.clone();
         for domain in (0..DOMAINS).filter_map(|number| self.domain(number)) {
             let budget = Budget::unbounded();
             let _ = domain.table_space(self.machine(), self.hypervisor.frames(), &budget).hook_all();
         }
         self.counted = None;
         self.learn();
+        self.check_pins(&before)
+    }
+
+    /// Those of these tables that have returned are pinned, if they were.
+    fn check_pins(&mut self, before: &[Unhooked]) -> Check {
+        for unhooked in before {
+            let (domain, table) = (unhooked.domain, unhooked.table);
+            let usage = self.hypervisor.frames().usage(frame(table));
+            let is_table = usage.is_some_and(|usage| usage.kind == FrameType::Table(1) && usage.uses > 0);
+            let was_pinned = self.pinned_before.contains(&(domain, table));
+            if is_table && was_pinned != self.known.pinned(domain, table).is_some() {
+                let at = number(table);
+                return Err(format!("mfn {at:#x} returned; it was pinned before, or is now, but not both"));
+            }
+        }
+        Ok(())
     }
 
     /// Where the tables of a domain's kernel lead.
@@ -101,8 +118,12 @@ impl<F: Hardware> Session<F> {
         let pinned = u16::from(self.known.pinned(domain, at).is_some());
         self.learn();
         let kind = self.hypervisor.frames().usage(frame(at)).map(|usage| usage.kind);
-        let is_out = kind == Some(FrameType::Writable) && self.known.unhooked.contains(&(domain, at));
+        let is_out = kind == Some(FrameType::Writable) && self.known.is_unhooked(domain, at);
         self.tally.unhooked += 1;
+        self.pinned_before.retain(|one| *one != (domain, at));
+        if pinned != 0 {
+            self.pinned_before.push((domain, at));
+        }
         if !is_out || uses != 1 + pinned || level != 1 {
             let at = number(at);
             return Err(format!("mfn {at:#x}, {kind:?}, was unhooked, with {uses} uses at level {level}"));
@@ -113,7 +134,7 @@ impl<F: Hardware> Session<F> {
     /// `PENUMBRA_UNHOOK`
     pub(super) fn unhook(&mut self, domain: usize, operation: &Operation, address: u64) -> Check {
         let target = self.translation(domain, address).and_then(|to| to.target);
-        let was_out = target.is_some_and(|at| self.known.unhooked.contains(&(domain, at)));
+        let was_out = target.is_some_and(|at| self.known.is_unhooked(domain, at));
         let lenient = self.is_unfinished();
         let answer = self.insist(domain, operation)?;
         if answer == Ok(0) && !was_out && !lenient {
@@ -128,8 +149,10 @@ impl<F: Hardware> Session<F> {
 
     /// `PENUMBRA_HOOK`
     pub(super) fn hook(&mut self, domain: usize, operation: &Operation) -> Check {
+        let before = self.known.unhooked.clone();
         let answer = self.insist(domain, operation)?;
         self.learn();
+        self.check_pins(&before)?;
         if *operation == Operation::Hook(u64::MAX) && self.known.has_unhooked(domain) {
             return Err("a table is out after all were hooked in".into());
         }

@@ -74,12 +74,25 @@ pub struct Knowledge {
     /// Frames that the hypervisor keeps without an entry that leads to them, and whether as writable: by the snapshot of an unhooked table,
     /// by a grant that is mapped, or as part of a grant table. The core's word is taken for these.
     pub kept: Vec<(usize, bool)>,
-    /// Unhooked tables, with their domains.
-    pub unhooked: Vec<(usize, usize)>,
+    /// Unhooked tables.
+    pub unhooked: Vec<Unhooked>,
     /// Grants that are mapped.
     pub borrowed: Vec<Borrowed>,
     /// Frames of grant tables, with their domains.
     pub tables: Vec<(usize, usize)>,
+}
+
+/// An unhooked table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unhooked {
+    /// Whose it is.
+    pub domain: usize,
+    /// The table.
+    pub table: usize,
+    /// The table whose entry led to it.
+    pub parent: usize,
+    /// Which entry.
+    pub index: usize,
 }
 
 /// A grant that is mapped.
@@ -125,7 +138,12 @@ impl Knowledge {
 
     /// Whether a domain has unhooked tables.
     pub fn has_unhooked(&self, domain: usize) -> bool {
-        self.unhooked.iter().any(|unhooked| unhooked.0 == domain)
+        self.unhooked.iter().any(|unhooked| unhooked.domain == domain)
+    }
+
+    /// Whether a table of a domain is unhooked.
+    pub fn is_unhooked(&self, domain: usize, table: usize) -> bool {
+        self.unhooked.iter().any(|unhooked| (unhooked.domain, unhooked.table) == (domain, table))
     }
 
     /// Whether there is such a domain.
