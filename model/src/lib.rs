@@ -4,9 +4,10 @@
 //! * [`hardware`]: TLBs, walk caches, and caches of data;
 //! * [`machine`]: the traits of `hyp_core::machine` on top of them;
 //! * [`spec`]: what must happen, worked out naively from the tables themselves;
-//! * [`operation`], [`session`]: random operations of several domains, held against it.
+//! * [`operation`], [`author`], [`session`]: random operations of several domains, made up, carried out, and held against it.
 #![forbid(unsafe_code)]
 
+pub mod author;
 pub mod bits;
 pub mod format;
 pub mod guest;

@@ -46,6 +46,7 @@ impl<F: Hardware> Session<F> {
             Operation::Populate(list) => self.encode_memory(memory::XENMEM_POPULATE_PHYSMAP, list),
             Operation::Decrease(list) => self.encode_memory(memory::XENMEM_DECREASE_RESERVATION, list),
             Operation::Grant(grant) => self.encode_grant(grant),
+            Operation::Extents(extents) => self.encode_extents(extents),
             Operation::Unhook(address) => (call::PENUMBRA, [call::PENUMBRA_UNHOOK, *address, 0, 0, 0, 0]),
             Operation::Hook(address) => (call::PENUMBRA, [call::PENUMBRA_HOOK, *address, 0, 0, 0, 0]),
             Operation::Multicall(list) => self.encode_multicall(list),

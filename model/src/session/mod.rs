@@ -13,9 +13,10 @@ use hyp_core::address::DomainId;
 use hyp_core::domain::Domain;
 use hyp_core::paging::Budget;
 
+use crate::author::Author;
 use crate::format::Hardware;
 use crate::machine::{self, Flaws, Model};
-use crate::operation::{Author, Operation};
+use crate::operation::Operation;
 use crate::spec::operations::Foreseen;
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life};
@@ -24,6 +25,7 @@ mod check;
 mod compare;
 mod cpus;
 mod encode;
+mod extents;
 mod grants;
 mod life;
 mod prediction;
@@ -216,6 +218,7 @@ impl<F: Hardware> Session<F> {
             Operation::Unhook(address) => self.unhook(domain, &operation, *address),
             Operation::Hook(_) => self.hook(domain, &operation),
             Operation::Grant(grant) => self.grant(domain, &operation, grant),
+            Operation::Extents(extents) => self.extents(domain, &operation, extents),
             Operation::Crash => self.crash(domain),
             Operation::Destroy(other) => self.destroy(domain, *other),
             Operation::Background(steps) => {

@@ -55,7 +55,7 @@ impl<F: Hardware> Session<F> {
         }
         let (hypercall, mut arguments) = self.encode(operation);
         if domain != 0 && depth == 0 && self.chance.u8(..12) == 0 {
-            self.arrange_interlude(domain);
+            self.arrange_interlude(domain, operation);
         }
         let (mut begun, mut lenient) = (0, false);
         let mut foreseen = self.predict(domain, operation, begun);
@@ -131,7 +131,7 @@ impl<F: Hardware> Session<F> {
     }
 
     /// While the core flushes for this domain, the control domain, on another CPU, maps one of its frames, uses it, and unmaps it again.
-    pub(super) fn arrange_interlude(&mut self, domain: usize) {
+    pub(super) fn arrange_interlude(&mut self, domain: usize, operation: &Operation) {
         // What it has unhooked would return, with consequences that nobody has foreseen.
         if self.known.domains[0].life != Life::Alive || self.known.has_unhooked(0) {
             return;
@@ -139,7 +139,15 @@ impl<F: Hardware> Session<F> {
         let Some(core) = self.domain(0) else { return };
         let start = self.chance.usize(..FRAMES);
         let mine = |at: &usize| usize::from(self.known.owner[*at]) == domain;
-        let Some(target) = (start..FRAMES).chain(0..start).find(mine) else { return };
+        let mut named = operation.tables::<F>();
+        named.retain(mine);
+        let any = (start..FRAMES).chain(0..start).find(mine);
+        let target = if named.is_empty() || start.is_multiple_of(4) {
+            any
+        } else {
+            named.get(start % named.len()).copied()
+        };
+        let Some(target) = target else { return };
         let cpu = self.machine().current();
         let other = (cpu + 1) % CPUS;
         self.run_on(other, 0);
