@@ -168,7 +168,9 @@ impl<F: Hardware> Stage<F> {
                 may[usize::from(owner.number())].insert(at);
             }
         }
-        self.machine().judge(self.hv.frames(), &may).unwrap_or_else(|what| panic!("{}: {what}", F::NAME));
+        self.machine()
+            .judge(self.hv.frames(), &may, &may)
+            .unwrap_or_else(|what| panic!("{}: {what}", F::NAME));
         let report = self.hv.audit();
         assert_eq!(report.findings, 0, "{}: {report}", F::NAME);
     }
