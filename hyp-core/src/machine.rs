@@ -56,7 +56,7 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     ///
     /// # Errors
     /// As any hypercall; ENOSYS for a number that isn't the architecture's either.
-    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: Arguments) -> Outcome {
+    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: &Arguments) -> Outcome {
         let _ = (call, number, arguments);
         Err(Errno::ENOSYS.into())
     }

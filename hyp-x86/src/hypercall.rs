@@ -13,7 +13,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase};
 
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, guest_descriptors, trap};
+use crate::{bounce, cpu, guest_descriptors, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
@@ -39,20 +39,39 @@ fn carry_out(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const
     let frame = &context.frame;
     let arguments =
         [frame.rdi.get(), frame.rsi.get(), frame.rdx.get(), frame.r10.get(), frame.r8.get(), frame.r9.get()];
-    HYPERVISOR.hypercall(vcpu, frame.rax.get(), arguments);
+    if let Some(domain) = cpu::domain() {
+        HYPERVISOR.hypercall_of(domain, vcpu, frame.rax.get(), &arguments);
+    }
     trap::go_on(context)
 }
 
 /// The hypercalls that only x86 has, alone or as part of a multicall.
-pub fn own(call: &Call<'_, X86>, number: u64, arguments: Arguments) -> Outcome {
+#[inline(always)]
+pub fn own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome {
+    // Told apart here, so that a number that is nobody's costs no stack.
+    match number {
+        number::SET_TRAP_TABLE
+        | number::SET_GDT
+        | number::UPDATE_DESCRIPTOR
+        | number::STACK_SWITCH
+        | number::SET_CALLBACKS
+        | number::CALLBACK_OP
+        | number::FPU_TASKSWITCH
+        | number::SET_SEGMENT_BASE => carry_out_own(call, number, arguments),
+        _ => Err(Errno::ENOSYS.into()),
+    }
+}
+
+#[inline(never)]
+fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome {
     let context = call.vcpu.context();
-    let [first, second, ..] = arguments;
+    let [first, second, ..] = *arguments;
     match number {
         number::SET_TRAP_TABLE => set_trap_table(call, context, first),
         number::SET_GDT => guest_descriptors::set_global(call, first, second),
         number::UPDATE_DESCRIPTOR => guest_descriptors::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
-        number::SET_CALLBACKS => set_callbacks(context, arguments),
+        number::SET_CALLBACKS => set_callbacks(context, *arguments),
         number::CALLBACK_OP => callback_op(call, context, first, second),
         // The floating-point unit is switched at once, so there is nothing to be told.
         number::FPU_TASKSWITCH => Ok(()),

@@ -60,7 +60,7 @@ impl Machine for X86 {
         kernel.filter(|_| layout::is_canonical(address.bytes()))
     }
 
-    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: Arguments) -> Outcome {
+    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: &Arguments) -> Outcome {
         hypercall::own(call, number, arguments)
     }
 

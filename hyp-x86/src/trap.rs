@@ -33,11 +33,10 @@ pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
     let vector = context.frame.vector.get();
     if vector == bounce::PAGE_FAULT {
         let address = Cr2::read_raw();
+        let may_emulate = writable_tables::may_emulate(context);
         return match Hooked::now() {
-            Some(hooked) if !writable_tables::may_emulate(context) => {
-                bounce::page_fault(vcpu, context, address, hooked)
-            }
-            _ => writable_tables::fault(vcpu, context, address),
+            Some(hooked) if !may_emulate => bounce::page_fault(vcpu, context, address, hooked),
+            _ => writable_tables::fault(vcpu, context, address, may_emulate),
         };
     }
     other_trap(vcpu, context, vector)

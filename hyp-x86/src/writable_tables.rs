@@ -5,6 +5,7 @@
 
 use hyp_core::Vcpu;
 use hyp_core::address::GuestVirtual;
+use hyp_core::domain::Domain;
 use hyp_core::paging::table_write::TableWrite;
 use hyp_x86::table_write::{self, Effect, Operation, Source, Write};
 use penumbra_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
@@ -25,18 +26,22 @@ pub fn may_emulate(context: &GuestContext) -> bool {
         && cpu::domain().is_some_and(|domain| domain.assists(VMASST_TYPE_WRITABLE_PAGETABLES))
 }
 
-/// Deals with a page fault of a domain that has unhooked tables, or for which [`may_emulate`] holds. Returns who goes on.
+/// Deals with a page fault of a domain that has unhooked tables, or for which [`may_emulate`] says `true`. Returns who goes on.
 #[inline(never)]
-pub fn fault(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
+pub fn fault(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    address: u64,
+    may_emulate: bool,
+) -> *const GuestContext {
     let place = GuestVirtual::new(address);
     if cpu::has_unhooked() && HYPERVISOR.hook_for_fault(vcpu, place) {
         return trap::go_on(context);
     }
-    if !may_emulate(context) {
-        return hand_on(vcpu, context, address);
-    }
+    let domain = cpu::domain().filter(|_| may_emulate);
+    let Some(domain) = domain else { return hand_on(vcpu, context, address) };
     let written = instruction(vcpu, context)
-        .map_or(TableWrite::NotATable, |write| emulate(vcpu, context, place, write));
+        .map_or(TableWrite::NotATable, |write| emulate(domain, vcpu, context, place, write));
     match written {
         TableWrite::Done => trap::go_on_with(context),
         TableWrite::Again => trap::go_on(context),
@@ -65,7 +70,13 @@ fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Option<Write> {
     table_write::decode(bytes.get(..available)?)
 }
 
-fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write: Write) -> TableWrite {
+fn emulate(
+    domain: &Domain<X86>,
+    vcpu: &Vcpu<X86>,
+    context: &GuestContext,
+    place: GuestVirtual,
+    write: Write,
+) -> TableWrite {
     let frame = &context.frame;
     let offset = place.bytes() & 7;
     let source = match write.source {
@@ -79,7 +90,7 @@ fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write:
     }
     let accumulator = frame.rax.get();
     let mut effect = None;
-    let written = HYPERVISOR.write_table(vcpu, place, |entry| {
+    let written = HYPERVISOR.write_table(domain, vcpu, place, |entry| {
         let memory = table_write::part(entry, offset, write.size)?;
         let result = write.effect(memory, source, accumulator);
         effect = Some(result);

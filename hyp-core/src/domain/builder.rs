@@ -73,6 +73,7 @@ impl<M: Machine> Hypervisor<M> {
             .find(|(_, domain)| domain.life() == Life::Vacant)
             .ok_or(BuildError::TooManyDomains)?;
         let id = crate::address::DomainId::new(number as u16);
+        self.scheduler.reach(id);
         if !domain.begin(id, plan.control, plan.pages) {
             return Err(BuildError::TooManyDomains);
         }

@@ -162,6 +162,7 @@ impl<M: Machine> Domain<M> {
     }
 
     /// Locks its tables, to map its own frames there.
+    #[inline(always)]
     pub fn table_space<'a>(
         &'a self,
         machine: &'a M,

@@ -137,11 +137,10 @@ impl FrameRecord {
     pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
         let mut word = self.holding.load(Ordering::Acquire);
         loop {
-            if !Self::is_owned(word, owner) {
-                return None;
-            }
-            if word & COUNT_MASK >= COUNT_LIMIT {
-                return Some(false);
+            // Both ends of the count at once: of zero references, less one is more than any limit.
+            let in_range = (word as u32).wrapping_sub(1) < COUNT_LIMIT as u32 - 1;
+            if (word >> OWNER_SHIFT) as u16 != owner.number() || !in_range {
+                return Self::is_owned(word, owner).then_some(false);
             }
             // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
             let next = word.wrapping_add(1);
@@ -184,11 +183,10 @@ impl FrameRecord {
     pub(super) fn take_writable(&self) -> bool {
         const WRITABLE: u64 = FrameType::Writable.encode();
         let word = self.using.load(Ordering::Acquire);
-        let uses = word & USES_MASK;
         // A type without uses is never complete: the last use takes the flag along.
-        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && uses != USES_MASK {
+        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && word & USES_MASK != USES_MASK {
             word.wrapping_add(1)
-        } else if uses == 0 && word & TYPE_MASK <= WRITABLE {
+        } else if word & USES_MASK == 0 && word & TYPE_MASK <= WRITABLE {
             // Never used, or writable before: no translation of another kind can be cached.
             WRITABLE | COMPLETE | 1
         } else {
@@ -196,6 +194,20 @@ impl FrameRecord {
         };
         // AcqRel: as in `take_type`.
         self.using.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Counts one more use of a type that holds, as most uses of tables are. Otherwise nothing has changed (`false`), and
+    /// [`Self::take_type`] says what there is to do.
+    #[inline]
+    pub(super) fn take_complete(&self, kind: FrameType) -> bool {
+        let word = self.using.load(Ordering::Acquire);
+        let holds = word & (TYPE_MASK | COMPLETE) == kind.encode() | COMPLETE;
+        // A complete type has a use: the last one takes the flag along.
+        let counts = word & USES_MASK != USES_MASK;
+        // AcqRel: as in `take_type`.
+        let take =
+            || self.using.compare_exchange(word, word.wrapping_add(1), Ordering::AcqRel, Ordering::Acquire);
+        holds && counts && take().is_ok()
     }
 
     /// Counts one more use as `kind`, changing the type when no use is left.
@@ -233,6 +245,13 @@ impl FrameRecord {
             FrameType::Writable | FrameType::None if !flush => (kind.encode() | COMPLETE | 1, Taken::Ready),
             _ => (kind.encode() | 1, Taken::First { flush }),
         }
+    }
+
+    /// Whether there is a single use.
+    #[inline]
+    pub(super) fn has_one_use(&self) -> bool {
+        // Acquire: whoever undoes the type comes after those who used it.
+        self.using.load(Ordering::Acquire) & USES_MASK == 1
     }
 
     /// Drops one use; returns how many are left. A count of zero stays zero.

@@ -6,7 +6,7 @@
 use crate::sync::atomic::Ordering;
 
 use super::FrameError;
-use super::record::{Taken, TypeError};
+use super::record::{FrameRecord, Taken, TypeError};
 use super::table::FrameTable;
 use super::words::{EntryPlace, FrameType};
 use crate::address::{DomainId, MachineFrame};
@@ -118,7 +118,11 @@ impl FrameTable {
         owner: DomainId,
         machine: &M,
     ) -> Result<Locked, FrameError> {
-        self.get(frame, owner)?;
+        let record = self.record(frame)?;
+        Self::get_record(frame, record, owner)?;
+        if record.take_complete(kind) {
+            return Ok(Locked::Complete);
+        }
         match self.lock_type(frame, kind, machine) {
             Ok(Taken::Ready) => Ok(Locked::Complete),
             Ok(_) => Ok(Locked::Incomplete),
@@ -127,6 +131,46 @@ impl FrameTable {
                 Err(error)
             }
         }
+    }
+
+    /// Counts a reference and a use of a table that is complete; otherwise nothing has changed (`false`), and [`Self::lock_table`]
+    /// says why.
+    #[inline(always)]
+    pub fn get_complete_table<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        level: Level,
+        owner: DomainId,
+        machine: &M,
+    ) -> bool {
+        let Ok(record) = self.record(frame) else { return false };
+        if record.get(owner) != Some(true) {
+            return false;
+        }
+        let taken = record.take_complete(FrameType::Table(level));
+        if !taken {
+            self.put_record(frame, record, machine);
+        }
+        taken
+    }
+
+    /// Gives back one use as a table, and its reference, unless it is the last use, whose entries come first: `false` then. The caller
+    /// keeps others from changing the number of uses.
+    #[inline(always)]
+    pub fn put_one_of_many<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+        let Ok(record) = self.record(frame) else { return false };
+        if record.has_one_use() {
+            return false;
+        }
+        record.drop_type();
+        self.put_record(frame, record, machine);
+        true
+    }
+
+    /// Whether the frame has a single use.
+    #[inline]
+    pub fn has_one_use(&self, frame: MachineFrame) -> bool {
+        self.record(frame).is_ok_and(FrameRecord::has_one_use)
     }
 
     /// Gives back one use as a table, and its reference. The last use's entries hold nothing any more.

@@ -87,33 +87,53 @@ impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
 }
 
 impl<M: Machine> Call<'_, M> {
-    /// The operation at `next`, of which `left` are to come. A single one isn't worth reading ahead.
+    /// Whether it is one operation, not counted for the guest, and can be done now: the usual case, for [`Self::single`].
     #[inline(always)]
-    fn next_operation<T: FromBytes + IntoBytes + Copy>(
+    pub(super) fn is_single(&self, arguments: &Arguments) -> bool {
+        let [_, count, done_place, ..] = *arguments;
+        count & !MMU_UPDATE_PREEMPTED == 1 && done_place == 0 && !self.budget.is_spent()
+    }
+
+    /// As [`Self::batch`], of a single operation.
+    #[inline(always)]
+    pub(super) fn single<T: FromBytes + IntoBytes>(
         &self,
-        ahead: &mut Option<Ahead<T>>,
-        next: u64,
-        left: u64,
-    ) -> Result<T, NotDone> {
-        match ahead {
-            Some(ahead) => ahead.take(self, next, left),
-            None if left == 1 => Ok(self.read(next)?),
-            None => ahead.insert(Ahead::new()).take(self, next, left),
+        arguments: &Arguments,
+        one: impl FnOnce(T) -> Result<(), NotDone>,
+    ) -> Outcome {
+        let [place, _, done_place, foreign, ..] = *arguments;
+        match self.read(place).map_err(NotDone::from).and_then(one) {
+            Ok(()) => Ok(0),
+            Err(NotDone::Errno(errno)) => Err(errno.into()),
+            Err(NotDone::Preempted) => {
+                Err(Failure::Again([place, 1 | MMU_UPDATE_PREEMPTED, done_place, foreign, 0, 0]))
+            }
+        }
+    }
+
+    /// Frames that have changed their type since there were `flushes` flushes for that have cost one each.
+    #[inline(always)]
+    pub(super) fn charge_flushes(&self, flushes: &mut u64) {
+        let flushed = self.hypervisor.frames.type_flushes();
+        if flushed != *flushes {
+            self.budget.charge((flushed.wrapping_sub(*flushes) as u32).saturating_mul(Budget::FLUSH));
+            *flushes = flushed;
         }
     }
 
     /// Does `one` for each operation. Arguments: guest address of the array; how many operations; where to write how many were
     /// done (4 bytes), or 0; a fourth one that is the hypercall's own.
+    #[inline(always)]
     pub(super) fn batch<T: FromBytes + IntoBytes + Copy>(
         &self,
-        arguments: Arguments,
+        arguments: &Arguments,
         mut one: impl FnMut(T) -> Result<(), NotDone>,
     ) -> Outcome {
-        let [mut next, count, done_place, foreign, ..] = arguments;
+        let [mut next, count, done_place, foreign, ..] = *arguments;
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };
-        let mut ahead = None;
+        let mut ahead = Ahead::new();
         let mut flushes = self.hypervisor.frames.type_flushes();
         let outcome = loop {
             if left == 0 {
@@ -122,14 +142,9 @@ impl<M: Machine> Call<'_, M> {
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                self.next_operation(&mut ahead, next, left).and_then(&mut one)
+                ahead.take(self, next, left).and_then(&mut one)
             };
-            let flushed = self.hypervisor.frames.type_flushes();
-            if flushed != flushes {
-                // Frames that changed their type have cost a flush each.
-                self.budget.charge((flushed.wrapping_sub(flushes) as u32).saturating_mul(Budget::FLUSH));
-                flushes = flushed;
-            }
+            self.charge_flushes(&mut flushes);
             match result {
                 Ok(()) => {}
                 Err(NotDone::Errno(errno)) => break Err(errno.into()),

@@ -14,8 +14,8 @@ const PIECE: usize = 128;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: write or read; how many bytes; guest address of the buffer.
     #[inline(never)]
-    pub(super) fn console_io(&self, arguments: Arguments) -> Outcome {
-        let [operation, count, buffer, ..] = arguments;
+    pub(super) fn console_io(&self, arguments: &Arguments) -> Outcome {
+        let [operation, count, buffer, ..] = *arguments;
         // An int in Xen's interface: the upper half says nothing.
         let count = count & 0xffff_ffff;
         match operation {

@@ -51,7 +51,7 @@ impl Piece {
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Domctl`].
     #[inline(never)]
-    pub(super) fn domctl(&self, arguments: Arguments) -> Outcome {
+    pub(super) fn domctl(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
         let (place, mut progress) = self.progress(arguments);
         let mut operation: Domctl = self.read(place)?;
@@ -83,8 +83,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Where the operation stands, and how far it is.
-    fn progress(&self, arguments: Arguments) -> (u64, Progress) {
-        let [place, next, passed, written, ..] = arguments;
+    fn progress(&self, arguments: &Arguments) -> (u64, Progress) {
+        let [place, next, passed, written, ..] = *arguments;
         if (place ^ (place << 1)) >> 63 != 0 {
             return (place ^ RESUMED, Progress { next, passed, written });
         }

@@ -21,8 +21,8 @@ const SEARCH: u32 = 64;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
     #[inline(never)]
-    pub(super) fn event_channel_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, place, ..] = arguments;
+    pub(super) fn event_channel_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, place, ..] = *arguments;
         match operation {
             abi::EVTCHNOP_SEND => self.hypervisor.send(self.domain, self.port(place)?)?,
             abi::EVTCHNOP_UNMASK => self.unmask(place)?,
@@ -130,8 +130,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Closes all ports of the domain that asks. (Xen lets the control domain do so for one that it has paused; nobody here is.)
-    fn reset_channels(&self, arguments: Arguments) -> Outcome {
-        let [_, place, ..] = arguments;
+    fn reset_channels(&self, arguments: &Arguments) -> Outcome {
+        let [_, place, ..] = *arguments;
         let request: Reset = self.read(place)?;
         let owner = self.channel_owner(request.dom)?;
         if owner.id() != self.domain.id() {
@@ -143,13 +143,13 @@ impl<M: Machine> Call<'_, M> {
                 continue;
             }
             if self.budget.is_spent() {
-                return Err(Failure::Again(arguments));
+                return Err(Failure::Again(*arguments));
             }
             self.budget.charge(Budget::OPERATION);
             match self.hypervisor.close(owner, port) {
                 // Closed by another vCPU meanwhile.
                 Ok(()) | Err(Errno::EINVAL) => {}
-                Err(_) => return Err(Failure::Again(arguments)),
+                Err(_) => return Err(Failure::Again(*arguments)),
             }
         }
         Ok(0)

@@ -152,8 +152,8 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Arguments of the hypercall: see [`Self::grant_table_op`].
-    pub(super) fn unmap_grants<T: UnmapRequest>(&self, arguments: Arguments) -> Outcome {
-        let [operation, mut next, count, ..] = arguments;
+    pub(super) fn unmap_grants<T: UnmapRequest>(&self, arguments: &Arguments) -> Outcome {
+        let [operation, mut next, count, ..] = *arguments;
         let mut left = count & 0xffff_ffff;
         while left > 0 {
             if self.budget.is_spent() {

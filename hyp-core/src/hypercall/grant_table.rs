@@ -18,8 +18,8 @@ use crate::paging::Budget;
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation; guest address of an array of its structures; how many.
     #[inline(never)]
-    pub(super) fn grant_table_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, place, count, ..] = arguments;
+    pub(super) fn grant_table_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, place, count, ..] = *arguments;
         let (operation, count) = (operation as u32, count as u32);
         if count > i32::MAX as u32 || operation & !abi::GNTTABOP_COMMAND_MASK != 0 {
             return Err(Errno::EINVAL.into());
@@ -54,10 +54,10 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Does `one` for each structure of an array, and writes each back with its answer.
     fn each_grant<T: FromBytes + IntoBytes + Immutable>(
         &self,
-        arguments: Arguments,
+        arguments: &Arguments,
         mut one: impl FnMut(&mut T) -> Result<(), Preempted>,
     ) -> Outcome {
-        let [operation, mut next, count, ..] = arguments;
+        let [operation, mut next, count, ..] = *arguments;
         let mut left = count & 0xffff_ffff;
         while left > 0 {
             let again = Failure::Again([operation, next, left, 0, 0, 0]);

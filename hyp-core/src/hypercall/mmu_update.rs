@@ -16,11 +16,16 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuUpdate`]; their number; where to write how many were done, or 0; whose tables
     /// and whose frames ([`mmu::decode_foreign_domain`]). Stops at the first that is refused, with its error.
     #[inline(never)]
-    pub(super) fn mmu_update(&self, arguments: Arguments) -> Outcome {
-        let [_, _, _, foreign, ..] = arguments;
+    pub(super) fn mmu_update(&self, arguments: &Arguments) -> Outcome {
+        let [_, _, _, foreign, ..] = *arguments;
         let (owner, target) = self.foreign_domains(foreign)?;
         if owner.has_unhooked() {
             self.hook_in(owner, arguments)?;
+        }
+        if self.is_single(arguments) {
+            return self.single(arguments, |update| {
+                self.one_update(&mut self.tables(owner, target), &mut None, update)
+            });
         }
         let mut space = self.tables(owner, target);
         let mut leaves = None;

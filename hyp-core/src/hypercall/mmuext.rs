@@ -14,17 +14,35 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuextOp`]; their number; where to write how many were done, or 0; whose
     /// tables are meant.
     #[inline(never)]
-    pub(super) fn mmuext_op(&self, arguments: Arguments) -> Outcome {
-        let [_, _, _, foreign, ..] = arguments;
+    pub(super) fn mmuext_op(&self, arguments: &Arguments) -> Outcome {
+        let [_, _, _, foreign, ..] = *arguments;
         let owner = self.named_domain(foreign as u16)?;
         if owner.has_unhooked() {
             self.hook_in(owner, arguments)?;
         }
+        if self.is_single(arguments) {
+            return self.single(arguments, |operation| self.one_operation(owner, operation));
+        }
         self.batch(arguments, |operation| self.one_operation(owner, operation))
     }
 
+    /// What is the most frequent by far goes first.
+    #[inline(always)]
     fn one_operation(&self, owner: &'a Domain<M>, operation: MmuextOp) -> Result<(), NotDone> {
         self.budget.charge(Budget::OPERATION);
+        let own = core::ptr::eq(owner, self.domain);
+        match operation.command {
+            mmu::MMUEXT_TLB_FLUSH_LOCAL if own => self.flush(FlushScope::Local),
+            mmu::MMUEXT_INVLPG_LOCAL if own => {
+                self.flush(FlushScope::Page(GuestVirtual::new(operation.argument1)))
+            }
+            mmu::MMUEXT_NEW_BASEPTR if own => self.new_kernel_root(operation.argument1),
+            _ => self.slower_operation(owner, &operation),
+        }
+    }
+
+    #[inline(never)]
+    fn slower_operation(&self, owner: &'a Domain<M>, operation: &MmuextOp) -> Result<(), NotDone> {
         let argument = operation.argument1;
         match operation.command {
             command @ mmu::MMUEXT_PIN_L1_TABLE..=mmu::MMUEXT_PIN_L4_TABLE => {
@@ -47,14 +65,11 @@ impl<'a, M: Machine> Call<'a, M> {
         }
     }
 
-    fn own_operation(&self, operation: MmuextOp) -> Result<(), NotDone> {
+    fn own_operation(&self, operation: &MmuextOp) -> Result<(), NotDone> {
         let argument = operation.argument1;
         match operation.command {
-            mmu::MMUEXT_NEW_BASEPTR => self.new_kernel_root(frame(argument)?),
             mmu::MMUEXT_NEW_USER_BASEPTR if argument == 0 => self.new_user_root(None),
             mmu::MMUEXT_NEW_USER_BASEPTR => self.new_user_root(Some(frame(argument)?)),
-            mmu::MMUEXT_TLB_FLUSH_LOCAL => self.flush(FlushScope::Local),
-            mmu::MMUEXT_INVLPG_LOCAL => self.flush(FlushScope::Page(GuestVirtual::new(argument))),
             mmu::MMUEXT_TLB_FLUSH_MULTI | mmu::MMUEXT_INVLPG_MULTI => {
                 // As Xen says it of a mask that can't be read.
                 match self.names_vcpus(operation.argument2).map_err(|_| Errno::EINVAL)? {
@@ -122,8 +137,16 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// The new root is held before it is loaded, and the old one let go only when it no longer is.
-    fn new_kernel_root(&self, root: MachineFrame) -> Result<(), NotDone> {
+    #[inline(never)]
+    fn new_kernel_root(&self, root: u64) -> Result<(), NotDone> {
+        let root = frame(root)?;
         let mut space = self.tables(self.domain, self.domain.id());
+        if self.vcpu.kernel_root() == Some(root) {
+            // Held already; it is loaded all the same, which drops cached translations.
+            space.settle(None)?;
+            self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
+            return Ok(());
+        }
         space.hold(root, M::Format::LEVELS)?;
         let old = self.vcpu.replace_kernel_root(Some(root));
         self.hypervisor.machine.load_roots(root, self.vcpu.user_root());

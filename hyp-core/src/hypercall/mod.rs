@@ -86,17 +86,25 @@ pub const fn immediate(number: u64, first: u64) -> Option<u64> {
 impl<M: Machine> Hypervisor<M> {
     /// Carries out the hypercall that `vcpu` has issued. The result goes into the vCPU's registers.
     pub fn hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments) {
-        if self.stretches.are_measured() {
-            return self.measured_hypercall(vcpu, number, arguments);
+        if let Some(domain) = self.domain(vcpu.domain_id()) {
+            self.hypercall_of(domain, vcpu, number, &arguments);
         }
-        self.hypercall_within(vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
+    }
+
+    /// As [`Self::hypercall`], for who knows the vCPU's domain already.
+    #[inline(always)]
+    pub fn hypercall_of(&self, domain: &Domain<M>, vcpu: &Vcpu<M>, number: u64, arguments: &Arguments) {
+        if self.stretches.are_measured() {
+            return self.measured_hypercall(domain, vcpu, number, arguments);
+        }
+        self.carry_out(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
     }
 
     /// Measures how long it takes; Penumbra's own, which recounts the whole machine when asked to, apart.
     #[cold]
     #[inline(never)]
-    fn measured_hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments) {
-        let work = || self.hypercall_within(vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
+    fn measured_hypercall(&self, domain: &Domain<M>, vcpu: &Vcpu<M>, number: u64, arguments: &Arguments) {
+        let work = || self.carry_out(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
         if number == number::PENUMBRA {
             return work();
         }
@@ -104,9 +112,21 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// As [`Self::hypercall`], with another budget: tests want preemption points in every place.
-    #[inline(always)]
     pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments, budget: &Budget) {
-        let Some(domain) = self.domain(vcpu.domain_id()) else { return };
+        if let Some(domain) = self.domain(vcpu.domain_id()) {
+            self.carry_out(domain, vcpu, number, &arguments, budget);
+        }
+    }
+
+    #[inline(always)]
+    fn carry_out(
+        &self,
+        domain: &Domain<M>,
+        vcpu: &Vcpu<M>,
+        number: u64,
+        arguments: &Arguments,
+        budget: &Budget,
+    ) {
         let call = Call { hypervisor: self, vcpu, domain, budget };
         // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
         if domain.has_unhooked()
@@ -134,10 +154,10 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Puts a domain's unhooked tables back into its trees; preempted, the hypercall is issued again as it is.
     #[cold]
     #[inline(never)]
-    fn hook_in(&self, domain: &Domain<M>, arguments: Arguments) -> Result<(), Failure> {
+    fn hook_in(&self, domain: &Domain<M>, arguments: &Arguments) -> Result<(), Failure> {
         let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
         match domain.table_space(machine, frames, self.budget).hook_all() {
-            Err(Stop::Preempted) => Err(Failure::Again(arguments)),
+            Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
             // A table that is refused is no table any more.
             Ok(()) | Err(Stop::Refused(_)) => Ok(()),
         }
@@ -145,7 +165,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Finds the hypercall's function by its number. These functions are never inlined: what each of them needs of the stack and of registers
     /// would be paid for by all.
-    fn dispatch(&self, number: u64, arguments: Arguments) -> Outcome {
+    fn dispatch(&self, number: u64, arguments: &Arguments) -> Outcome {
         match number {
             number::MMU_UPDATE => self.mmu_update(arguments),
             number::MMUEXT_OP => self.mmuext_op(arguments),
@@ -228,21 +248,31 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Locks the tables of `owner`, to map frames of `target`.
+    #[inline(always)]
     fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
         let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
         // Unhooked by another vCPU since the hypercall began: no preemption any more. Before the target is set: what the domain has
         // written there by itself may lead to its own frames only.
-        while owner.has_unhooked() && space.hook_all() == Err(Stop::Preempted) {}
+        if owner.has_unhooked() {
+            hook_rest(&mut space);
+        }
         space.target = target;
         space
     }
 }
 
+/// Hooks in what is unhooked all the same.
+#[cold]
+#[inline(never)]
+fn hook_rest<M: Machine>(space: &mut TableSpace<'_, M>) {
+    while space.hook_all() == Err(Stop::Preempted) {}
+}
+
 /// What a guest hears of a table operation that can't be cut in pieces: preempted, it is issued again as it is.
-fn finish(result: Result<(), Stop>, arguments: Arguments) -> Outcome {
+fn finish(result: Result<(), Stop>, arguments: &Arguments) -> Outcome {
     match result {
         Ok(()) => Ok(0),
         Err(Stop::Refused(refusal)) => Err(refusal.errno().into()),
-        Err(Stop::Preempted) => Err(Failure::Again(arguments)),
+        Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
     }
 }

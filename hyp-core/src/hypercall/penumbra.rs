@@ -12,8 +12,8 @@ impl<M: Machine> Call<'_, M> {
     /// Argument: the operation. Audit (control domain only): recounts every reference of the machine, logs the report, returns how
     /// many things are wrong.
     #[inline(never)]
-    pub(super) fn penumbra_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, ..] = arguments;
+    pub(super) fn penumbra_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, ..] = *arguments;
         match operation {
             number::PENUMBRA_AUDIT => {
                 self.require_control()?;
@@ -29,9 +29,9 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Argument: 1 to forget it and to measure from now on. Control domain only: it tells of other domains' hypercalls.
-    fn longest_stretch(&self, arguments: Arguments) -> Outcome {
+    fn longest_stretch(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
-        let [_, reset, ..] = arguments;
+        let [_, reset, ..] = *arguments;
         let longest = self.hypervisor.stretches.longest();
         if reset == 1 {
             self.hypervisor.stretches.reset();
@@ -40,8 +40,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Argument: the address at which a level-1 table is mapped read-only.
-    fn unhook(&self, arguments: Arguments) -> Outcome {
-        let [_, address, ..] = arguments;
+    fn unhook(&self, arguments: &Arguments) -> Outcome {
+        let [_, address, ..] = *arguments;
         let address = GuestVirtual::new(address);
         let mut space = self.own_tables();
         let root = self.root_of(address)?;
@@ -49,8 +49,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Argument: an address that an unhooked table translates, or all of them.
-    fn hook(&self, arguments: Arguments) -> Outcome {
-        let [_, address, ..] = arguments;
+    fn hook(&self, arguments: &Arguments) -> Outcome {
+        let [_, address, ..] = *arguments;
         let mut space = self.own_tables();
         let outcome = if address == number::PENUMBRA_HOOK_ALL {
             space.hook_all()

@@ -13,8 +13,8 @@ const MOST_POLLED: u32 = 128;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
     #[inline(never)]
-    pub(super) fn sched_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, place, ..] = arguments;
+    pub(super) fn sched_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, place, ..] = *arguments;
         match operation {
             sched::SCHEDOP_YIELD => self.hypervisor.scheduler.want(),
             sched::SCHEDOP_BLOCK => self.hypervisor.block(self.domain, self.vcpu),

@@ -13,9 +13,9 @@ const PIECE: usize = 256;
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Sysctl`].
     #[inline(never)]
-    pub(super) fn sysctl(&self, arguments: Arguments) -> Outcome {
+    pub(super) fn sysctl(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
-        let [place, ..] = arguments;
+        let [place, ..] = *arguments;
         let mut operation: Sysctl = self.read(place)?;
         if operation.interface_version != sysctl::INTERFACE_VERSION {
             return Err(Errno::EACCES.into());

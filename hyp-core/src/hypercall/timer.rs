@@ -12,8 +12,8 @@ const INSTEAD: u64 = 100_000_000;
 impl<M: Machine> Call<'_, M> {
     /// Argument: the time in nanoseconds of system time, or 0 for none.
     #[inline(never)]
-    pub(super) fn set_timer_op(&self, arguments: Arguments) -> Outcome {
-        let [when, ..] = arguments;
+    pub(super) fn set_timer_op(&self, arguments: &Arguments) -> Outcome {
+        let [when, ..] = *arguments;
         let now = self.hypervisor.machine.now();
         if when == 0 {
             self.vcpu.timers.singleshot.clear();

@@ -5,26 +5,66 @@ use penumbra_abi::mmu;
 
 use super::{Arguments, Call, Outcome, finish};
 use crate::address::{DomainId, GuestVirtual};
-use crate::machine::{FlushScope, Machine};
+use crate::machine::{FlushScope, Machine, PageTableFormat};
+use crate::paging::leaf::{self, LeafTable};
 use crate::paging::update::HardwareBits;
-use crate::paging::{Budget, Refusal, Stop};
+use crate::paging::{Budget, Refusal, Stop, TableSpace};
 
-impl<M: Machine> Call<'_, M> {
+/// Mappings that one multicall changes in a row: the lock, and the table of the one before, serve the next.
+pub(super) struct Row<'a, M: Machine> {
+    space: TableSpace<'a, M>,
+    leaves: LeafTable<M>,
+    /// The part of the address space that the table translates.
+    region: u64,
+}
+
+impl<'a, M: Machine> Call<'a, M> {
+    /// As [`Self::update_va_mapping`], perhaps one of several in a row. Whoever does anything else has to end the row first: it holds
+    /// the domain's table lock.
+    #[inline(always)]
+    pub(super) fn mapping_in_row(&self, row: &mut Option<Row<'a, M>>, arguments: &Arguments) -> Outcome {
+        let [address, entry, flags, ..] = *arguments;
+        let address = GuestVirtual::new(address);
+        let scope = self.flush_scope(address, flags)?;
+        if !row.as_ref().is_some_and(|row| row.region == leaf::region::<M>(address)) {
+            *row = None;
+            *row = self.begin_row(address);
+        }
+        let Some(row) = row else { return self.update_va_mapping(arguments) };
+        let index = M::Format::index(address, 1);
+        let updated = row.space.update_leaf(&row.leaves, index, entry, HardwareBits::Replace);
+        updated.map_err(Refusal::errno)?;
+        if let Some(scope) = scope {
+            self.hypervisor.machine.flush(scope);
+        }
+        Ok(0)
+    }
+
+    /// Finds the table of the first mapping; `None` where the general way is needed.
+    #[inline(never)]
+    fn begin_row(&self, address: GuestVirtual) -> Option<Row<'a, M>> {
+        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root())?;
+        let mut space = self.tables(self.domain, self.domain.id());
+        let leaves = space.leaf_table_at(root, address)?;
+        Some(Row { space, leaves, region: leaf::region::<M>(address) })
+    }
+
     /// Arguments: the address; the new entry; flags that say what to flush.
     #[inline(never)]
-    pub(super) fn update_va_mapping(&self, arguments: Arguments) -> Outcome {
+    pub(super) fn update_va_mapping(&self, arguments: &Arguments) -> Outcome {
         self.change_mapping(arguments, self.domain.id())
     }
 
     /// As [`Self::update_va_mapping`]; fourth argument: the domain whose frame is mapped, in the caller's own tables.
     #[inline(never)]
-    pub(super) fn update_va_mapping_other_domain(&self, arguments: Arguments) -> Outcome {
-        let [_, _, _, domain, ..] = arguments;
+    pub(super) fn update_va_mapping_other_domain(&self, arguments: &Arguments) -> Outcome {
+        let [_, _, _, domain, ..] = *arguments;
         self.change_mapping(arguments, self.named_domain(domain as u16)?.id())
     }
 
-    fn change_mapping(&self, arguments: Arguments, target: DomainId) -> Outcome {
-        let [address, entry, flags, ..] = arguments;
+    #[inline(always)]
+    fn change_mapping(&self, arguments: &Arguments, target: DomainId) -> Outcome {
+        let [address, entry, flags, ..] = *arguments;
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
         finish(self.map(address, entry, target), arguments)?;
@@ -34,11 +74,16 @@ impl<M: Machine> Call<'_, M> {
         Ok(0)
     }
 
+    #[inline(always)]
     fn map(&self, address: GuestVirtual, entry: u64, target: DomainId) -> Result<(), Stop> {
         self.budget.charge(Budget::OPERATION);
         let mut space = self.tables(self.domain, target);
         let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
         let root = root.ok_or(Refusal::NotMapped)?;
+        if let Some(leaves) = space.leaf_table_at(root, address) {
+            let index = M::Format::index(address, 1);
+            return Ok(space.update_leaf(&leaves, index, entry, HardwareBits::Replace)?);
+        }
         let place = space.find(root, address).ok_or(Refusal::NotMapped)?;
         space.update(place.table, place.level, place.index, entry, HardwareBits::Replace)
     }
@@ -48,7 +93,13 @@ impl<M: Machine> Call<'_, M> {
     ///
     /// # Errors
     /// EFAULT: the set can't be read.
+    #[inline(always)]
     fn flush_scope(&self, address: GuestVirtual, flags: u64) -> Result<Option<FlushScope>, Errno> {
+        if flags & mmu::UVMF_FLUSHTYPE_MASK == 0 { Ok(None) } else { self.named_scope(address, flags) }
+    }
+
+    #[inline(never)]
+    fn named_scope(&self, address: GuestVirtual, flags: u64) -> Result<Option<FlushScope>, Errno> {
         let local = match flags & mmu::UVMF_FLUSHTYPE_MASK {
             mmu::UVMF_TLB_FLUSH => FlushScope::Local,
             mmu::UVMF_INVLPG => FlushScope::Page(address),

@@ -18,8 +18,8 @@ const LONGEST_PERIOD: u64 = i64::MAX as u64 / 3;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; the vCPU's number; guest address of the operation's structure.
     #[inline(never)]
-    pub(super) fn vcpu_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, number, place, ..] = arguments;
+    pub(super) fn vcpu_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, number, place, ..] = *arguments;
         let vcpu = self.domain.vcpu(number).ok_or(Errno::ENOENT)?;
         match operation {
             abi::VCPUOP_INITIALISE => return self.initialise_vcpu(vcpu, arguments),
@@ -47,8 +47,8 @@ impl<M: Machine> Call<'_, M> {
     }
 
     /// Gives a vCPU that was never started its first registers. Its roots are validated and held like any other.
-    fn initialise_vcpu(&self, vcpu: &Vcpu<M>, arguments: Arguments) -> Outcome {
-        let [_, _, place, ..] = arguments;
+    fn initialise_vcpu(&self, vcpu: &Vcpu<M>, arguments: &Arguments) -> Outcome {
+        let [_, _, place, ..] = *arguments;
         if vcpu.info_place().is_none() {
             return Err(Errno::EINVAL.into());
         }
@@ -71,7 +71,7 @@ impl<M: Machine> Call<'_, M> {
                 vcpu.set_initialised();
                 Ok(0)
             }
-            Err(Stop::Preempted) => Err(Failure::Again(arguments)),
+            Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
             // Xen says so of every root that it can't use.
             Err(Stop::Refused(_)) => Err(Errno::EINVAL.into()),
         }

@@ -17,8 +17,8 @@ const PENUMBRA_FEATURES: u32 = 1 << version::PENUMBRA_FEATURE_SUPERPAGES;
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its buffer.
     #[inline(never)]
-    pub(super) fn xen_version(&self, arguments: Arguments) -> Outcome {
-        let [operation, buffer, ..] = arguments;
+    pub(super) fn xen_version(&self, arguments: &Arguments) -> Outcome {
+        let [operation, buffer, ..] = *arguments;
         match operation {
             version::XENVER_VERSION => Ok(VERSION),
             version::XENVER_PAGESIZE => Ok(crate::address::PAGE_BYTES),

@@ -7,7 +7,7 @@
 
 use super::update::HardwareBits;
 use super::{Budget, Refusal, Stop, TableSpace};
-use crate::address::MachineFrame;
+use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT};
 use crate::machine::{Entry, Machine, PageTableFormat};
 
 /// A complete level-1 table of the domain, found once for several updates. It stays one as long as nothing but leaves of
@@ -25,13 +25,59 @@ impl<M: Machine> LeafTable<M> {
     }
 }
 
+/// Which level-1 table translates an address: remembered until anything but a leaf changes ([`TableSpace::forget_found`]), since
+/// changes come in rows. It saves the walk and nothing else: what is found is held against the frame's record like any other
+/// table, so an answer that is out of date could confuse the guest, and nobody else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found {
+    root: Option<MachineFrame>,
+    /// The address without the bits that are an index into the table, or below.
+    region: u64,
+    table: Option<MachineFrame>,
+}
+
+impl Found {
+    /// Nothing found yet.
+    pub const fn new() -> Self {
+        Self { root: None, region: 0, table: None }
+    }
+}
+
 impl<M: Machine> TableSpace<'_, M> {
+    /// The complete level-1 table that translates `address` under `root`; `None` if there is none, or if something is unfinished.
+    #[inline(always)]
+    pub fn leaf_table_at(&mut self, root: MachineFrame, address: GuestVirtual) -> Option<LeafTable<M>> {
+        let region = region::<M>(address);
+        let found = self.state.found;
+        let known = found.root == Some(root) && found.region == region;
+        let table = if known { found.table } else { self.walk_to_leaf_table(root, address) };
+        self.leaf_table(table?)
+    }
+
+    #[inline(never)]
+    fn walk_to_leaf_table(&mut self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
+        let table = self.find(root, address)?.table;
+        self.state.found = Found { root: Some(root), region: region::<M>(address), table: Some(table) };
+        Some(table)
+    }
+
+    /// For every change that isn't one of a leaf alone.
+    pub(super) fn forget_found(&mut self) {
+        self.state.found = Found::new();
+    }
+
     /// The complete level-1 table with this frame; `None` if it is none, or if something is unfinished.
     #[inline]
     pub fn leaf_table(&self, frame: MachineFrame) -> Option<LeafTable<M>> {
         let found = self.state.unfinished.is_none() && self.table_level(frame) == Some(1);
         let words = if found { self.machine.table(frame) } else { None };
         words.map(|words| LeafTable { frame, words })
+    }
+
+    /// What entry `index` of a level-1 table holds.
+    #[inline(always)]
+    pub(super) fn leaf(&self, table: &LeafTable<M>, index: usize) -> Entry {
+        M::Format::decode(1, self.machine.read_in(table.words, index))
     }
 
     /// Writes entry `index` of a level-1 table.
@@ -46,12 +92,33 @@ impl<M: Machine> TableSpace<'_, M> {
         raw: u64,
         bits: HardwareBits,
     ) -> Result<(), Refusal> {
+        if bits != HardwareBits::Replace {
+            return self.change_leaf(table, index, raw, |admitted| {
+                self.write(table.frame, 1, index, admitted, bits)
+            });
+        }
+        self.change_leaf(table, index, raw, |admitted| {
+            self.machine.write_in(table.words, index, admitted);
+            Ok(())
+        })
+    }
+
+    /// As [`Self::update_leaf`]; `write` writes the entry, or says why it can't. A function of each way of writing, since the usual one can't
+    /// fail.
+    #[inline(always)]
+    fn change_leaf(
+        &self,
+        table: &LeafTable<M>,
+        index: usize,
+        raw: u64,
+        write: impl Fn(u64) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
         if index >= M::Format::entries(1) {
             return Err(Refusal::Unaligned);
         }
         let (admitted, new) = M::Format::admit(1, raw)?;
-        let old = M::Format::decode(1, self.machine.read_in(table.words, index));
-        let write = || self.write_leaf(table, index, admitted, bits);
+        let old = self.leaf(table, index);
+        let write = || write(admitted);
         match (old, new) {
             (Entry::Absent, Entry::Absent) => write(),
             (Entry::Leaf(before), Entry::Leaf(after)) if before.frame == after.frame => {
@@ -70,21 +137,6 @@ impl<M: Machine> TableSpace<'_, M> {
                 Ok(())
             }
         }
-    }
-
-    #[inline(always)]
-    fn write_leaf(
-        &self,
-        table: &LeafTable<M>,
-        index: usize,
-        raw: u64,
-        bits: HardwareBits,
-    ) -> Result<(), Refusal> {
-        if bits == HardwareBits::Replace {
-            self.machine.write_in(table.words, index, raw);
-            return Ok(());
-        }
-        self.write(table.frame, 1, index, raw, bits)
     }
 
     /// From read-only to writable or back, of the same frame: the entry's reference stays, the use comes or goes.
@@ -162,4 +214,10 @@ impl<M: Machine> TableSpace<'_, M> {
         }
         Ok(())
     }
+}
+
+/// What all addresses have in common that a level-1 table translates.
+#[inline(always)]
+pub fn region<M: Machine>(address: GuestVirtual) -> u64 {
+    address.bytes().checked_shr(PAGE_SHIFT.saturating_add(M::Format::index_bits(1))).unwrap_or(0)
 }

@@ -169,6 +169,8 @@ pub struct TableState {
     pub slots: [writable::Slot; writable::MAX_UNHOOKED],
     /// Emulated writes in a row.
     run: table_write::Run,
+    /// The level-1 table that was last found for an address.
+    found: leaf::Found,
 }
 
 impl TableState {
@@ -178,6 +180,7 @@ impl TableState {
             unfinished: None,
             slots: [const { writable::Slot::new() }; writable::MAX_UNHOOKED],
             run: table_write::Run::new(),
+            found: leaf::Found::new(),
         }
     }
 }

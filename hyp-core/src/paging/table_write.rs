@@ -10,9 +10,10 @@
 use super::update::HardwareBits;
 use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame};
+use crate::domain::Domain;
 use crate::domain::vcpu::Vcpu;
 use crate::hypervisor::Hypervisor;
-use crate::machine::{Entry, Level, Machine, PageTableFormat};
+use crate::machine::{Entry, Machine, PageTableFormat};
 
 /// Emulated writes in a row to one table, after which the next one unhooks it.
 pub const WRITES_BEFORE_UNHOOKING: u32 = 14;
@@ -57,19 +58,18 @@ impl Run {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Carries out a write of the guest's kernel at `address`, which faulted because the page is mapped read-only. `change`
+    /// Carries out a write of the kernel of `domain`, on its `vcpu`, at `address`, which faulted because the page is mapped read-only. `change`
     /// gets the 8-byte entry in which the write falls, and gives the entry as it shall be; `None` if nothing is to be written. It may
     /// be called again, with another entry, if hardware changes it meanwhile.
     pub fn write_table(
         &self,
+        domain: &Domain<M>,
         vcpu: &Vcpu<M>,
         address: GuestVirtual,
         change: impl FnMut(u64) -> Option<u64>,
     ) -> TableWrite {
         let root = M::root_of(address, vcpu.kernel_root(), vcpu.user_root());
-        let (Some(domain), Some(root)) = (self.domain(vcpu.domain_id()), root) else {
-            return TableWrite::NotATable;
-        };
+        let Some(root) = root else { return TableWrite::NotATable };
         let budget = Budget::new(Budget::HYPERCALL);
         let mut space = domain.table_space(&self.machine, &self.frames, &budget);
         space.write_mapped(root, address, change)
@@ -110,7 +110,9 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         }
         let Some(table) = self.mapped_frame(root, address) else { return TableWrite::NotATable };
-        let Some(level) = self.table_level(table) else {
+        let leaves = self.leaf_table(table);
+        let level = if leaves.is_some() { Some(1) } else { self.table_level(table) };
+        let Some(level) = level else {
             if !self.is_unhooked(table) {
                 return TableWrite::NotATable;
             }
@@ -128,24 +130,32 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         }
         let index = (address.bytes() % crate::address::PAGE_BYTES / 8) as usize;
-        self.emulate(table, level, index, change)
+        match leaves {
+            Some(leaves) => self.emulate(table, index, change, |space, new, bits| {
+                Ok(space.update_leaf(&leaves, index, new, bits)?)
+            }),
+            None => self.emulate(table, index, change, |space, new, bits| {
+                space.update(table, level, index, new, bits)
+            }),
+        }
     }
 
     fn try_unhook(&mut self, root: MachineFrame, address: GuestVirtual, table: MachineFrame) -> bool {
         self.find(root, address).is_some_and(|mapping| self.unhook_mapped(table, mapping, address).is_ok())
     }
 
+    #[inline(always)]
     fn emulate(
         &mut self,
         table: MachineFrame,
-        level: Level,
         index: usize,
         mut change: impl FnMut(u64) -> Option<u64>,
+        mut update: impl FnMut(&mut Self, u64, HardwareBits) -> Result<(), Stop>,
     ) -> TableWrite {
         for _ in 0..ATTEMPTS {
             let old = self.machine.read_entry(table, index);
             let Some(new) = change(old) else { return TableWrite::Done };
-            match self.update(table, level, index, new, HardwareBits::Exactly(old)) {
+            match update(self, new, HardwareBits::Exactly(old)) {
                 Ok(()) => return TableWrite::Done,
                 Err(Stop::Refused(Refusal::Changed)) => {}
                 Err(Stop::Refused(_)) => return TableWrite::Refused,
@@ -156,9 +166,17 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     /// The frame that `address` maps under `root`, page or superpage.
-    fn mapped_frame(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
-        // A superpage's leaf stands where another entry would lead on to a table of pages.
-        let place = self.find(root, address).or_else(|| self.find_at(root, address, 2))?;
+    fn mapped_frame(&mut self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
+        let Some(table) = self.leaf_table_at(root, address) else { return self.in_superpage(root, address) };
+        match self.leaf(&table, M::Format::index(address, 1)) {
+            Entry::Leaf(leaf) => Some(leaf.frame),
+            _ => None,
+        }
+    }
+
+    #[inline(never)]
+    fn in_superpage(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
+        let place = self.find_at(root, address, 2)?;
         let raw = self.machine.read_entry(place.table, place.index);
         let Entry::Leaf(leaf) = M::Format::decode(place.level, raw) else { return None };
         let page = address.bytes() >> crate::address::PAGE_SHIFT;

@@ -67,6 +67,7 @@ impl<M: Machine> TableSpace<'_, M> {
         if let (1, Some(leaves)) = (level, self.leaf_table(table)) {
             return Ok(self.update_leaf(&leaves, index, raw, bits)?);
         }
+        self.forget_found();
         let (admitted, new) = self.judge(table, level, index, raw)?;
         self.settle(child(level, new))?;
         // Settling may have dropped the very table that was asked for, or one on the way to it: whoever found the

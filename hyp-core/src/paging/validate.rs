@@ -34,7 +34,18 @@ impl<M: Machine> TableSpace<'_, M> {
     ///
     /// # Errors
     /// Whatever is wrong with the table or anything below it; nothing is held then.
+    #[inline(always)]
     pub fn hold(&mut self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        let unfinished = self.state.unfinished.is_some();
+        if !unfinished && self.frames.get_complete_table(table, level, self.owner, self.machine) {
+            return Ok(());
+        }
+        self.hold_validated(table, level)
+    }
+
+    #[inline(never)]
+    fn hold_validated(&mut self, table: MachineFrame, level: Level) -> Result<(), Stop> {
+        self.forget_found();
         let result = if self.settle(Some((table, level)))? {
             self.validate(table, level).map_err(|stop| NotHeld { stop, taken: true })
         } else {
@@ -54,7 +65,16 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     /// Gives back one hold. What can't be finished within the budget is finished before the next operation.
+    #[inline(always)]
     pub fn let_go(&mut self, table: MachineFrame, level: Level) {
+        if !self.frames.put_one_of_many(table, self.machine) {
+            self.let_go_last(table, level);
+        }
+    }
+
+    #[inline(never)]
+    fn let_go_last(&mut self, table: MachineFrame, level: Level) {
+        self.forget_found();
         if self.release_table(table, level).is_err() {
             self.state.unfinished = Some(Unfinished::Dropping(table, level));
         }
@@ -70,6 +90,7 @@ impl<M: Machine> TableSpace<'_, M> {
             Some(Unfinished::Validating(table, level)) if wanted == Some((table, level)) => return Ok(true),
             Some(Unfinished::Validating(table, level) | Unfinished::Dropping(table, level)) => (table, level),
         };
+        self.forget_found();
         self.state.unfinished = Some(Unfinished::Dropping(table, level));
         self.release_table(table, level)?;
         self.state.unfinished = None;
@@ -222,7 +243,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// # Errors
     /// [`Stop::Preempted`]: the use is still the caller's, and the table incomplete.
     pub(super) fn release_table(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
-        if self.frames.usage(table).is_some_and(|usage| usage.uses == 1) {
+        if self.frames.has_one_use(table) {
             self.invalidate(table, level)?;
         }
         self.frames.unlock_table(table, self.machine);

@@ -134,6 +134,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// Hides the table from the MMU, and turns its frame into a writable one. Its mapping's reference keeps it meanwhile.
     fn take_out(&mut self, slot: usize, unhooked: Unhooked) -> Result<(), Refusal> {
         let Unhooked { table, parent, parent_entry, pinned, .. } = unhooked;
+        self.forget_found();
         self.machine.write_entry(parent.table, parent.index, M::Format::hidden(parent_entry));
         self.frames.set_pinned(table, false);
         for _ in 0..1u32.saturating_add(u32::from(pinned)) {
@@ -195,7 +196,14 @@ impl<M: Machine> TableSpace<'_, M> {
     ///
     /// # Errors
     /// As [`Self::hook_all`].
+    #[inline(always)]
     pub(super) fn hook_those(&mut self, wanted: impl Fn(&Unhooked) -> bool) -> Result<(), Stop> {
+        // Relaxed: it only changes under the lock.
+        if self.unhooked.load(Ordering::Relaxed) == 0 { Ok(()) } else { self.hook_wanted(wanted) }
+    }
+
+    #[inline(never)]
+    fn hook_wanted(&mut self, wanted: impl Fn(&Unhooked) -> bool) -> Result<(), Stop> {
         let (mut outcome, mut some) = (Ok(()), false);
         for slot in 0..MAX_UNHOOKED {
             let is_wanted = self.state.slots.get(slot).and_then(Slot::unhooked).is_some_and(&wanted);
@@ -215,6 +223,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let Some(unhooked) = self.state.slots.get_mut(slot).and_then(|slot| slot.unhooked.take()) else {
             return Ok(());
         };
+        self.forget_found();
         self.unhooked.fetch_sub(1, Ordering::Relaxed);
         self.budget.charge(M::Format::entries(1) as u32);
         self.forbid_write(unhooked);

@@ -13,7 +13,7 @@ use penumbra_abi::event_channel::VIRQ_DOM_EXC;
 
 use crate::address::DomainId;
 use crate::domain::vcpu::{RunState, Vcpu};
-use crate::domain::{Life, MAX_DOMAINS, MAX_VCPUS};
+use crate::domain::{Domain, Life, MAX_VCPUS};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 
@@ -31,6 +31,8 @@ pub struct Scheduler {
     /// first, so the control domain is the first to run.)
     next: AtomicU32,
     wanted: AtomicBool,
+    /// Domains from this number on have never been built: nobody looks at them.
+    reach: AtomicU32,
     /// When the last choice was made, in nanoseconds since boot.
     since: AtomicU64,
 }
@@ -44,7 +46,12 @@ impl Default for Scheduler {
 impl Scheduler {
     /// Nobody has run yet.
     pub const fn new() -> Self {
-        Self { next: AtomicU32::new(0), wanted: AtomicBool::new(false), since: AtomicU64::new(0) }
+        Self {
+            next: AtomicU32::new(0),
+            wanted: AtomicBool::new(false),
+            reach: AtomicU32::new(0),
+            since: AtomicU64::new(0),
+        }
     }
 
     /// Asks for a new choice at the next opportunity.
@@ -54,7 +61,21 @@ impl Scheduler {
     }
 }
 
+impl Scheduler {
+    /// From now on there may be a domain with this number.
+    pub fn reach(&self, id: DomainId) {
+        // Relaxed: the domain's life orders what is seen of it, and it only runs after this CPU or another has been asked to choose.
+        self.reach.fetch_max(u32::from(id.number()).saturating_add(1), Ordering::Relaxed);
+    }
+}
+
 impl<M: Machine> Hypervisor<M> {
+    /// The domains that there are or were.
+    fn reached(&self) -> &[Domain<M>] {
+        let reach = self.scheduler.reach.load(Ordering::Relaxed) as usize;
+        self.domains.get(..reach).unwrap_or(&self.domains)
+    }
+
     /// Whether the backend should call [`Self::schedule`] before it returns to the guest.
     pub fn reschedule_wanted(&self) -> bool {
         self.scheduler.wanted.load(Ordering::Relaxed)
@@ -75,24 +96,22 @@ impl<M: Machine> Hypervisor<M> {
         Next::Run(vcpu)
     }
 
-    /// The first vCPU from a place on that can run, which it does from now on, and its own place. Domains that don't run are passed
-    /// over as a whole.
+    /// The first vCPU from a place on that can run, which it does from now on, and its own place.
     fn take_runnable(&self, start: usize) -> Option<(usize, &Vcpu<M>)> {
         let (first, skipped) = (start / MAX_VCPUS, start % MAX_VCPUS);
         // The first domain comes once more at the end, for the vCPUs before the place.
-        for step in 0..=MAX_DOMAINS {
-            let number = first.saturating_add(step) % MAX_DOMAINS;
-            let Some(domain) = self.domains.get(number).filter(|domain| domain.life() == Life::Alive) else {
-                continue;
-            };
-            let skipped = if step == 0 { skipped } else { 0 };
-            for (index, vcpu) in domain.vcpus.iter().enumerate().skip(skipped) {
-                if self.change_state(vcpu, RunState::Runnable, RunState::Running) {
-                    return Some((number.saturating_mul(MAX_VCPUS).saturating_add(index), vcpu));
-                }
-            }
-        }
-        None
+        let others = || (first.saturating_add(1)..self.reached().len()).chain(0..first.saturating_add(1));
+        let found = self.take_runnable_of(first, skipped);
+        found.or_else(|| others().find_map(|number| self.take_runnable_of(number, 0)))
+    }
+
+    /// As [`Self::take_runnable`], of one domain, without its first `skipped` vCPUs. Domains that don't run are passed over as a whole.
+    fn take_runnable_of(&self, number: usize, skipped: usize) -> Option<(usize, &Vcpu<M>)> {
+        let domain = self.reached().get(number).filter(|domain| domain.life() == Life::Alive)?;
+        let mut vcpus = domain.vcpus.iter().enumerate().skip(skipped);
+        let (index, vcpu) =
+            vcpus.find(|(_, vcpu)| self.change_state(vcpu, RunState::Runnable, RunState::Running))?;
+        Some((number.saturating_mul(MAX_VCPUS).saturating_add(index), vcpu))
     }
 
     /// Adds the time since the last choice to the domain of the vCPU that had the CPU, if it was not idle.
@@ -111,8 +130,8 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The backend has left whatever ran before: no root but the running vCPU's is loaded on this CPU.
     pub fn switched(&self) {
-        for vcpu in self.domains.iter().filter(|domain| domain.is_present()).flat_map(|domain| &domain.vcpus)
-        {
+        let present = self.reached().iter().filter(|domain| domain.is_present());
+        for vcpu in present.flat_map(|domain| &domain.vcpus) {
             if !vcpu.is_on_cpu() {
                 continue;
             }

@@ -97,8 +97,8 @@ struct Request<'a, M: Machine> {
 
 impl<'a, M: Machine> Call<'a, M> {
     /// How many old extents are done is written to the guest in any case.
-    pub(super) fn exchange(&self, arguments: Arguments) -> Outcome {
-        let [_, place, ..] = arguments;
+    pub(super) fn exchange(&self, arguments: &Arguments) -> Outcome {
+        let [_, place, ..] = *arguments;
         let mut exchange: MemoryExchange = self.read(place)?;
         let result =
             self.check_exchange(exchange).and_then(|request| self.each_chunk(&request, &mut exchange));
@@ -107,7 +107,7 @@ impl<'a, M: Machine> Call<'a, M> {
         match result {
             Ok(()) => Ok(0),
             Err(NotDone::Errno(errno)) => Err(errno.into()),
-            Err(NotDone::Preempted) => Err(Failure::Again(arguments)),
+            Err(NotDone::Preempted) => Err(Failure::Again(*arguments)),
         }
     }
 

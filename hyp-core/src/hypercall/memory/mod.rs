@@ -24,8 +24,8 @@ use crate::paging::Budget;
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation, with the number of extents already done in its upper bits; guest address of its structure.
     #[inline(never)]
-    pub(super) fn memory_op(&self, arguments: Arguments) -> Outcome {
-        let [operation, place, ..] = arguments;
+    pub(super) fn memory_op(&self, arguments: &Arguments) -> Outcome {
+        let [operation, place, ..] = *arguments;
         let command = operation & memory::MEMORY_OP_COMMAND_MASK;
         let continued = operation != command;
         match command {

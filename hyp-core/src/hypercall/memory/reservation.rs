@@ -43,8 +43,8 @@ struct Request<'a, M: Machine> {
 }
 
 impl<'a, M: Machine> Call<'a, M> {
-    pub(super) fn reservation(&self, arguments: Arguments) -> Outcome {
-        let [operation, place, ..] = arguments;
+    pub(super) fn reservation(&self, arguments: &Arguments) -> Outcome {
+        let [operation, place, ..] = *arguments;
         let start = operation >> memory::MEMORY_OP_EXTENT_SHIFT;
         match self.request(operation, place)? {
             None => Ok(start),
