@@ -5,7 +5,6 @@
 
 use hyp_core::Vcpu;
 use hyp_core::address::GuestVirtual;
-use hyp_core::domain::Domain;
 use hyp_core::paging::table_write::TableWrite;
 use hyp_x86::table_write::{self, Effect, Operation, Source, Write};
 use penumbra_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
@@ -38,10 +37,11 @@ pub fn fault(
     if cpu::has_unhooked() && HYPERVISOR.hook_for_fault(vcpu, place) {
         return trap::go_on(context);
     }
-    let domain = cpu::domain().filter(|_| may_emulate);
-    let Some(domain) = domain else { return hand_on(vcpu, context, address) };
+    if !may_emulate {
+        return hand_on(vcpu, context, address);
+    }
     let written = instruction(vcpu, context)
-        .map_or(TableWrite::NotATable, |write| emulate(domain, vcpu, context, place, write));
+        .map_or(TableWrite::NotATable, |write| emulate(vcpu, context, place, write));
     match written {
         TableWrite::Done => trap::go_on_with(context),
         TableWrite::Again => trap::go_on(context),
@@ -70,13 +70,7 @@ fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Option<Write> {
     table_write::decode(bytes.get(..available)?)
 }
 
-fn emulate(
-    domain: &Domain<X86>,
-    vcpu: &Vcpu<X86>,
-    context: &GuestContext,
-    place: GuestVirtual,
-    write: Write,
-) -> TableWrite {
+fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write: Write) -> TableWrite {
     let frame = &context.frame;
     let offset = place.bytes() & 7;
     let source = match write.source {
@@ -90,7 +84,7 @@ fn emulate(
     }
     let accumulator = frame.rax.get();
     let mut effect = None;
-    let written = HYPERVISOR.write_table(domain, vcpu, place, |entry| {
+    let written = HYPERVISOR.write_table(vcpu, place, |entry| {
         let memory = table_write::part(entry, offset, write.size)?;
         let result = write.effect(memory, source, accumulator);
         effect = Some(result);

@@ -10,7 +10,6 @@
 use super::update::HardwareBits;
 use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame};
-use crate::domain::Domain;
 use crate::domain::vcpu::Vcpu;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Entry, Machine, PageTableFormat};
@@ -58,18 +57,19 @@ impl Run {
 }
 
 impl<M: Machine> Hypervisor<M> {
-    /// Carries out a write of the kernel of `domain`, on its `vcpu`, at `address`, which faulted because the page is mapped read-only. `change`
+    /// Carries out a write of the guest's kernel at `address`, which faulted because the page is mapped read-only. `change`
     /// gets the 8-byte entry in which the write falls, and gives the entry as it shall be; `None` if nothing is to be written. It may
     /// be called again, with another entry, if hardware changes it meanwhile.
     pub fn write_table(
         &self,
-        domain: &Domain<M>,
         vcpu: &Vcpu<M>,
         address: GuestVirtual,
         change: impl FnMut(u64) -> Option<u64>,
     ) -> TableWrite {
         let root = M::root_of(address, vcpu.kernel_root(), vcpu.user_root());
-        let Some(root) = root else { return TableWrite::NotATable };
+        let (Some(domain), Some(root)) = (self.domain(vcpu.domain_id()), root) else {
+            return TableWrite::NotATable;
+        };
         let budget = Budget::new(Budget::HYPERCALL);
         let mut space = domain.table_space(&self.machine, &self.frames, &budget);
         space.write_mapped(root, address, change)
