@@ -18,6 +18,7 @@ mod mmuext;
 mod model;
 mod nonsense;
 mod paging;
+mod rows;
 mod superpages;
 mod type_changes;
 mod vcpus;

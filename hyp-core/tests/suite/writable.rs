@@ -12,13 +12,13 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
 /// Pool frames that serve as tables begin here, and where they are mapped read-only.
-const TABLES: u64 = 30;
+pub const TABLES: u64 = 30;
 /// The builder's root slot under which the tests hang their own tables.
-const SLOT: usize = 5;
+pub const SLOT: usize = 5;
 
 /// A level-1 table below slot [`SLOT`], at entry `index` of a level-2 table, mapped read-only where its frame always was.
 /// Returns the table, and an address that it translates.
-fn hang(rig: &Rig, who: usize, index: u64, entries: &[(usize, u64)]) -> (MachineFrame, u64) {
+pub fn hang(rig: &Rig, who: usize, index: u64, entries: &[(usize, u64)]) -> (MachineFrame, u64) {
     let root = rig.domains[who].root;
     let two = rig.pool(who, TABLES);
     if rig.entry(root, SLOT) & PRESENT == 0 {
