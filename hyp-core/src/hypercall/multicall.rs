@@ -1,8 +1,10 @@
 //! `multicall`: several hypercalls in one (`xen.h`).
 //!
-//! Entries are read and written [`AHEAD`] at a time: reaching a guest's memory costs more than most entries do. So what the guest
-//! changes in them meanwhile, it changes too late. Those that change mappings keep the table lock from one to the next
-//! ([`super::va_mapping`]).
+//! Entries are read [`AHEAD`] at a time: what the guest changes in them meanwhile, it changes too late. Each result is written at
+//! once, by the tables that are loaded by then: where an entry takes the list away, nothing after it is done (XSA-213). Entries
+//! that change mappings keep the table lock from one to the next ([`super::va_mapping`]).
+
+use core::mem::offset_of;
 
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
@@ -18,12 +20,6 @@ use crate::paging::Budget;
 /// Entries that are read from the guest at once.
 const AHEAD: usize = 8;
 const ENTRY_BYTES: u64 = size_of::<MulticallEntry>() as u64;
-
-/// Whether the rest of a multicall is for later.
-enum Progress {
-    Done,
-    Preempted,
-}
 
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MulticallEntry`]; their number. Each entry's own result is written into it; an
@@ -51,14 +47,13 @@ impl<'a, M: Machine> Call<'a, M> {
                 Ok(()) => wanted,
                 Err(_) => self.read_entries(next, ahead.get_mut(..1)).map(|()| 1)?,
             };
-            let (done, progress) = self.run_entries(ahead.get_mut(..read).unwrap_or_default(), &mut row);
+            let ahead = ahead.get_mut(..read).unwrap_or_default();
+            let start = next;
+            next = self.run_entries(next, ahead, &mut row)?;
             self.charge_flushes(&mut flushes);
-            // One that is preempted stands there with what is left of it.
-            let touched = done.saturating_add(usize::from(matches!(progress, Progress::Preempted)));
-            self.write_bytes(next, ahead.get(..touched.min(read)).unwrap_or_default().as_bytes())?;
-            next = next.wrapping_add((done as u64).wrapping_mul(ENTRY_BYTES));
-            left = left.saturating_sub(done as u64);
-            if matches!(progress, Progress::Preempted) {
+            let done = next.wrapping_sub(start) / ENTRY_BYTES;
+            left = left.saturating_sub(done);
+            if done < read as u64 && self.domain.life() == Life::Alive {
                 return Err(Failure::Again([next, left, 0, 0, 0, 0]));
             }
         }
@@ -69,14 +64,18 @@ impl<'a, M: Machine> Call<'a, M> {
         self.read_bytes(from, into.ok_or(Errno::EFAULT)?.as_mut_bytes())
     }
 
-    /// Carries out entries, until one is preempted or the domain is no more. Returns how many are done.
+    /// Carries out entries that stand at `next`, until one is preempted or the domain is no more. Returns where it stopped.
     #[inline(always)]
-    fn run_entries(&self, entries: &mut [MulticallEntry], row: &mut Option<Row<'a, M>>) -> (usize, Progress) {
-        for (done, entry) in entries.iter_mut().enumerate() {
-            if self.budget.is_spent() {
-                return (done, Progress::Preempted);
+    fn run_entries(
+        &self,
+        mut next: u64,
+        entries: &mut [MulticallEntry],
+        row: &mut Option<Row<'a, M>>,
+    ) -> Result<u64, Errno> {
+        for entry in entries {
+            if !self.budget.take(Budget::OPERATION) {
+                break;
             }
-            self.budget.charge(Budget::OPERATION);
             let outcome = match entry.operation {
                 number::UPDATE_VA_MAPPING => self.mapping_in_row(row, &entry.arguments),
                 operation => {
@@ -84,19 +83,29 @@ impl<'a, M: Machine> Call<'a, M> {
                     self.other_operation(operation, &entry.arguments)
                 }
             };
-            match outcome {
-                Ok(value) => entry.result = value,
-                Err(Failure::Errno(errno)) => entry.result = errno.to_return(),
+            let result = match outcome {
+                Ok(value) => value,
+                Err(Failure::Errno(errno)) => errno.to_return(),
                 Err(Failure::Again(rest)) => {
-                    entry.arguments = rest;
-                    return (done, Progress::Preempted);
+                    self.put_rest(next, entry, rest)?;
+                    break;
                 }
-            }
-            if self.domain.life() != Life::Alive {
-                return (done.saturating_add(1), Progress::Done);
+            };
+            self.write(next.wrapping_add(offset_of!(MulticallEntry, result) as u64), &result)?;
+            next = next.wrapping_add(ENTRY_BYTES);
+            if entry.operation != number::UPDATE_VA_MAPPING && self.domain.life() != Life::Alive {
+                break;
             }
         }
-        (entries.len(), Progress::Done)
+        Ok(next)
+    }
+
+    /// What is left of a preempted entry takes its place.
+    #[cold]
+    #[inline(never)]
+    fn put_rest(&self, place: u64, entry: &mut MulticallEntry, rest: Arguments) -> Result<(), Errno> {
+        entry.arguments = rest;
+        self.write(place, &*entry)
     }
 
     #[inline(always)]

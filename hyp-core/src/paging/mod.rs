@@ -143,6 +143,14 @@ impl Budget {
         self.left.set(self.left.get().saturating_sub(entries));
     }
 
+    /// Takes `entries` off, if it isn't time to stop: `false` then.
+    #[inline(always)]
+    pub fn take(&self, entries: u32) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(entries));
+        left != 0
+    }
+
     /// Whether it is time to stop.
     pub fn is_spent(&self) -> bool {
         self.left.get() == 0
