@@ -683,6 +683,22 @@ fn only_complete_tables_of_ones_own_are_leaf_tables() {
     assert!(!is_leaf_table(1, one), "while something is unfinished");
 }
 
+/// Whatever an operation is about, what an earlier one left comes first: even if there is nothing to validate.
+#[test]
+fn what_is_unfinished_comes_before_a_table_that_is_complete() {
+    let rig = Rig::new(1);
+    let one = rig.prepare(1, 0, &[]);
+    rig.pin(1, one, 1).unwrap();
+    let large = rig.prepare(1, 1, &[(1, table(rig.prepare(1, 2, &[])))]);
+    assert_eq!(rig.space(1, &Budget::new(1)).hold(large, 2), Err(Stop::Preempted));
+    let budget = Budget::unbounded();
+    assert!(rig.space(1, &budget).state.unfinished.is_some());
+    assert_eq!(rig.space(1, &budget).hold(one, 1), Ok(()));
+    assert_eq!((rig.space(1, &budget).state.unfinished, rig.uses(large), rig.uses(one)), (None, 0, 2));
+    rig.space(1, &budget).let_go(one, 1);
+    rig.check();
+}
+
 #[test]
 fn a_long_batch_is_preempted_and_goes_on() {
     let rig = Rig::new(1);
