@@ -375,6 +375,28 @@ mod tests {
         assert_eq!(record.usage(), writable);
     }
 
+    /// The short way to a use of what is complete, which it has in common with the long one that it counts.
+    #[test]
+    fn a_use_of_what_is_complete_is_counted_at_once() {
+        let record = owned();
+        let kinds = [FrameType::Table(1), FrameType::Table(4), FrameType::Descriptors];
+        for kind in kinds {
+            assert!(!record.take_complete(kind) && !record.has_one_use(), "not in use");
+            assert!(matches!(record.take_type(kind), Ok(Taken::First { .. })));
+            assert!(!record.take_complete(kind), "incomplete");
+            record.complete();
+            assert!(record.has_one_use() && record.take_complete(kind) && !record.has_one_use());
+            let others = kinds.iter().filter(|other| **other != kind);
+            assert!(!others.chain(&[FrameType::Writable]).any(|other| record.take_complete(*other)));
+            assert_eq!((record.usage().kind, record.usage().uses, record.drop_type()), (kind, 2, 1));
+            assert!(record.has_one_use());
+            record.using.store(kind.encode() | COMPLETE | USES_MASK, Ordering::Relaxed);
+            assert!(!record.take_complete(kind) && !record.has_one_use(), "as many as can be counted");
+            assert_eq!((record.usage().kind, record.usage().uses), (kind, USES_MASK as u32));
+            record.using.store(kind.encode(), Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn types_exclude_each_other_until_the_last_use_is_gone() {
         let record = owned();

@@ -70,6 +70,28 @@ fn frames_that_wait_for_a_flush_share_it_and_are_no_more_than_there_is_room_for(
     assert_eq!((table.owned(ONE), table.free_frames(), machine.flushes()), (0, FRAMES, 1));
 }
 
+/// The short ways to one more use of a complete table and back from it: whatever else there is to do is left to the long ones.
+#[test]
+fn uses_of_complete_tables_come_and_go_in_one_step_but_for_the_first_and_the_last() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let frame = table.allocate(ONE, 1, &machine).expect("a free frame");
+    let counts =
+        || (table.hold(frame).map(|hold| hold.references), table.usage(frame).map(|usage| usage.uses));
+    let get = |level, owner| table.get_complete_table(frame, level, owner, &machine);
+    assert!(!get(2, ONE) && counts() == (Some(1), Some(0)), "no table");
+    table.lock_table(frame, 2, ONE, &machine).expect("a frame that is used as nothing");
+    assert!(!get(2, ONE) && counts() == (Some(2), Some(1)), "incomplete");
+    table.complete(frame);
+    assert!(table.has_one_use(frame));
+    assert!(!get(1, ONE) && !get(2, DomainId::new(2)) && counts() == (Some(2), Some(1)));
+    assert!(get(2, ONE) && counts() == (Some(3), Some(2)) && !table.has_one_use(frame));
+    assert!(table.put_one_of_many(frame, &machine) && counts() == (Some(2), Some(1)));
+    assert!(!table.put_one_of_many(frame, &machine) && counts() == (Some(2), Some(1)), "the last use");
+    let hole = MachineFrame::new(FIRST - 1).expect("a frame number");
+    assert!(!table.get_complete_table(hole, 2, ONE, &machine) && !table.put_one_of_many(hole, &machine));
+    assert!(!table.has_one_use(hole));
+}
+
 /// The fake machine's clock goes on by one each time that it is looked at.
 #[test]
 fn the_time_that_scrubbing_takes_is_added_up() {

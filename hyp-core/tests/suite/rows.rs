@@ -144,6 +144,24 @@ fn another_root_means_another_table() {
     rig.check();
 }
 
+/// As above, where neither root has to be looked at when it is loaded or left: both are pinned.
+#[test]
+fn another_pinned_root_means_another_table() {
+    let rig = Rig::new(1);
+    let ([first, second], at) = two_tables(&rig);
+    let page = leaf(rig.pool(1, 0), false);
+    let root = root_over(&rig, rig.prepare(1, TABLES + 5, &[(0, table(second))]));
+    rig.pin(1, root, 3).expect("a root as good as the old one");
+    assert_eq!(remap(&rig, at, page), Ok(0));
+    rig.new_root(1, root).expect("a pinned root");
+    assert_eq!(remap(&rig, at, page), Ok(0));
+    assert!(stands(&rig, second));
+    rig.new_root(1, rig.domains[1].root).expect("the old root, pinned as well");
+    assert_eq!(remap(&rig, at, 0), Ok(0));
+    assert!(!stands(&rig, first) && stands(&rig, second));
+    rig.check();
+}
+
 /// A tree that nobody holds any more is the guest's to write to; loaded anew, it leads elsewhere, under the same root.
 #[test]
 fn a_root_that_comes_back_is_walked_anew() {
