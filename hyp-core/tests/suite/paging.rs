@@ -683,6 +683,18 @@ fn only_complete_tables_of_ones_own_are_leaf_tables() {
     assert!(!is_leaf_table(1, one), "while something is unfinished");
 }
 
+#[test]
+fn a_budget_lasts_until_it_is_spent_and_not_longer() {
+    let budget = Budget::new(10);
+    assert!(budget.take(8) && !budget.is_spent() && budget.take(8), "what is begun may be finished");
+    assert!(budget.is_spent() && !budget.take(0) && !budget.take(8));
+    let budget = Budget::new(3);
+    budget.charge(2);
+    assert!(!budget.is_spent());
+    budget.charge(2);
+    assert!(budget.is_spent() && !budget.take(1));
+}
+
 /// Whatever an operation is about, what an earlier one left comes first: even if there is nothing to validate.
 #[test]
 fn what_is_unfinished_comes_before_a_table_that_is_complete() {
