@@ -138,7 +138,7 @@ impl FrameRecord {
         let mut word = self.holding.load(Ordering::Acquire);
         loop {
             // Both ends of the count at once: of zero references, less one is more than any limit.
-            let in_range = (word as u32).wrapping_sub(1) < COUNT_LIMIT as u32 - 1;
+            let in_range = (word as u32).wrapping_sub(1) < (COUNT_LIMIT as u32).wrapping_sub(1);
             if (word >> OWNER_SHIFT) as u16 != owner.number() || !in_range {
                 return Self::is_owned(word, owner).then_some(false);
             }

@@ -163,7 +163,7 @@ mod tests {
             assert_eq!(joined.count_ones(), word.iter().map(|field| field.count_ones()).sum());
         }
         assert_eq!(using.iter().sum::<u64>(), u64::MAX, "every bit of it is some field's");
-        assert!(COUNT_LIMIT < COUNT_MASK, "a count stops before its neighbour");
+        const { assert!(COUNT_LIMIT < COUNT_MASK, "a count stops before its neighbour") };
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let [address, entry, flags, ..] = *arguments;
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
-        if !row.as_ref().is_some_and(|row| row.region == leaf::region::<M>(address)) {
+        if row.as_ref().is_none_or(|row| row.region != leaf::region::<M>(address)) {
             *row = None;
             *row = self.begin_row(address);
         }

@@ -647,7 +647,7 @@ fn a_batch_goes_to_each_table_that_it_names() {
     let tables = [rig.prepare(1, 0, &[]), rig.prepare(1, 1, &[])];
     tables.iter().for_each(|one| assert_eq!(rig.pin(1, *one, 1), Ok(0)));
     let [first, second] = tables;
-    let page = |index: u64| leaf(rig.pool(1, 30 + index), index % 2 == 0);
+    let page = |index: u64| leaf(rig.pool(1, 30 + index), index.is_multiple_of(2));
     let batch = [
         (place(first, 1), page(0)),
         (place(second, 2), page(1)),
