@@ -99,7 +99,7 @@ fn split_and_joined<A: Architecture>(
         check.done("and can be one again", guest.set_writable(&pages, false));
     }
     check.done("split, for one page to be a table", tree.put(2, PLACE, split));
-    let place = guest.frame(&pages) << PAGE_SHIFT | 9 * 8;
+    let place = (guest.frame(&pages) << PAGE_SHIFT) | (9 * 8);
     check.done("that page is read-only", update_entry::<A>(place, A::leaf(extent.first + 9, false)));
     (0..WORDS).for_each(|index| A::write_word(Tree::<A>::address(PLACE, 10) + index * 8, word(10, index)));
     // Its content is no table's: as an entry, each of its words is absent or nonsense. So it is cleared by another mapping first.

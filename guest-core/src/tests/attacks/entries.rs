@@ -97,7 +97,7 @@ pub fn bits_of_superpages<A: Architecture>(guest: &Guest<A>, check: &mut Check<A
     check.refused("1 GiB", tree.put(3, 6, A::superpage(extent.first & !0x3_ffff, false)), REFUSED);
     check.refused(
         "512 GiB",
-        update_entry::<A>(guest.root_frame() << 12 | 303 * 8, A::superpage(0, false)),
+        update_entry::<A>((guest.root_frame() << 12) | (303 * 8), A::superpage(0, false)),
         REFUSED,
     );
     // As many frames as are left of the machine, and more.

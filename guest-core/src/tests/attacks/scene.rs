@@ -48,7 +48,7 @@ impl<'a, A: Architecture> Tree<'a, A> {
 
     /// Machine address (bytes) of an entry.
     pub fn place(&self, level: Level, index: u64) -> u64 {
-        self.frame(level) << PAGE_SHIFT | index * 8
+        (self.frame(level) << PAGE_SHIFT) | (index * 8)
     }
 
     /// Has an entry written.
@@ -77,7 +77,7 @@ impl<'a, A: Architecture> Tree<'a, A> {
 
 /// Machine address of the root's entry for [`SLOT`].
 pub fn root_slot<A: Architecture>(guest: &Guest<A>) -> u64 {
-    guest.root_frame() << PAGE_SHIFT | SLOT * 8
+    (guest.root_frame() << PAGE_SHIFT) | (SLOT * 8)
 }
 
 /// 512 frames in a row, the first at a multiple of 512, in the place of the domain's last 512 pages. Nothing maps them.

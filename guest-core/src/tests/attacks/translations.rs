@@ -130,7 +130,7 @@ fn by_a_superpage<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>, tree:
 /// the guest must not see what they write to it.
 fn by_a_linear_table<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let Some(tree) = Tree::build(guest, check) else { return check.that("pages for tables", false) };
-    let slot = guest.root_frame() << PAGE_SHIFT | linear::SLOT * 8;
+    let slot = (guest.root_frame() << PAGE_SHIFT) | (linear::SLOT * 8);
     let own = A::linear_table(guest.root_frame());
     check.done("the root leads to itself", update_entry::<A>(slot, own));
     let shown = linear::seen(Tree::<A>::address(0, 0), 1);

@@ -73,7 +73,7 @@ pub fn large_trees<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
         check.done("pin it", mmuext::<A>(MMUEXT_PIN_L4_TABLE, root, 0));
         check.refused("its tables are tables", guest.set_writable(&large.upper[0], true), REFUSED);
         check.done("unpin it", mmuext::<A>(MMUEXT_UNPIN_TABLE, root, 0));
-        let slot = guest.root_frame() << PAGE_SHIFT | SLOT * 8;
+        let slot = (guest.root_frame() << PAGE_SHIFT) | (SLOT * 8);
         let top = A::table(guest.frame(&large.upper[1]));
         check.done("by an entry", update_entry::<A>(slot, top));
         check.done("and away with it", update_entry::<A>(slot, 0));
@@ -116,7 +116,7 @@ pub fn tables_below_themselves<A: Architecture>(guest: &Guest<A>, check: &mut Ch
             check.done("one leads nowhere", guest.set_writable(&one, false));
             check.done("one is a table of this level", mmuext::<A>(command, one_frame, 0));
             check.refused("a chain of two", mmuext::<A>(command, two_frame, 0), REFUSED);
-            let place = one_frame << PAGE_SHIFT | 7 * 8;
+            let place = (one_frame << PAGE_SHIFT) | (7 * 8);
             check.refused("a chain, afterwards", update_entry::<A>(place, link(tree.frame(level))), REFUSED);
             check.refused("itself, afterwards", update_entry::<A>(place, link(one_frame)), REFUSED);
             check.done("one is no table", mmuext::<A>(MMUEXT_UNPIN_TABLE, one_frame, 0));
@@ -135,7 +135,7 @@ pub fn tables_below_themselves<A: Architecture>(guest: &Guest<A>, check: &mut Ch
 fn roots<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let Some(second) = copy_of_root(guest) else { return check.that("a page for a root", false) };
     let (first, frame) = (guest.root_frame(), guest.frame(&second));
-    let slot = |root: u64| root << PAGE_SHIFT | SLOT * 8;
+    let slot = |root: u64| (root << PAGE_SHIFT) | (SLOT * 8);
     guest.write(&second, SLOT as usize, A::linear_table(first));
     check.done("a second root is read-only", guest.set_writable(&second, false));
     for command in [MMUEXT_PIN_L4_TABLE, MMUEXT_NEW_BASEPTR] {
