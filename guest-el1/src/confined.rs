@@ -37,8 +37,11 @@ const TRANSLATION: &[Translation] = &[
     ("ttbr1_el1", || read!("ttbr1_el1"), |x| faults!("msr ttbr1_el1, {x}"; x = in(reg) x)),
 ];
 
+/// A register's fields that must be zero: their names, how it is read, and which bits they are.
+type Fields = (&'static str, fn() -> u64, u64);
+
 /// Bits that must be clear in registers as they are: what would give entries another meaning.
-const CLEAR: &[(&str, fn() -> u64, u64)] = &[
+const CLEAR: &[Fields] = &[
     (
         "SCTLR_EL1: EE, WXN, MSCEn, EnDA, EnDB, EnIA, EnIB, BT, ATA",
         || read!("sctlr_el1"),
@@ -128,7 +131,7 @@ fn caches<B: Below>(guest: &Guest<Kernel<B>>, check: &mut Check<Kernel<B>>) {
 }
 
 /// What the ID registers must not say, whatever the processor has: name, value, the fields that must be zero.
-const HIDDEN: &[(&str, fn() -> u64, u64)] = &[
+const HIDDEN: &[Fields] = &[
     ("EL2, EL3, RAS, SVE, MPAM, AMU", || read!("id_aa64pfr0_el1"), 0xff00 | 0xf_ffff << 28),
     ("the interrupt controller's registers", || read!("id_aa64pfr0_el1"), 0xf << 24),
     ("branch targets, MTE, RAS, MPAM, SME", || read!("id_aa64pfr1_el1"), !0xf0),
