@@ -5,7 +5,6 @@
 
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 
-use guest_core::architecture::Architecture;
 use guest_core::guest::Guest;
 use guest_core::hypercalls::{mmuext, update_entry};
 use guest_core::pages::Page;
