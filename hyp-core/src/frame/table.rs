@@ -2,7 +2,7 @@
 //!
 //! A *reference* keeps a frame from being freed; a *use* keeps its type ([`super::uses`]). Who drops the last reference frees
 //! the frame, at once and in one place: translations are flushed, the content is scrubbed, the record vacated, and only then
-//! the frame is free.
+//! the frame is free. (Where hundreds of frames go in one stretch, they are scrubbed when they are given out: the record says so.)
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -314,6 +314,16 @@ impl FrameTable {
         self.free(frame, record, owner, machine);
     }
 
+    /// Drops a reference; frees the frame if it was the last, and says so. It is scrubbed when it is given out again: for who can't
+    /// stop before hundreds of them are dropped.
+    pub fn put_unscrubbed<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+        let Ok(record) = self.record(frame) else { return false };
+        let Some(owner) = record.put() else { return false };
+        machine.flush(FlushScope::Everything);
+        self.give_back(frame, record, owner, false);
+        true
+    }
+
     /// Drops a reference; if it was the last, the frame goes into `dropped`, to be freed with others by [`Self::free_all`].
     pub fn put_into<const COUNT: usize>(&self, frame: MachineFrame, dropped: &mut Unreferenced<COUNT>) {
         let Ok(record) = self.record(frame) else { return };
@@ -336,10 +346,14 @@ impl FrameTable {
     }
 
     fn free<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, owner: DomainId, machine: &M) {
-        let Some(tables) = self.tables.get() else { return };
         self.scrub(frame, machine);
+        self.give_back(frame, record, owner, true);
+    }
+
+    fn give_back(&self, frame: MachineFrame, record: &FrameRecord, owner: DomainId, scrubbed: bool) {
+        let Some(tables) = self.tables.get() else { return };
         tables.m2p.set(frame, None);
-        record.vacate(true);
+        record.vacate(scrubbed);
         self.count_out(owner, 1);
         if let Some(index) = frame.number().checked_sub(tables.first) {
             tables.free.give(index as usize);

@@ -15,7 +15,7 @@
 use core::sync::atomic::Ordering;
 
 use super::walk::Place;
-use super::{Refusal, Stop, TableSpace};
+use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::frame::uses::Locked;
 use crate::machine::{Entry, FlushScope, Leaf, Machine, PageTableFormat};
@@ -268,7 +268,7 @@ impl<M: Machine> TableSpace<'_, M> {
                 false => self.snapshot(slot, index),
             };
             // A leaf's references always go at once.
-            let _ = self.release_entry(1, M::Format::decode(1, raw));
+            self.release_leaf_of_many(M::Format::decode(1, raw));
         }
         if locked.is_ok() {
             self.frames.unlock_table(table, self.machine);
@@ -300,12 +300,23 @@ impl<M: Machine> TableSpace<'_, M> {
         let held = M::Format::decode(1, old);
         if held != entry {
             self.acquire_leaf_entry(entry)?;
-            let _ = self.release_entry(1, held);
+            self.release_leaf_of_many(held);
         }
         if admitted != new {
             self.machine.write_entry(table, index, admitted);
         }
         Ok(())
+    }
+
+    /// Gives back what an entry held. All of a table's entries go in one stretch, so frames that this frees are scrubbed later.
+    fn release_leaf_of_many(&self, entry: Entry) {
+        let Entry::Leaf(leaf) = entry else { return };
+        if leaf.writable {
+            self.frames.drop_use(leaf.frame);
+        }
+        if self.frames.put_unscrubbed(leaf.frame, self.machine) {
+            self.budget.charge(Budget::FRAME);
+        }
     }
 
     /// The validated table takes its place in the tree again, and its pin.
