@@ -183,10 +183,12 @@ impl FrameRecord {
     pub(super) fn take_writable(&self) -> bool {
         const WRITABLE: u64 = FrameType::Writable.encode();
         let word = self.using.load(Ordering::Acquire);
-        // A type without uses is never complete: the last use takes the flag along.
-        let next = if word & (TYPE_MASK | COMPLETE) == WRITABLE | COMPLETE && word & USES_MASK != USES_MASK {
+        let state = word & (TYPE_MASK | COMPLETE | USES_MASK);
+        // With the right type, what differs is the number of uses alone. A type without uses is never complete: the last use takes the
+        // flag along.
+        let next = if state ^ (WRITABLE | COMPLETE) < USES_MASK {
             word.wrapping_add(1)
-        } else if word & USES_MASK == 0 && word & TYPE_MASK <= WRITABLE {
+        } else if state == 0 || state == WRITABLE {
             // Never used, or writable before: no translation of another kind can be cached.
             WRITABLE | COMPLETE | 1
         } else {
