@@ -15,7 +15,7 @@ use crate::hypervisor::Hypervisor;
 use crate::machine::{Entry, Machine, PageTableFormat};
 
 /// Emulated writes in a row to one table, after which the next one unhooks it.
-pub const WRITES_BEFORE_UNHOOKING: u32 = 14;
+pub const WRITES_BEFORE_UNHOOKING: u32 = 21;
 
 /// Attempts at an entry that changes while it is being written.
 const ATTEMPTS: u32 = 16;
@@ -110,7 +110,7 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         }
         let Some(table) = self.mapped_frame(root, address) else { return TableWrite::NotATable };
-        let leaves = self.leaf_table(table);
+        let mut leaves = self.leaf_table(table);
         let level = if leaves.is_some() { Some(1) } else { self.table_level(table) };
         let Some(level) = level else {
             if !self.is_unhooked(table) {
@@ -120,10 +120,14 @@ impl<M: Machine> TableSpace<'_, M> {
             let _ = self.hook_those(|unhooked| unhooked.table == table);
             return TableWrite::Again;
         };
-        if self.state.run.count(table) >= WRITES_BEFORE_UNHOOKING && self.try_unhook(root, address, table) {
-            // When it is back, the guest pays its rent anew: otherwise a write and a use of the table by turns would unhook it each time.
-            self.state.run = Run::new();
-            return TableWrite::Again;
+        if self.state.run.count(table) >= WRITES_BEFORE_UNHOOKING {
+            if self.try_unhook(root, address, table) {
+                // When it is back, the guest pays its rent anew: otherwise a write and a use of the table by turns would unhook it each time.
+                self.state.run = Run::new();
+                return TableWrite::Again;
+            }
+            // One that could be taken out, but not let be written, is a table no more.
+            leaves = self.leaf_table(table);
         }
         // What is unhooked relies on these entries.
         if self.hook_those(|unhooked| level > 1 || unhooked.mapping.table == table) == Err(Stop::Preempted) {
@@ -165,18 +169,22 @@ impl<M: Machine> TableSpace<'_, M> {
         TableWrite::Again
     }
 
-    /// The frame that `address` maps under `root`, page or superpage.
+    /// The frame that `address` maps under `root`.
     fn mapped_frame(&mut self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
-        let Some(table) = self.leaf_table_at(root, address) else { return self.in_superpage(root, address) };
+        let Some(table) = self.leaf_table_at(root, address) else {
+            return self.mapped_otherwise(root, address);
+        };
         match self.leaf(&table, M::Format::index(address, 1)) {
             Entry::Leaf(leaf) => Some(leaf.frame),
             _ => None,
         }
     }
 
+    /// The same, by a superpage, or through a linear entry, where a table of another level stands in for one of level 1.
     #[inline(never)]
-    fn in_superpage(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
-        let place = self.find_at(root, address, 2)?;
+    fn mapped_otherwise(&self, root: MachineFrame, address: GuestVirtual) -> Option<MachineFrame> {
+        // A superpage's leaf stands where another entry would lead on to a table of pages.
+        let place = self.find(root, address).or_else(|| self.find_at(root, address, 2))?;
         let raw = self.machine.read_entry(place.table, place.index);
         let Entry::Leaf(leaf) = M::Format::decode(place.level, raw) else { return None };
         let page = address.bytes() >> crate::address::PAGE_SHIFT;

@@ -425,12 +425,12 @@ fn hooking_in_is_cut_between_tables() {
         let vcpu = rig.domains[who].vcpu();
         let (mut arguments, mut pieces) = (arguments, 0);
         loop {
-            let before = rig.hv.machine().scrubbed();
+            let before = rig.hv.frames().free_frames();
             rig.hv.machine().set_root(rig.domains[who].root);
             vcpu.context().take();
             rig.hv.hypercall_within(vcpu, number, arguments, &Budget::new(1));
             assert!(
-                rig.hv.machine().scrubbed() - before <= 16,
+                rig.hv.frames().free_frames() - before <= 16,
                 "{what}: more than a table's frames in one go"
             );
             rig.check();
@@ -484,5 +484,25 @@ fn a_write_that_loses_against_the_hardware_is_tried_again() {
     assert_eq!(outcome, TableWrite::Done);
     assert_eq!(seen, [leaf(own, true), leaf(own, true) | 3]);
     assert_eq!(rig.entry(one, 1), leaf(own, false) | 3, "no bit is lost");
+    rig.check();
+}
+
+/// Through a root's entry that leads to the root itself, a guest sees its level-1 tables as pages, and writes to them as to any other
+/// read-only mapping: the table that stands in for one of level 1 on the way is one of level 2.
+#[test]
+fn a_write_through_a_linear_entry_is_carried_out() {
+    const LINEAR: usize = 6;
+    let rig = Rig::new(2);
+    let (one, below) = hang(&rig, 1, 0, &[]);
+    let root = rig.domains[1].root;
+    rig.update(1, &[(place(root, LINEAR), table(root) | READ_ONLY)]).expect("a read-only linear entry");
+    let seen = (LINEAR as u64) << 19 | (SLOT as u64) << 16 | 3 * 8;
+    assert_eq!(emulate(&rig, 1, seen, leaf(rig.pool(1, 0), true)), TableWrite::Done);
+    assert_eq!(rig.entry(one, 3), leaf(rig.pool(1, 0), true));
+    assert!(reads(&rig, 1, below | 3 << 12));
+    assert_eq!(emulate(&rig, 1, seen, leaf(rig.pool(2, 0), true)), TableWrite::Refused);
+    // The root as a page: nothing that a guest may change by a write to level 1.
+    let itself = (LINEAR as u64) << 19 | (LINEAR as u64) << 16 | (LINEAR as u64 % 16) << 12;
+    assert_ne!(emulate(&rig, 1, itself, leaf(rig.pool(1, 0), true)), TableWrite::Done);
     rig.check();
 }

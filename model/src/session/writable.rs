@@ -90,8 +90,7 @@ impl<F: Hardware> Session<F> {
         let known = foreseen.known;
         match (outcome, expected) {
             _ if lenient => self.learn(),
-            // Nothing has changed then. It is answered where a write was foreseen to be done, too, rarely: `docs/testing.md`, "Open".
-            (TableWrite::NotATable, _) | (TableWrite::Refused, Err(_)) => {}
+            (TableWrite::Refused, Err(_)) => {}
             (TableWrite::Done, Ok(TableWrite::Done)) => {
                 self.known = known;
                 let (at, stands) = (target.unwrap_or(0), foreseen.writes.last(target.unwrap_or(0), index));
