@@ -24,6 +24,7 @@ pub fn everything() -> Result<()> {
         Toolchain::ready(arch)?.clippy()?;
     }
     emulators(&Arch::ALL)?;
+    cxx_compiler()?;
     println!("everything is there");
     Ok(())
 }
@@ -34,6 +35,11 @@ pub fn emulators(arches: &[Arch]) -> Result<()> {
         arches.iter().map(|arch| emulator(*arch)).filter(|(program, _)| which::which(program).is_err());
     let missing: Vec<&str> = missing.map(|(_, package)| package).collect();
     if missing.is_empty() { Ok(()) } else { packages("emulators", &missing) }
+}
+
+/// Sees to a C++ compiler: libFuzzer is made of C++.
+pub fn cxx_compiler() -> Result<()> {
+    if which::which("c++").is_ok() { Ok(()) } else { packages("a C++ compiler", &["g++"]) }
 }
 
 /// Sees to a component of the active toolchain: `rustfmt` or `clippy`.
