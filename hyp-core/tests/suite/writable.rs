@@ -496,7 +496,7 @@ fn a_write_through_a_linear_entry_is_carried_out() {
     let (one, below) = hang(&rig, 1, 0, &[]);
     let root = rig.domains[1].root;
     rig.update(1, &[(place(root, LINEAR), table(root) | READ_ONLY)]).expect("a read-only linear entry");
-    let seen = (LINEAR as u64) << 19 | (SLOT as u64) << 16 | 3 * 8;
+    let seen = (LINEAR as u64) << 19 | (SLOT as u64) << 16 | (3 * 8);
     assert_eq!(emulate(&rig, 1, seen, leaf(rig.pool(1, 0), true)), TableWrite::Done);
     assert_eq!(rig.entry(one, 3), leaf(rig.pool(1, 0), true));
     assert!(reads(&rig, 1, below | 3 << 12));
