@@ -33,8 +33,8 @@ const INSTRUMENTATION: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=
 /// How often loom interrupts a CPU where it doesn't wait by itself.
 const PREEMPTIONS: &str = "3";
 /// Runs after which a target's process ends and another goes on, where each run may leave a machine behind that lives as long as
-/// the process (some 4 MiB).
-const RUNS_A_PROCESS: [(&str, u32); 1] = [("hypercalls", 700)];
+/// the process (some 6 MiB).
+const RUNS_A_PROCESS: [(&str, u32); 1] = [("hypercalls", 900)];
 /// How many lines of a crash are shown.
 const COMPLAINT: usize = 12;
 
@@ -105,7 +105,7 @@ fn run_process(target: &str, host: &str, seconds: u64) -> Result<Fate> {
     command
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-exact_artifact_path={}", crash.display()));
-    command.args(["-timeout=60", "-rss_limit_mb=4096", "-max_len=8192", "-verbosity=0"]);
+    command.args(["-timeout=60", "-rss_limit_mb=10240", "-max_len=8192", "-verbosity=0"]);
     if let Some((_, runs)) = RUNS_A_PROCESS.iter().find(|(leaking, _)| *leaking == target) {
         command.arg(format!("-runs={runs}"));
     }
