@@ -31,17 +31,8 @@ impl Errors {
         self.0 == 0
     }
 
-    /// Whether the core may refuse with this code. That a frame is written to by one table and is itself another is EINVAL when the table
-    /// comes second, and EBUSY when the writer does: which it is depends on the order in which the core comes to them, so either will do.
-    pub fn has(self, errno: Errno) -> bool {
-        match errno {
-            Errno::EINVAL | Errno::EBUSY => self.says(Errno::EINVAL) || self.says(Errno::EBUSY),
-            errno => self.says(errno),
-        }
-    }
-
     /// Whether this code is among the reasons.
-    fn says(self, errno: Errno) -> bool {
+    pub fn has(self, errno: Errno) -> bool {
         KNOWN.iter().position(|known| *known == errno).is_some_and(|place| self.0 >> place & 1 != 0)
     }
 }
@@ -49,7 +40,7 @@ impl Errors {
 impl std::fmt::Debug for Errors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set()
-            .entries(KNOWN.iter().filter(|known| self.says(**known)).map(|known| known.name()))
+            .entries(KNOWN.iter().filter(|known| self.has(**known)).map(|known| known.name()))
             .finish()
     }
 }
