@@ -162,10 +162,17 @@ impl<M: Machine> TableSpace<'_, M> {
     /// Gives back what an entry of a level-1 table held.
     #[inline(always)]
     fn release_leaf(&self, entry: Entry) {
-        let Entry::Leaf(leaf) = entry else { return };
-        let freed = match leaf.writable {
-            true => self.frames.put_writable(leaf.frame, self.machine),
-            false => self.frames.put(leaf.frame, self.machine),
+        if let Entry::Leaf(leaf) = entry {
+            self.release_page(leaf.frame, leaf.writable);
+        }
+    }
+
+    /// Gives back what a mapping of one page held.
+    #[inline(always)]
+    pub(super) fn release_page(&self, frame: MachineFrame, writable: bool) {
+        let freed = match writable {
+            true => self.frames.put_writable(frame, self.machine),
+            false => self.frames.put(frame, self.machine),
         };
         if freed {
             self.budget.charge(Budget::FRAME);

@@ -11,7 +11,7 @@
 //! A table is locked into its type, and old translations of it are flushed, before its first entry is read: nobody can
 //! write to it behind the validation's back (XSA-401).
 
-use super::{Budget, Refusal, Stop, TableSpace, Unfinished};
+use super::{Refusal, Stop, TableSpace, Unfinished};
 use crate::address::MachineFrame;
 use crate::frame::uses::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
@@ -159,13 +159,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// Gives back what the first `count` frames of a leaf hold.
     fn release_pages(&self, leaf: Leaf, count: u64) {
         for frame in (0..count).filter_map(|index| leaf.frame.checked_add(index)) {
-            let freed = match leaf.writable {
-                true => self.frames.put_writable(frame, self.machine),
-                false => self.frames.put(frame, self.machine),
-            };
-            if freed {
-                self.budget.charge(Budget::FRAME);
-            }
+            self.release_page(frame, leaf.writable);
         }
     }
 
