@@ -89,7 +89,7 @@ fn write_piece(owner: DomainId, address: u64, from: &[u8]) -> Result<(), GuestFa
     let frame = MachineFrame::containing(machine);
     HYPERVISOR.frames().get_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
     write_data(frame, machine.offset_in_frame(), from);
-    HYPERVISOR.frames().put_writable(frame, &El2);
+    HYPERVISOR.frames().put_use(frame, &El2);
     Ok(())
 }
 

@@ -100,7 +100,7 @@ pub fn update(call: &Call<'_, X86>, place: u64, descriptor: u64) -> Result<(), E
         frames.get_writable(frame, call.domain.id(), machine).map_err(|_| Errno::EINVAL)?;
     }
     machine.write_entry(frame, place.offset_in_frame() / 8, admitted);
-    frames.put_writable(frame, machine);
+    frames.put_use(frame, machine);
     Ok(())
 }
 
@@ -137,7 +137,7 @@ impl<'a, const MOST: usize> Pages<'a, MOST> {
 impl<const MOST: usize> Drop for Pages<'_, MOST> {
     fn drop(&mut self) {
         for frame in self.frames.into_iter().flatten() {
-            self.call.hypervisor.frames().put_writable(frame, self.call.hypervisor.machine());
+            self.call.hypervisor.frames().put_use(frame, self.call.hypervisor.machine());
         }
     }
 }
@@ -154,7 +154,7 @@ fn hold(call: &Call<'_, X86>, frame: MachineFrame) -> Result<(), Errno> {
                 frames.complete(frame);
                 Ok(())
             } else {
-                frames.put_writable(frame, machine);
+                frames.put_use(frame, machine);
                 Err(Errno::EINVAL)
             }
         }

@@ -3,7 +3,10 @@
 //! Each was seen failing, with these defects put in by hand: the flush before the type is locked, no flush, or one that the
 //! new type decides on; `complete` and `take_type` relaxed; a second writer that doesn't wait; a last use that
 //! forgets the type; a claim read and then cleared; a reference looked up and then added; the owner not looked at; a frame
-//! free before its record is vacated, or without a flush. Not to be seen, since another ordering does the same work: the two
+//! free before its record is vacated, or without a flush. Of the short ways to a complete table and back: a number of uses that is
+//! looked at and then dropped, or looked at and then stored, in either direction; a last use that counts as one of many; a type that
+//! is complete, but another, or the right one, but incomplete; a refused use that keeps its reference, and a use that goes without it;
+//! `take_complete` relaxed. Not to be seen, since another ordering does the same work: the two
 //! stores of `vacate` swapped.
 
 use loom::thread;
@@ -88,7 +91,7 @@ fn vacating_against_assigning() {
         });
         assert!(world.frames.unclaim(frame));
         world.frames.put(frame, &world.machine);
-        world.frames.put_writable(frame, &world.machine);
+        world.frames.put_use(frame, &world.machine);
         next_owner.join().expect("the next owner");
     });
 }
@@ -104,7 +107,7 @@ fn a_frame_that_is_written_while_it_becomes_a_table() {
             for _ in 0..2 {
                 if world.frames.get_writable(frame, ONE, &world.machine).is_ok() {
                     world.use_mapping(frame);
-                    world.frames.put_writable(frame, &world.machine);
+                    world.frames.put_use(frame, &world.machine);
                 }
             }
         });
@@ -131,7 +134,7 @@ fn two_writers_of_what_was_a_table() {
         let map = move || {
             world.frames.get_writable(frame, ONE, &world.machine).expect("no table any more");
             assert!(world.frames.usage(frame).expect("memory").complete, "mapped before the flush was done");
-            world.frames.put_writable(frame, &world.machine);
+            world.frames.put_use(frame, &world.machine);
         };
         let other = thread::spawn(map);
         map();
@@ -175,6 +178,135 @@ fn types_exclude_each_other() {
         assert!(table != writable, "table: {table}, writable: {writable}");
         let references = world.frames.hold(frame).expect("memory").references;
         assert_eq!(references, 2, "the claim, and the one that won");
+    });
+}
+
+/// Two CPUs drop a use each of a table that has two: each may find it to be one of many when it looks, but one of them has the last,
+/// and with it the entries to see to. None does that twice, and none leaves it to the other.
+#[test]
+fn one_of_many_is_never_the_last() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
+        world.frames.complete(frame);
+        assert!(world.frames.get_complete_table(frame, 2, ONE, &world.machine));
+        let drop_one = move || {
+            let one_of_many = world.frames.put_one_of_many(frame, &world.machine);
+            if !one_of_many {
+                let usage = world.frames.usage(frame).expect("memory");
+                assert_eq!((usage.uses, usage.complete), (1, true), "the last, still as it was");
+                world.frames.unlock_table(frame, &world.machine);
+            }
+            one_of_many
+        };
+        let other = thread::spawn(drop_one);
+        let mine = drop_one();
+        let others = other.join().expect("the other");
+        assert!(mine != others, "one of them had the last: {mine} {others}");
+        let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
+        assert_eq!((hold.expect("memory").references, usage.uses, usage.complete), (1, 0, false));
+        assert!(!world.frames.put_one_of_many(frame, &world.machine), "no use, no reference");
+    });
+}
+
+/// One CPU takes the short way to a complete table while another gives up its last use and makes a writable frame of it, and once
+/// more a table: of which the first has a use, or hasn't, and then it has no reference either. What it has stays a table.
+#[test]
+fn a_complete_table_against_its_end() {
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
+        world.frames.complete(frame);
+        let getter = thread::spawn(move || {
+            if world.frames.get_complete_table(frame, 2, ONE, &world.machine) {
+                let usage = world.frames.usage(frame).expect("memory");
+                assert_eq!(
+                    (usage.kind, usage.complete),
+                    (FrameType::Table(2), true),
+                    "held, and yet no table"
+                );
+                assert!(!world.is_cached_writable(frame), "a table that some CPU can still write to");
+                world.frames.unlock_table(frame, &world.machine);
+            }
+        });
+        world.frames.unlock_table(frame, &world.machine);
+        if world.frames.get_writable(frame, ONE, &world.machine).is_ok() {
+            world.use_mapping(frame);
+            world.frames.put_use(frame, &world.machine);
+        }
+        if world.frames.lock_table(frame, 2, ONE, &world.machine) == Ok(Locked::Incomplete) {
+            assert!(!world.frames.get_complete_table(frame, 1, ONE, &world.machine), "of another level");
+        }
+        world.frames.unlock_table(frame, &world.machine);
+        getter.join().expect("the getter");
+        let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
+        assert_eq!((hold.expect("memory").references, usage.uses), (1, 0), "the claim alone");
+    });
+}
+
+/// Two CPUs hold a table and let it go by the short ways, as `TableSpace` does, under the domain's table lock; a third, without the
+/// lock, wants its frame writable, as a grant's other end does. Whoever holds the table finds its entries validated.
+#[test]
+fn holding_and_letting_go_against_a_writer() {
+    use loom::sync::Mutex;
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        // Under the lock: how many entries are validated. Under the type alone, a validated table's entries stay as they are.
+        let validated: &'static Mutex<u32> = Box::leak(Box::new(Mutex::new(0)));
+        let hold_and_let_go = move || {
+            let mut entries = validated.lock().expect("no thread panics and goes on");
+            if !world.frames.get_complete_table(frame, 2, ONE, &world.machine) {
+                match world.frames.lock_table(frame, 2, ONE, &world.machine) {
+                    Ok(locked) => assert_eq!(locked, Locked::Incomplete, "complete, and yet not to be had"),
+                    Err(_) => return,
+                }
+                *entries += 1;
+                world.frames.complete(frame);
+            }
+            assert_eq!(*entries, 1, "validated once in each life");
+            drop(entries);
+            assert!(!world.is_cached_writable(frame), "a table that some CPU can still write to");
+            let mut entries = validated.lock().expect("no thread panics and goes on");
+            if !world.frames.put_one_of_many(frame, &world.machine) {
+                *entries -= 1;
+                world.frames.unlock_table(frame, &world.machine);
+            }
+        };
+        let other = thread::spawn(hold_and_let_go);
+        let writer = thread::spawn(move || {
+            if world.frames.get_writable(frame, ONE, &world.machine).is_ok() {
+                world.use_mapping(frame);
+                world.frames.put_use(frame, &world.machine);
+            }
+        });
+        hold_and_let_go();
+        other.join().expect("the other");
+        writer.join().expect("the writer");
+        let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
+        assert_eq!((hold.expect("memory").references, usage.uses), (1, 0), "the claim alone");
+    });
+}
+
+/// As below, by the short way: what a table's entries hold is there for who finds the table complete.
+#[test]
+fn complete_means_the_same_by_the_short_way() {
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    explore(|| {
+        let world = World::new(1);
+        let frame = world.allocate(ONE).expect("a frame");
+        let entry: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
+        let other = thread::spawn(move || {
+            if world.frames.get_complete_table(frame, 1, ONE, &world.machine) {
+                assert_eq!(entry.load(Ordering::Relaxed), 7, "complete, but not to be seen");
+            }
+        });
+        entry.store(7, Ordering::Relaxed);
+        world.frames.complete(frame);
+        other.join().expect("the other");
     });
 }
 

@@ -238,7 +238,7 @@ impl<M: Machine> Domain<M> {
 
     /// Takes a new frame for the domain to share with the hypervisor. It isn't part of the domain's memory: the domain has no claim
     /// to it. The hypervisor writes there on its own, so it holds a use as *writable* for good, which it gives back by
-    /// `put_writable` when the domain dies: the page can never become a table.
+    /// `put_use` when the domain dies: the page can never become a table.
     pub(crate) fn hold_new_frame(&self, machine: &M, frames: &FrameTable) -> Option<MachineFrame> {
         let frame = frames.allocate(self.id(), u64::MAX, machine)?;
         let held = frames.get_writable(frame, self.id(), machine);

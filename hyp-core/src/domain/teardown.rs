@@ -105,15 +105,15 @@ impl<M: Machine> Domain<M> {
         }
         for vcpu in &self.vcpus {
             if let Some(info) = vcpu.forget_info() {
-                frames.put_writable(info, machine);
+                frames.put_use(info, machine);
             }
             vcpu.context().for_each_descriptor_page(&mut |frame| {
-                frames.put_writable(frame, machine);
+                frames.put_use(frame, machine);
             });
             vcpu.context().forget_descriptor_pages();
         }
         if let Some(shared_info) = self.shared_info.replace(None) {
-            frames.put_writable(shared_info, machine);
+            frames.put_use(shared_info, machine);
         }
         self.close_grant_table(machine, frames);
         Some(Phase::Pins(frames.extent().0))
@@ -125,7 +125,7 @@ impl<M: Machine> Domain<M> {
         let mut table = self.grants.table.lock();
         self.grants.set_frames(0);
         while let Some(frame) = table.take_frame() {
-            frames.put_writable(frame, machine);
+            frames.put_use(frame, machine);
         }
     }
 

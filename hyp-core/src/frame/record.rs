@@ -249,11 +249,20 @@ impl FrameRecord {
         }
     }
 
-    /// Whether there is a single use.
+    /// Drops one use that isn't the last; otherwise nothing has changed (`false`). Looked at and dropped in one step: of two CPUs that
+    /// drop two uses, one is told that its use is the last.
     #[inline]
-    pub(super) fn has_one_use(&self) -> bool {
-        // Acquire: whoever undoes the type comes after those who used it.
-        self.using.load(Ordering::Acquire) & USES_MASK == 1
+    pub(super) fn drop_one_of_many(&self) -> bool {
+        let mut word = self.using.load(Ordering::Acquire);
+        while word & USES_MASK > 1 {
+            // AcqRel: as in `drop_type`.
+            let next = word.wrapping_sub(1);
+            match self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
     }
 
     /// Drops one use; returns how many are left. A count of zero stays zero.
@@ -383,18 +392,21 @@ mod tests {
         let record = owned();
         let kinds = [FrameType::Table(1), FrameType::Table(4), FrameType::Descriptors];
         for kind in kinds {
-            assert!(!record.take_complete(kind) && !record.has_one_use(), "not in use");
+            assert!(!record.take_complete(kind) && !record.drop_one_of_many(), "not in use");
             assert!(matches!(record.take_type(kind), Ok(Taken::First { .. })));
             assert!(!record.take_complete(kind), "incomplete");
             record.complete();
-            assert!(record.has_one_use() && record.take_complete(kind) && !record.has_one_use());
+            assert!(!record.drop_one_of_many() && record.take_complete(kind), "a single one");
             let others = kinds.iter().filter(|other| **other != kind);
             assert!(!others.chain(&[FrameType::Writable]).any(|other| record.take_complete(*other)));
-            assert_eq!((record.usage().kind, record.usage().uses, record.drop_type()), (kind, 2, 1));
-            assert!(record.has_one_use());
+            let two = Use { kind, uses: 2, complete: true, pinned: false, link: 0 };
+            assert_eq!(record.usage(), two);
+            assert!(record.drop_one_of_many() && !record.drop_one_of_many(), "down to the last, which stays");
+            assert_eq!(record.usage(), Use { uses: 1, ..two });
             record.using.store(kind.encode() | COMPLETE | USES_MASK, Ordering::Relaxed);
-            assert!(!record.take_complete(kind) && !record.has_one_use(), "as many as can be counted");
-            assert_eq!((record.usage().kind, record.usage().uses), (kind, USES_MASK as u32));
+            assert!(!record.take_complete(kind), "as many as can be counted");
+            assert_eq!(record.usage(), Use { uses: USES_MASK as u32, ..two });
+            assert!(record.drop_one_of_many() && record.take_complete(kind));
             record.using.store(kind.encode(), Ordering::Relaxed);
         }
     }

@@ -6,7 +6,7 @@
 use crate::sync::atomic::Ordering;
 
 use super::FrameError;
-use super::record::{FrameRecord, Taken, TypeError};
+use super::record::{Taken, TypeError};
 use super::table::FrameTable;
 use super::words::{EntryPlace, FrameType};
 use crate::address::{DomainId, MachineFrame};
@@ -74,9 +74,9 @@ impl FrameTable {
         }
     }
 
-    /// Gives back what [`Self::get_writable`] took; says whether that freed the frame.
+    /// Gives back a use of any type, and its reference; says whether that freed the frame.
     #[inline(always)]
-    pub fn put_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
+    pub fn put_use<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
         self.record(frame).is_ok_and(|record| {
             record.drop_type();
             self.put_record(frame, record, machine)
@@ -98,7 +98,7 @@ impl FrameTable {
     }
 
     /// Counts a reference and a use as a page of segment descriptors. The content of an incomplete one is the caller's to judge, and
-    /// then to call [`Self::complete`], or [`Self::put_writable`], which gives back a use of any type.
+    /// then to call [`Self::complete`], or [`Self::put_use`].
     ///
     /// # Errors
     /// As [`Self::lock_table`].
@@ -154,28 +154,21 @@ impl FrameTable {
         taken
     }
 
-    /// Gives back one use as a table, and its reference, unless it is the last use, whose entries come first: `false` then. The caller
-    /// keeps others from changing the number of uses.
+    /// Gives back one use as a table, and its reference, unless it is the last use, whose entries come first; `false` then, and nothing
+    /// has changed.
     #[inline(always)]
     pub fn put_one_of_many<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
         let Ok(record) = self.record(frame) else { return false };
-        if record.has_one_use() {
-            return false;
+        let one_of_many = record.drop_one_of_many();
+        if one_of_many {
+            self.put_record(frame, record, machine);
         }
-        record.drop_type();
-        self.put_record(frame, record, machine);
-        true
-    }
-
-    /// Whether the frame has a single use.
-    #[inline]
-    pub fn has_one_use(&self, frame: MachineFrame) -> bool {
-        self.record(frame).is_ok_and(FrameRecord::has_one_use)
+        one_of_many
     }
 
     /// Gives back one use as a table, and its reference. The last use's entries hold nothing any more.
     pub fn unlock_table<M: Machine>(&self, frame: MachineFrame, machine: &M) {
-        self.put_writable(frame, machine);
+        self.put_use(frame, machine);
     }
 
     /// The one place where a frame changes its type, and with it the one place that flushes for it: after the new

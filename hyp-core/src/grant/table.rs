@@ -177,7 +177,7 @@ impl GrantTable {
         unmark(place.machine, self.locate(reference).and_then(|(_, entry)| entry), active);
         let Some(frame) = MachineFrame::new(u64::from(active.frame)) else { return false };
         match writable {
-            true => place.frames.put_writable(frame, place.machine),
+            true => place.frames.put_use(frame, place.machine),
             false => place.frames.put(frame, place.machine),
         }
     }

@@ -84,7 +84,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let place = self.grant_place(page.domain.id());
         let freed = match (page.reference, page.writable) {
             (Some(reference), writable) => page.domain.grants.table.lock().unpin(&place, reference, writable),
-            (None, true) => place.frames.put_writable(page.frame, place.machine),
+            (None, true) => place.frames.put_use(page.frame, place.machine),
             (None, false) => place.frames.put(page.frame, place.machine),
         };
         if freed {

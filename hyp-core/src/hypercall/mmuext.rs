@@ -117,7 +117,7 @@ impl<'a, M: Machine> Call<'a, M> {
         self.budget.charge(Budget::FRAME);
         frames.get_writable(page, owner.id(), machine).map_err(|_| Errno::EINVAL)?;
         machine.scrub_frame(page);
-        frames.put_writable(page, machine);
+        frames.put_use(page, machine);
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let writable = frames.get_writable(to, owner.id(), machine);
         if writable.is_ok() {
             machine.copy_frame(from, to);
-            frames.put_writable(to, machine);
+            frames.put_use(to, machine);
         }
         frames.put(from, machine);
         Ok(writable.map_err(|_| Errno::EINVAL)?)

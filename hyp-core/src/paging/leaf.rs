@@ -171,7 +171,7 @@ impl<M: Machine> TableSpace<'_, M> {
     #[inline(always)]
     pub(super) fn release_page(&self, frame: MachineFrame, writable: bool) {
         let freed = match writable {
-            true => self.frames.put_writable(frame, self.machine),
+            true => self.frames.put_use(frame, self.machine),
             false => self.frames.put(frame, self.machine),
         };
         if freed {

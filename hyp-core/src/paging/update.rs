@@ -47,7 +47,7 @@ impl<M: Machine> TableSpace<'_, M> {
         self.settle(None)?;
         self.frames.get_writable(frame, self.owner, self.machine).map_err(Refusal::from)?;
         self.machine.write_frame(frame, index.saturating_mul(8) % PAGE_SIZE, &raw.to_le_bytes());
-        self.frames.put_writable(frame, self.machine);
+        self.frames.put_use(frame, self.machine);
         Ok(())
     }
 

@@ -237,10 +237,10 @@ impl<M: Machine> TableSpace<'_, M> {
     /// # Errors
     /// [`Stop::Preempted`]: the use is still the caller's, and the table incomplete.
     pub(super) fn release_table(&self, table: MachineFrame, level: Level) -> Result<(), Stop> {
-        if self.frames.has_one_use(table) {
+        if !self.frames.put_one_of_many(table, self.machine) {
             self.invalidate(table, level)?;
+            self.frames.unlock_table(table, self.machine);
         }
-        self.frames.unlock_table(table, self.machine);
         Ok(())
     }
 

@@ -245,7 +245,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let expected = Entry::Leaf(Leaf { frame: table, level: 1, writable: true });
         if M::Format::decode(1, raw) == expected && self.frames.get(table, self.owner).is_ok() {
             self.machine.write_entry(mapping.table, mapping.index, M::Format::with_write(raw, false));
-            self.frames.put_writable(table, self.machine);
+            self.frames.put_use(table, self.machine);
         }
     }
 

@@ -39,8 +39,8 @@ fn a_writable_mapping_of_a_table() {
         let (old, own) = (rig.pool(1, 0), rig.pool(1, 1));
         let (own_table, own_index) = rig.builder_entry(1, POOL + 1);
         rig.hv.machine().write_entry(own_table, own_index, 0);
-        rig.hv.frames().put_writable(own, rig.hv.machine());
-        rig.hv.frames().put_writable(old, rig.hv.machine());
+        rig.hv.frames().put_use(own, rig.hv.machine());
+        rig.hv.frames().put_use(old, rig.hv.machine());
         rig.hv.frames().lock_table(one, 1, ONE, rig.hv.machine()).unwrap();
         rig.hv.machine().write_entry(one, index, leaf(one, true));
     });
@@ -244,7 +244,7 @@ fn a_frame_that_is_neither() {
 fn an_entry_that_leads_nowhere() {
     let kinds = seen(|rig| {
         let (one, index) = rig.builder_entry(1, POOL);
-        rig.hv.frames().put_writable(rig.pool(1, 0), rig.hv.machine());
+        rig.hv.frames().put_use(rig.pool(1, 0), rig.hv.machine());
         rig.hv.machine().write_entry(one, index, leaf(frame(3), false));
     });
     assert_eq!(kinds, Kinds::NOT_MEMORY);
@@ -254,7 +254,7 @@ fn an_entry_that_leads_nowhere() {
 fn a_mapping_of_a_foreign_frame() {
     let kinds = seen(|rig| {
         let (one, index) = rig.builder_entry(1, POOL);
-        rig.hv.frames().put_writable(rig.pool(1, 0), rig.hv.machine());
+        rig.hv.frames().put_use(rig.pool(1, 0), rig.hv.machine());
         rig.hv.frames().get(rig.pool(2, 0), DomainId::new(2)).unwrap();
         rig.hv.machine().write_entry(one, index, leaf(rig.pool(2, 0), false));
     });

@@ -97,7 +97,7 @@ fn the_auditor_sees_a_guests_mapping_of_a_foreign_frame() {
     let foreign = rig.pool(2, 0);
     let own = rig.pool(1, 0);
     rig.hv.frames().get_writable(foreign, rig.domains[2].id(), rig.hv.machine()).unwrap();
-    rig.hv.frames().put_writable(own, rig.hv.machine());
+    rig.hv.frames().put_use(own, rig.hv.machine());
     rig.hv.machine().write_entry(one, index, leaf(foreign, true));
     assert!(rig.hv.audit().findings > 0);
 }

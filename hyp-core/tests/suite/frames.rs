@@ -82,14 +82,14 @@ fn uses_of_complete_tables_come_and_go_in_one_step_but_for_the_first_and_the_las
     table.lock_table(frame, 2, ONE, &machine).expect("a frame that is used as nothing");
     assert!(!get(2, ONE) && counts() == (Some(2), Some(1)), "incomplete");
     table.complete(frame);
-    assert!(table.has_one_use(frame));
     assert!(!get(1, ONE) && !get(2, DomainId::new(2)) && counts() == (Some(2), Some(1)));
-    assert!(get(2, ONE) && counts() == (Some(3), Some(2)) && !table.has_one_use(frame));
+    assert!(get(2, ONE) && counts() == (Some(3), Some(2)));
     assert!(table.put_one_of_many(frame, &machine) && counts() == (Some(2), Some(1)));
     assert!(!table.put_one_of_many(frame, &machine) && counts() == (Some(2), Some(1)), "the last use");
     let hole = MachineFrame::new(FIRST - 1).expect("a frame number");
     assert!(!table.get_complete_table(hole, 2, ONE, &machine) && !table.put_one_of_many(hole, &machine));
-    assert!(!table.has_one_use(hole));
+    table.unlock_table(frame, &machine);
+    assert!(!table.put_one_of_many(frame, &machine) && counts() == (Some(1), Some(0)), "no use at all");
 }
 
 /// The fake machine's clock goes on by one each time that it is looked at.

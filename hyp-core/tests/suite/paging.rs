@@ -1125,7 +1125,7 @@ fn the_auditor_sees_what_is_broken_on_purpose() {
             rig.hv.frames().get_writable(rig.pool(1, 0), DomainId::new(1), rig.hv.machine()).unwrap();
         }),
         ("a use too few", |rig| {
-            rig.hv.frames().put_writable(rig.pool(1, 0), rig.hv.machine());
+            rig.hv.frames().put_use(rig.pool(1, 0), rig.hv.machine());
         }),
         ("a writable entry that nobody validated", |rig| {
             let (one, index) = rig.builder_entry(1, POOL);

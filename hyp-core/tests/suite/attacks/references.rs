@@ -203,7 +203,7 @@ fn xsa_280_a_count_at_its_end_touches_nothing_beside_it() {
     );
     assert_eq!(frames.hold(data).unwrap().owner, Some(id));
     assert_eq!(rig.pin(1, data, 1), Err(Errno::EINVAL), "still no table");
-    (0..others).for_each(|_| assert!(!frames.put_writable(data, machine)));
+    (0..others).for_each(|_| assert!(!frames.put_use(data, machine)));
     rig.check();
     // A table, pinned.
     let one = rig.prepare(1, 2, &[]);
