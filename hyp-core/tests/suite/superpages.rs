@@ -23,7 +23,7 @@ fn empty_entry(rig: &Rig, who: usize) -> (MachineFrame, usize) {
 }
 
 /// The first of 16 pool frames that follow each other from a multiple of 16, and its index in the pool.
-fn run(rig: &Rig, who: usize) -> (u64, MachineFrame) {
+pub fn run(rig: &Rig, who: usize) -> (u64, MachineFrame) {
     let follows = |index: u64| {
         (0..SPAN).all(|step| rig.pool(who, index + step).number() == rig.pool(who, index).number() + step)
     };

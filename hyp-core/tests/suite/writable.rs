@@ -33,7 +33,7 @@ pub fn hang(rig: &Rig, who: usize, index: u64, entries: &[(usize, u64)]) -> (Mac
 }
 
 /// Where the table of [`hang`] is mapped.
-fn mapped(index: u64) -> u64 {
+pub fn mapped(index: u64) -> u64 {
     address(POOL + TABLES + 1 + index)
 }
 
@@ -50,7 +50,7 @@ fn hook(rig: &Rig, who: usize, at: u64) -> Result<u64, Errno> {
 }
 
 /// A write by the guest itself, as the MMU would let it: `false` if it faults.
-fn write(rig: &Rig, who: usize, at: u64, raw: u64) -> bool {
+pub fn write(rig: &Rig, who: usize, at: u64, raw: u64) -> bool {
     rig.hv.machine().set_root(rig.domains[who].root);
     let done = rig.hv.machine().write_guest(GuestVirtual::new(at), &raw.to_le_bytes()).is_ok();
     rig.check();
