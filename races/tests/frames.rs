@@ -10,6 +10,7 @@
 //! stores of `vacate` swapped.
 
 use loom::thread;
+use races::address::MachineFrame;
 use races::cpu::{ONE, TWO, World};
 use races::frame::FrameType;
 use races::frame::uses::Locked;
@@ -181,6 +182,12 @@ fn types_exclude_each_other() {
     });
 }
 
+/// Fails unless the owner's claim is all that holds the frame.
+fn assert_claim_alone(world: &World, frame: MachineFrame) {
+    let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
+    assert_eq!((hold.expect("memory").references, usage.uses), (1, 0), "the claim alone");
+}
+
 /// Two CPUs drop a use each of a table that has two: each may find it to be one of many when it looks, but one of them has the last,
 /// and with it the entries to see to. None does that twice, and none leaves it to the other.
 #[test]
@@ -241,8 +248,7 @@ fn a_complete_table_against_its_end() {
         }
         world.frames.unlock_table(frame, &world.machine);
         getter.join().expect("the getter");
-        let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
-        assert_eq!((hold.expect("memory").references, usage.uses), (1, 0), "the claim alone");
+        assert_claim_alone(world, frame);
     });
 }
 
@@ -285,8 +291,7 @@ fn holding_and_letting_go_against_a_writer() {
         hold_and_let_go();
         other.join().expect("the other");
         writer.join().expect("the writer");
-        let (hold, usage) = (world.frames.hold(frame), world.frames.usage(frame).expect("memory"));
-        assert_eq!((hold.expect("memory").references, usage.uses), (1, 0), "the claim alone");
+        assert_claim_alone(world, frame);
     });
 }
 
