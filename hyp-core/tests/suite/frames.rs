@@ -6,6 +6,7 @@ use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::fake::Fake;
 use hyp_core::frame::extent::{NoExtent, Wanted};
 use hyp_core::frame::{BootMemory, FrameRecord, FrameTable, Memory, Unreferenced, allocator};
+use hyp_core::machine::FrameMemory;
 
 /// The lowest frame of RAM, and how many there are.
 const FIRST: u64 = 512;
@@ -103,6 +104,27 @@ fn the_time_that_scrubbing_takes_is_added_up() {
         assert_eq!(table.scrub_ticks(), before + 1, "scrubbed when it is freed, round {round}");
     }
     assert_eq!(table.scrub_ticks(), machine.scrubbed());
+}
+
+/// The only free frame goes from one domain to another: what the first wrote is gone by then, whenever that costs its time.
+#[test]
+fn frames_that_are_freed_unscrubbed_are_scrubbed_for_their_next_owner() {
+    let (table, machine) = (frame_table(FIRST + 1..FIRST + FRAMES as u64), Fake::new(FRAMES));
+    let last = 511;
+    for unscrubbed in [true, false, true] {
+        let frame = table.allocate(ONE, 1, &machine).expect("the free frame");
+        machine.write_frame(frame, 8 * last, b"a secret");
+        let before = (machine.flushes(), machine.scrubbed());
+        let freed =
+            if unscrubbed { table.put_unscrubbed(frame, &machine) } else { table.put(frame, &machine) };
+        let at_once = u64::from(!unscrubbed);
+        assert!(freed, "it was the last reference");
+        assert_eq!((machine.flushes(), machine.scrubbed()), (before.0 + 1, before.1 + at_once));
+        let next = table.allocate(DomainId::new(2), 1, &machine).expect("the free frame");
+        assert_eq!((next, machine.read_word(next, last)), (frame, 0), "another domain's, without a trace");
+        assert_eq!(machine.scrubbed(), before.1 + 1, "once");
+        assert!(table.put(next, &machine));
+    }
 }
 
 /// An extent that a guest can't be told about is given back; the next one finds it as it was, but scrubbed.
