@@ -104,6 +104,6 @@ pub const PENUMBRA_UNHOOK: u64 = 1;
 pub const PENUMBRA_HOOK: u64 = 2;
 /// For [`PENUMBRA_HOOK`]: all unhooked tables of the domain.
 pub const PENUMBRA_HOOK_ALL: u64 = !0;
-/// Sub-operation of [`PENUMBRA`]: the longest stretch of any hypercall or tear-down step without a preemption point, in the
+/// Sub-operation of [`PENUMBRA`]: the longest stretch in the hypervisor without a preemption point, whatever a CPU came there for, in the
 /// board's finest ticks (instructions under `-icount`); with a second argument of 1 it is set back to zero. Control domain only.
 pub const PENUMBRA_LONGEST_STRETCH: u64 = 3;

@@ -5,6 +5,7 @@
 //! implementations in `guest-el1` and `guest-x86` are a few instructions each.
 
 use crate::bench::ArchitectureRow;
+use crate::bench::stretches::Operation;
 use crate::events::SharedLayout;
 use crate::guest::Guest;
 use crate::soak::Random;
@@ -102,6 +103,9 @@ pub trait Architecture: Sized + 'static {
     const TESTS: &'static [crate::tests::Test<Self>] = &[];
     /// Rows of the benchmark that only this architecture has.
     const BENCHES: &'static [ArchitectureRow<Self>] = &[];
+
+    /// Operations that only this architecture has, whose longest stretches are measured beside the others'.
+    const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[];
 
     /// Reads an aligned word of mapped memory.
     fn read_word(address: u64) -> u64;

@@ -26,6 +26,7 @@ pub mod architecture;
 pub mod bench;
 pub mod console;
 pub mod death;
+pub mod emptied;
 pub mod events;
 pub mod grants;
 pub mod guest;

@@ -1,7 +1,8 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
 use crate::{
-    absent_entries, bench, descriptors, entries, events, forbidden, made_up, registers, table_writes, traps,
+    absent_entries, bench, descriptors, entries, events, forbidden, late_traps, made_up, registers,
+    table_writes, traps,
 };
 use core::arch::asm;
 use core::mem::offset_of;
@@ -10,6 +11,7 @@ use guest_core::architecture::{
     CODE_WORDS, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, PointerCall,
 };
 use guest_core::bench::ArchitectureRow;
+use guest_core::bench::stretches::Operation;
 use guest_core::events::SharedLayout;
 use guest_core::hypercalls::call;
 use guest_core::soak::Random;
@@ -46,8 +48,13 @@ impl Architecture for X86 {
         ("table-writes", table_writes::run),
         ("descriptors", descriptors::run),
         ("absent-entries", absent_entries::run),
+        ("late-traps", late_traps::run),
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
+    const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[
+        ("breakpoint-4-emptied-tables", late_traps::measured_breakpoint),
+        ("page-fault-4-emptied-tables", late_traps::measured_page_fault),
+    ];
     /// QEMU's time-stamp counter counts nanoseconds.
     const COUNTER_UNIT: u64 = 1;
 

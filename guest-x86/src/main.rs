@@ -22,6 +22,8 @@ mod events;
 #[cfg(target_os = "none")]
 mod forbidden;
 #[cfg(target_os = "none")]
+mod late_traps;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod made_up;

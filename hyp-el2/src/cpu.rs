@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use aarch64_cpu::registers::{HCR_EL2, ReadWriteable, TPIDR_EL2, Writeable};
 use hyp_core::Vcpu;
 
+use crate::HYPERVISOR;
 use crate::machine::El2;
 
 /// A CPU's own data.
@@ -15,6 +16,8 @@ pub struct Cpu {
     stack_top: AtomicU64,
     /// The vCPU whose registers are in the CPU, or null.
     current: AtomicPtr<Vcpu<El2>>,
+    /// The same for the ways in of guests; null also while stretches are measured, which costs them nothing so.
+    entered: AtomicPtr<Vcpu<El2>>,
     /// Whether the guest is shown an interrupt (`HCR_EL2.VI`).
     virtual_interrupt: AtomicBool,
 }
@@ -22,6 +25,7 @@ pub struct Cpu {
 static BOOT_CPU: Cpu = Cpu {
     stack_top: AtomicU64::new(0),
     current: AtomicPtr::new(ptr::null_mut()),
+    entered: AtomicPtr::new(ptr::null_mut()),
     virtual_interrupt: AtomicBool::new(false),
 };
 
@@ -46,6 +50,13 @@ impl Cpu {
         unsafe { pointer.as_ref() }
     }
 
+    /// The vCPU that a guest's way in is for; `None`: there is none, or there is more to do than deal with it.
+    pub fn entered(&self) -> Option<&'static Vcpu<El2>> {
+        let pointer = self.entered.load(Ordering::Relaxed);
+        // SAFETY: it is null, or was copied from `current` by `set_entered`.
+        unsafe { pointer.as_ref() }
+    }
+
     /// Whether the guest is shown an interrupt.
     pub fn virtual_interrupt(&self) -> bool {
         self.virtual_interrupt.load(Ordering::Relaxed)
@@ -63,5 +74,13 @@ impl Cpu {
     pub fn set_current(&self, vcpu: Option<&'static Vcpu<El2>>) {
         let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
         self.current.store(pointer, Ordering::Relaxed);
+        self.set_entered();
+    }
+
+    /// Nobody begins to measure stretches without asking for a new choice of who runs.
+    pub fn set_entered(&self) {
+        let measures = HYPERVISOR.measures_stretches();
+        let pointer = if measures { ptr::null_mut() } else { self.current.load(Ordering::Relaxed) };
+        self.entered.store(pointer, Ordering::Relaxed);
     }
 }

@@ -39,7 +39,27 @@ extern "C" fn guest_hypercall(
     context: &'static GuestContext,
     cpu: &'static Cpu,
 ) -> Option<&'static GuestContext> {
-    let Some(vcpu) = cpu.current() else { return Some(next(cpu)) };
+    match cpu.entered() {
+        Some(vcpu) => hypercall_of(vcpu, context, cpu),
+        None => measured_hypercall(context, cpu),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn measured_hypercall(context: &'static GuestContext, cpu: &'static Cpu) -> Option<&'static GuestContext> {
+    HYPERVISOR.stretch(|| match cpu.current() {
+        Some(vcpu) => hypercall_of(vcpu, context, cpu),
+        None => Some(next(cpu)),
+    })
+}
+
+#[inline(always)]
+fn hypercall_of(
+    vcpu: &'static Vcpu<El2>,
+    context: &'static GuestContext,
+    cpu: &'static Cpu,
+) -> Option<&'static GuestContext> {
     HYPERVISOR.hypercall(vcpu, context.register(16), context.arguments());
     oracle::check(vcpu);
     if HYPERVISOR.reschedule_wanted() {
@@ -61,7 +81,20 @@ fn show_upcall(cpu: &Cpu, vcpu: &Vcpu<El2>) {
 /// Something that traps, and is no hypercall.
 #[unsafe(no_mangle)]
 extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
-    let Some(vcpu) = cpu.current() else { return next(cpu) };
+    match cpu.entered() {
+        Some(vcpu) => synchronous_of(vcpu, context, cpu),
+        None => HYPERVISOR.stretch(|| match cpu.current() {
+            Some(vcpu) => synchronous_of(vcpu, context, cpu),
+            None => next(cpu),
+        }),
+    }
+}
+
+fn synchronous_of(
+    vcpu: &'static Vcpu<El2>,
+    context: &'static GuestContext,
+    cpu: &'static Cpu,
+) -> &'static GuestContext {
     let syndrome = ESR_EL2.get();
     if oracle::judge(vcpu, Syndrome(syndrome)) {
         return resume(cpu, context);
@@ -79,6 +112,13 @@ extern "C" fn guest_synchronous(context: &'static GuestContext, cpu: &'static Cp
 /// An interrupt: all of them are the hypervisor's.
 #[unsafe(no_mangle)]
 extern "C" fn guest_interrupt(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
+    if HYPERVISOR.measures_stretches() {
+        return HYPERVISOR.stretch(|| interrupt_of(context, cpu));
+    }
+    interrupt_of(context, cpu)
+}
+
+fn interrupt_of(context: &'static GuestContext, cpu: &'static Cpu) -> &'static GuestContext {
     let ticked = handle_interrupts();
     if injection::is_aarch32(context.pstate()) {
         return kill(cpu, context, AARCH32);
@@ -162,7 +202,7 @@ fn wait(cpu: &'static Cpu, vcpu: &'static Vcpu<El2>) -> &'static GuestContext {
     let context = next(cpu);
     // A pending event ends the wait, masked or not, as an interrupt does.
     if core::ptr::eq(context, vcpu.context()) && !HYPERVISOR.upcall_due(vcpu) {
-        board::wait_for_interrupt();
+        HYPERVISOR.preemption_point(board::wait_for_interrupt);
         handle_interrupts();
         return resume(cpu, context);
     }
@@ -185,6 +225,7 @@ pub fn next(cpu: &'static Cpu) -> &'static GuestContext {
 
 /// Gives the CPU to `next`.
 fn switch(cpu: &'static Cpu, next: &'static Vcpu<El2>) {
+    cpu.set_entered();
     if cpu.current().is_some_and(|current| core::ptr::eq(current, next)) {
         return;
     }
@@ -206,9 +247,12 @@ fn idle(cpu: &'static Cpu) {
         HYPERVISOR.switched();
     }
     while !HYPERVISOR.reschedule_wanted() {
-        if !HYPERVISOR.background() {
-            board::wait_for_interrupt();
-        }
+        let nothing_to_do = !HYPERVISOR.background();
+        HYPERVISOR.preemption_point(|| {
+            if nothing_to_do {
+                board::wait_for_interrupt();
+            }
+        });
         handle_interrupts();
     }
 }

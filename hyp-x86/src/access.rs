@@ -14,12 +14,10 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use hyp_core::Vcpu;
 use hyp_core::machine::GuestFault;
 use hyp_x86::layout;
 
 use crate::context::Frame;
-use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, entry};
 
 /// One line of the table of fix-ups: a fault between `first` and `end` (not included) goes on at `target`.
@@ -162,26 +160,10 @@ unsafe fn store_from<const WORDS: usize>(to: u64, from: *const u8) -> Result<(),
 pub struct Hooked(());
 
 impl Hooked {
-    /// If it is so now.
+    /// If it is so now. If not, `cpu::later` and `cpu::hook_some` are the ways to have it so.
     #[inline(always)]
     pub fn now() -> Option<Self> {
         if cpu::has_unhooked() { None } else { Some(Self(())) }
-    }
-
-    /// Makes it so. `None`: it can't be done.
-    #[inline(always)]
-    pub fn make(vcpu: &Vcpu<X86>) -> Option<Self> {
-        match Self::now() {
-            None => Self::hook(vcpu),
-            hooked => hooked,
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn hook(vcpu: &Vcpu<X86>) -> Option<Self> {
-        HYPERVISOR.hook_everything(vcpu);
-        Self::now()
     }
 }
 

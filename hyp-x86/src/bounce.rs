@@ -33,12 +33,12 @@ pub fn exception(
     context: &GuestContext,
     vector: u64,
     error: Option<u64>,
+    hooked: Hooked,
 ) -> *const GuestContext {
     if context.user_mode.get() {
-        return exception_of_user(vcpu, context, vector, error);
+        return exception_of_user(vcpu, context, vector, error, hooked);
     }
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    let Some(hooked) = Hooked::make(vcpu) else { return no_stack(vcpu, vector) };
     let mode = Interrupted::kernel(context);
     finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
@@ -49,10 +49,10 @@ fn exception_of_user(
     context: &GuestContext,
     vector: u64,
     error: Option<u64>,
+    hooked: Hooked,
 ) -> *const GuestContext {
     let mode = leave_user_mode(vcpu, context);
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    let Some(hooked) = Hooked::make(vcpu) else { return no_stack(vcpu, vector) };
     finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
 
@@ -116,7 +116,7 @@ fn finish(
 
 #[cold]
 #[inline(never)]
-pub fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
+fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
     let stack = vcpu.context().frame.rsp.get();
     HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}"));
     cpu::next()
@@ -125,35 +125,35 @@ pub fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
 /// A system call from user mode, which goes to the kernel's callback.
 #[inline(never)]
 pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
+    let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     let mode = leave_user_mode(vcpu, context);
     let callback = context.callbacks.syscall.get();
     let target = Target { address: callback, mask: true };
-    let entered = Hooked::make(vcpu)
-        .filter(|_| callback != 0)
-        .and_then(|hooked| enter_kernel(hooked, context, target, mode, None));
-    if entered.is_none() {
+    if callback == 0 || enter_kernel(hooked, context, target, mode, None).is_none() {
         HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
     }
     trap::go_on(context)
 }
 
 /// An event is pending, and not masked: the kernel's event callback gets it, with events masked. A guest without a callback
-/// polls, and is left alone.
-pub fn upcall(vcpu: &'static Vcpu<X86>) {
+/// polls, and is left alone. `false`: tables are unhooked, and the event stays pending.
+#[must_use]
+pub fn upcall(vcpu: &'static Vcpu<X86>) -> bool {
     let context = vcpu.context();
     let callback = context.callbacks.event.get();
     if callback == 0 {
-        return;
+        return true;
     }
+    let Some(hooked) = Hooked::now() else { return false };
     let mode = match context.user_mode.get() {
         true => leave_user_mode(vcpu, context),
         false => Interrupted::kernel(context),
     };
     let target = Target { address: callback, mask: true };
-    let entered = Hooked::make(vcpu).and_then(|hooked| enter_kernel(hooked, context, target, mode, None));
-    if entered.is_none() {
+    if enter_kernel(hooked, context, target, mode, None).is_none() {
         HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {:#x}", context.frame.rsp.get()));
     }
+    true
 }
 
 #[inline(always)]
@@ -245,7 +245,7 @@ fn enter_kernel(
 #[inline(never)]
 pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let frame = &context.frame;
-    let Some(hooked) = Hooked::make(vcpu) else { return no_context(vcpu) };
+    let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
     let Some(info) = context.info().filter(|_| layout::is_canonical(frame.rip.get())) else {
         return no_context(vcpu);

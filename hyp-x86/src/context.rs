@@ -135,6 +135,8 @@ pub struct GuestContext {
     pub host_stack: Cell<u64>,
     /// Whether the guest is in its user mode (both modes are ring 3).
     pub user_mode: Cell<bool>,
+    /// Whether it has come for something that waits to be dealt with (`cpu::later`).
+    pub waits: Cell<bool>,
     /// The kernel's stack for exceptions in user mode.
     pub kernel_stack: Cell<u64>,
     pub segments: Segments,
@@ -330,6 +332,7 @@ impl GuestContext {
         }
         self.frame.vector.set(BY_IRET);
         self.user_mode.set(false);
+        self.waits.set(false);
         self.clear_segments();
         self.clear_handlers();
         self.clear_floating_point();

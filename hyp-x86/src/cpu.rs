@@ -1,12 +1,20 @@
 //! What a CPU is doing: which vCPU it runs, and how it goes from one to another.
 //!
+//! **What has to wait.** The hypervisor can't use a guest's addresses while one of its tables is unhooked (`access.rs`), and hooking
+//! them in can take long, with a preemption point after each. A page fault doesn't wait for that: the guest executes the
+//! instruction again, and faults again. An event stays pending by itself. But a trap after an instruction comes only once, and a
+//! system call has happened: so whatever else a guest comes for is left as it came ([`later`]). All that it was is in the context's
+//! frame, so it is enough to remember that it waits; when the tables are in, it is dealt with as if it had just come. Meanwhile
+//! interrupts come in, and other vCPUs get their turns. Nobody can have a vCPU wait for ever but its own domain's other vCPUs, by
+//! unhooking all the time; and only tables that they have filled and emptied take so long that a whole turn isn't enough for all.
+//!
 //! One CPU is started for now. What belongs to a CPU is kept in this file alone, and `entry.s` reaches it by addresses
 //! relative to its own, so that more CPUs mean a copy of the entry code and of this block for each, and no more.
 
 use core::arch::asm;
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use hyp_core::address::{MachineAddress, MachineFrame};
 use hyp_core::domain::Domain;
@@ -20,7 +28,7 @@ use x86_64::structures::paging::PhysFrame;
 
 use crate::context::{GuestContext, Segments};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, descriptors, guest_descriptors, stack};
+use crate::{bounce, descriptors, guest_descriptors, stack, trap};
 
 /// What `entry_syscall` needs before it has a register to spare.
 #[repr(C)]
@@ -42,6 +50,10 @@ pub const CONTEXT_OFFSET: usize = offset_of!(Entry, context);
 
 /// The vCPU whose registers this CPU holds; null while idle.
 static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
+/// The same for the ways in of guests (`trap.rs`); null also while stretches are measured, which costs them nothing so.
+static ENTERED: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
+/// Whether this CPU deals with what has waited, and goes on in [`settle`] afterwards.
+static SETTLING: AtomicBool = AtomicBool::new(false);
 /// Its domain.
 static DOMAIN: AtomicPtr<Domain<X86>> = AtomicPtr::new(ptr::null_mut());
 /// The root that maps the hypervisor and no guest (machine address).
@@ -52,6 +64,13 @@ static OWN_ROOT: AtomicU64 = AtomicU64::new(0);
 pub fn current() -> Option<&'static Vcpu<X86>> {
     // SAFETY: only `set_current` writes it, and only with references that last for ever.
     unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
+}
+
+/// The vCPU that a guest's way in is for; `None`: there is none, or there is more to do than deal with it.
+#[inline(always)]
+pub fn entered() -> Option<&'static Vcpu<X86>> {
+    // SAFETY: as above.
+    unsafe { ENTERED.load(Ordering::Relaxed).as_ref() }
 }
 
 /// The domain of the vCPU that this CPU runs.
@@ -74,6 +93,14 @@ fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
         .store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
     let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
     CURRENT.store(pointer, Ordering::Relaxed);
+    set_entered();
+}
+
+/// Nobody begins to measure stretches without asking for a new choice of who runs.
+fn set_entered() {
+    let pointer =
+        if HYPERVISOR.measures_stretches() { ptr::null_mut() } else { CURRENT.load(Ordering::Relaxed) };
+    ENTERED.store(pointer, Ordering::Relaxed);
 }
 
 /// Says which root maps the hypervisor alone.
@@ -103,22 +130,71 @@ pub unsafe fn load_root(root: MachineFrame) {
 /// The long way out: another vCPU may be due, or an event of the one that goes on. Returns the context of whoever goes on.
 #[cold]
 pub fn next() -> *const GuestContext {
+    if SETTLING.load(Ordering::Relaxed) {
+        // It is on its way out already.
+        return ptr::null();
+    }
     loop {
-        if HYPERVISOR.reschedule_wanted() {
-            choose();
-        }
-        let Some(vcpu) = current() else {
+        let Some(vcpu) = current().filter(|_| !HYPERVISOR.reschedule_wanted()) else {
+            // Nothing of the one that is chosen waits any more, unless another choice is wanted.
             choose();
             continue;
         };
-        if vcpu.context().upcall_due() {
-            bounce::upcall(vcpu);
+        if vcpu.context().upcall_due() && !bounce::upcall(vcpu) {
+            hook_some(vcpu);
+            continue;
         }
         // The upcall may have been the domain's end.
         if !HYPERVISOR.reschedule_wanted() {
             return vcpu.context();
         }
     }
+}
+
+/// The vCPU has come for something for which its domain's tables have to be hooked in first: leaves it for later. Returns who goes on.
+#[cold]
+#[inline(never)]
+pub fn later(context: &GuestContext) -> *const GuestContext {
+    context.waits.set(true);
+    settle();
+    next()
+}
+
+/// Deals with what has waited of the vCPU that runs, unless somebody else is due: then when it has its next turn.
+fn settle() {
+    while let Some(vcpu) = current().filter(|vcpu| vcpu.context().waits.get()) {
+        if HYPERVISOR.reschedule_wanted() {
+            return;
+        }
+        if has_unhooked() {
+            hook_some(vcpu);
+            continue;
+        }
+        vcpu.context().waits.set(false);
+        SETTLING.store(true, Ordering::Relaxed);
+        // Whoever goes on does so from here, with every register from the context.
+        let _ = trap::again(vcpu, vcpu.context());
+        SETTLING.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Hooks in some of the tables of the vCPU's domain, between two preemption points.
+fn hook_some(vcpu: &Vcpu<X86>) {
+    let_interrupts_in();
+    if !HYPERVISOR.reschedule_wanted() {
+        HYPERVISOR.hook_some(vcpu);
+        let_interrupts_in();
+    }
+}
+
+/// A preemption point: the interrupts that wait come here. No lock may be held.
+fn let_interrupts_in() {
+    HYPERVISOR.preemption_point(|| {
+        x86_64::instructions::interrupts::enable();
+        // They come after the instruction that follows.
+        x86_64::instructions::nop();
+        x86_64::instructions::interrupts::disable();
+    });
 }
 
 /// Chooses who runs next, and switches. Waits here while nobody can run.
@@ -128,6 +204,7 @@ fn choose() {
             Next::Run(vcpu) => {
                 switch_to(vcpu);
                 HYPERVISOR.switched();
+                settle();
                 return;
             }
             Next::Idle => {
@@ -139,12 +216,17 @@ fn choose() {
     }
 }
 
-/// Background work, then waits for interrupts until somebody may be able to run.
+/// Background work, then waits for interrupts until somebody may be able to run. After each piece of that work they come in, too: it
+/// may go on for long, and a timer may be due.
 fn idle() {
     while !HYPERVISOR.reschedule_wanted() {
-        if !HYPERVISOR.background() {
-            x86_64::instructions::interrupts::enable_and_hlt();
-            x86_64::instructions::interrupts::disable();
+        if HYPERVISOR.background() {
+            let_interrupts_in();
+        } else {
+            HYPERVISOR.preemption_point(|| {
+                x86_64::instructions::interrupts::enable_and_hlt();
+                x86_64::instructions::interrupts::disable();
+            });
         }
     }
 }
@@ -172,6 +254,7 @@ fn switch_to(vcpu: &'static Vcpu<X86>) {
         restore(vcpu.context());
         set_current(Some(vcpu));
     }
+    set_entered();
     load_roots_of(vcpu);
 }
 

@@ -23,7 +23,7 @@ const PAGE_FAULT: u64 = 14;
 pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
     let (vector, rip) = (frame.vector.get(), frame.rip.get());
     if vector >= 32 {
-        interrupts::handle(vector);
+        HYPERVISOR.stretch(|| interrupts::handle(vector));
         return core::ptr::null();
     }
     if matches!(vector, NOT_PRESENT | STACK_FAULT | GENERAL_PROTECTION | PAGE_FAULT)

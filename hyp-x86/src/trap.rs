@@ -11,7 +11,7 @@ use hyp_x86::decode;
 use x86_64::registers::control::Cr2;
 
 use crate::access::Hooked;
-use crate::context::{BY_COMPATIBILITY_SYSCALL, GuestContext};
+use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, writable_tables};
 
@@ -20,7 +20,14 @@ const GENERAL_PROTECTION: u64 = 13;
 
 /// A `syscall` from 64-bit code: a hypercall from the guest's kernel, a system call from its users.
 pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext {
-    let Some(vcpu) = cpu::current() else { return cpu::next() };
+    match cpu::entered() {
+        Some(vcpu) => syscall_of(vcpu, context),
+        None => measured(context),
+    }
+}
+
+#[inline(always)]
+fn syscall_of(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     if context.user_mode.get() {
         return bounce::system_call(vcpu, context);
     }
@@ -29,7 +36,14 @@ pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext
 
 /// An exception in a guest, or an interrupt while a guest ran. Page faults are the most frequent, and go the shortest way.
 pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
-    let Some(vcpu) = cpu::current() else { return cpu::next() };
+    match cpu::entered() {
+        Some(vcpu) => trap_of(vcpu, context),
+        None => measured(context),
+    }
+}
+
+#[inline(always)]
+fn trap_of(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     let vector = context.frame.vector.get();
     if vector == bounce::PAGE_FAULT {
         let address = Cr2::read_raw();
@@ -40,6 +54,26 @@ pub extern "C" fn trap(context: &'static GuestContext) -> *const GuestContext {
         };
     }
     other_trap(vcpu, context, vector)
+}
+
+/// Deals with what a guest came for, which its frame says: with what could not be dealt with at once (`cpu::later`).
+#[cold]
+#[inline(never)]
+pub fn again(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
+    match context.frame.vector.get() {
+        BY_SYSCALL => syscall_of(vcpu, context),
+        _ => trap_of(vcpu, context),
+    }
+}
+
+/// The same, while stretches without a preemption point are measured.
+#[cold]
+#[inline(never)]
+fn measured(context: &'static GuestContext) -> *const GuestContext {
+    HYPERVISOR.stretch(|| match cpu::current() {
+        Some(vcpu) => again(vcpu, context),
+        None => cpu::next(),
+    })
 }
 
 /// The way out: the short one (null), unless somebody else is due or an event is pending.
@@ -57,15 +91,19 @@ pub fn go_on_with(context: &GuestContext) -> *const GuestContext {
 
 #[inline(never)]
 fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: u64) -> *const GuestContext {
+    if (32..BY_SYSCALL).contains(&vector) {
+        return interrupt(context, vector);
+    }
+    // The guest's instruction is read, and its stack written.
+    let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     match vector {
         // `syscall` in 32-bit code isn't a way in.
-        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, context, INVALID_OPCODE, None),
-        32.. => interrupt(context, vector),
-        INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector),
+        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, context, INVALID_OPCODE, None, hooked),
+        INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector, hooked),
         _ if has_error_code(vector) => {
-            bounce::exception(vcpu, context, vector, Some(context.frame.error.get()))
+            bounce::exception(vcpu, context, vector, Some(context.frame.error.get()), hooked)
         }
-        _ => bounce::exception(vcpu, context, vector, None),
+        _ => bounce::exception(vcpu, context, vector, None, hooked),
     }
 }
 
@@ -81,6 +119,7 @@ fn perhaps_emulated(
     vcpu: &'static Vcpu<X86>,
     context: &'static GuestContext,
     vector: u64,
+    hooked: Hooked,
 ) -> *const GuestContext {
     let done = match vector {
         INVALID_OPCODE => decoded(context, decode::undefined, vcpu),
@@ -90,7 +129,7 @@ fn perhaps_emulated(
         return go_on_with(context);
     }
     let error = has_error_code(vector).then(|| context.frame.error.get());
-    bounce::exception(vcpu, context, vector, error)
+    bounce::exception(vcpu, context, vector, error, hooked)
 }
 
 /// Carries out the instruction at which the guest stands, if it is one of those that are.

@@ -40,27 +40,34 @@ pub fn fault(
     if !may_emulate {
         return hand_on(vcpu, context, address);
     }
-    let written = instruction(vcpu, context)
-        .map_or(TableWrite::NotATable, |write| emulate(vcpu, context, place, write));
-    match written {
+    let written = instruction(vcpu, context).map(|write| emulate(vcpu, context, place, write));
+    match written.unwrap_or_else(|otherwise| otherwise) {
         TableWrite::Done => trap::go_on_with(context),
         TableWrite::Again => trap::go_on(context),
         TableWrite::NotATable | TableWrite::Refused => hand_on(vcpu, context, address),
     }
 }
 
-/// The instruction at which the guest stands, if it is one of those that are emulated.
-fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Option<Write> {
+/// The instruction at which the guest stands, or what there is to do if it is none of those that are emulated.
+fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Result<Write, TableWrite> {
     let mut bytes = [0; 16];
     let address = context.instruction().bytes();
     let in_page = 4096 - (address % 4096) as usize;
     if in_page >= bytes.len() {
-        access::read_code(address, &mut bytes).ok()?;
-        return table_write::decode(&bytes);
+        let code = access::read_code(address, &mut bytes).ok().and_then(|()| table_write::decode(&bytes));
+        return code.ok_or(TableWrite::NotATable);
     }
     // Its end may lie on the next page, which an unhooked table may map.
-    Hooked::make(vcpu)?;
-    let available = match access::read(address, &mut bytes) {
+    if Hooked::now().is_none() {
+        HYPERVISOR.hook_some(vcpu);
+        return Err(TableWrite::Again);
+    }
+    over_two_pages(address, &mut bytes, in_page).ok_or(TableWrite::NotATable)
+}
+
+/// The instruction at `address`, the first `in_page` of whose bytes lie in its page, and the others in the next one, if that can be read.
+fn over_two_pages(address: u64, bytes: &mut [u8; 16], in_page: usize) -> Option<Write> {
+    let available = match access::read(address, bytes) {
         Ok(()) => bytes.len(),
         Err(_) => {
             access::read(address, bytes.get_mut(..in_page)?).ok()?;
@@ -115,10 +122,14 @@ fn finish(frame: &Frame, write: Write, effect: Effect) {
     frame.vector.set(BY_IRET);
 }
 
-/// The fault is the guest's.
+/// The fault is the guest's. While tables are unhooked, some are hooked in, and the guest executes the instruction again: nothing has
+/// become of it so far. So the way back to the guest is the preemption point between the tables.
 fn hand_on(vcpu: &'static Vcpu<X86>, context: &GuestContext, address: u64) -> *const GuestContext {
-    match Hooked::make(vcpu) {
+    match Hooked::now() {
         Some(hooked) => bounce::page_fault(vcpu, context, address, hooked),
-        None => bounce::no_stack(vcpu, bounce::PAGE_FAULT),
+        None => {
+            HYPERVISOR.hook_some(vcpu);
+            trap::go_on(context)
+        }
     }
 }

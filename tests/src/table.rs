@@ -132,6 +132,10 @@ fn guest_tests(board: Board) -> Vec<Case> {
             cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
         }
         cases.extend(absent_entries(board));
+        // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
+        let late = Case::new(board, "guest-test/late-traps", "test=late-traps spinner then=poweroff");
+        let late = Case { icount: true, ..late };
+        cases.push(guest_test(late.domain("domain=spinner memory=16M spin")));
     }
     cases.extend(attacks(board));
     let balloon = Case::new(board, "guest-test/balloon", "test=balloon then=poweroff");

@@ -6,6 +6,7 @@
 
 use super::window::{self, Say, Window};
 use crate::architecture::{Architecture, PAGE_SIZE, TABLE_ENTRIES};
+use crate::emptied::EmptiedTables;
 use crate::guest::Guest;
 use crate::hypercalls::{self, address_of, address_of_mut, call, mmu_update, mmuext};
 use crate::pages::Page;
@@ -14,9 +15,7 @@ use penumbra_abi::domctl::{DESTROYDOMAIN, DomainInfo, Domctl};
 use penumbra_abi::memory::{
     MemoryExchange, MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_EXCHANGE, XENMEM_POPULATE_PHYSMAP,
 };
-use penumbra_abi::mmu::{
-    MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate,
-};
+use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate};
 use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
@@ -26,8 +25,6 @@ const REQUESTS: u64 = 100_000;
 const CALLS: u64 = 30_000;
 /// log2 of the pages of a superpage.
 const SUPERPAGE_ORDER: u32 = 9;
-/// Tables that a domain may have unhooked.
-const UNHOOKED: usize = 4;
 /// Level-1 tables of the large tree, each of 512 mappings.
 const TABLES: usize = 64;
 /// How often this kernel sleeps while it waits for the end of domain 1, and for how long (nanoseconds).
@@ -37,7 +34,7 @@ const NAP: u64 = 20_000_000;
 const VICTIM: u16 = 1;
 
 /// A hypercall, or several, that take long.
-type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
+pub type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
@@ -50,7 +47,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
         ("hook-4-emptied-tables", hook_emptied_tables),
         ("destroy-domain", destroy),
     ];
-    for (name, operation) in operations {
+    for &(name, operation) in operations.iter().chain(A::STRETCHES) {
         match longest::<A>(true).and_then(|_| operation(guest)).and_then(|()| longest::<A>(false)) {
             Ok(ticks) => say!(A, "STRETCH {name} {}", ticks * A::COUNTER_UNIT),
             Err(error) => say!(A, "STRETCH {name} failed {error}"),
@@ -202,49 +199,11 @@ fn exchange_for_a_superpage<A: Architecture>(guest: &Guest<A>) -> Result<(), Err
     Ok(())
 }
 
-/// Empties four tables, each of which alone holds 512 pages that were given back, while they are unhooked; the next hypercall hooks them
-/// in, and frees the pages.
+/// The next hypercall hooks four emptied tables in, and frees the pages.
 fn hook_emptied_tables<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
-    let (list, second) =
-        (guest.zeroed_page().ok_or(Errno::ENOMEM)?, guest.zeroed_page().ok_or(Errno::ENOMEM)?);
-    let tables = [const { None }; UNHOOKED].map(|_: Option<Page>| guest.zeroed_page());
-    let pfn = |table: usize, slot: usize| guest.info.nr_pages - 1 - (table * TABLE_ENTRIES + slot) as u64;
-    for (index, table) in tables.iter().flatten().enumerate() {
-        for slot in 0..TABLE_ENTRIES {
-            guest.write(table, slot, A::leaf(guest.p2m(pfn(index, slot)).unwrap_or(0), true));
-        }
-        guest.set_writable(table, false)?;
-        guest.write(&second, index, A::table(guest.frame(table)));
-    }
-    guest.set_writable(&second, false)?;
-    mmuext::<A>(MMUEXT_PIN_L2_TABLE, guest.frame(&second), 0)?;
-    let all_of = |table: usize, operation: u64| {
-        let extent_start = guest.address(&list);
-        let nr_extents = TABLE_ENTRIES as u64;
-        let request = MemoryReservation { extent_start, nr_extents, domid: DOMID_SELF, ..Default::default() };
-        let done = call::<A>(number::MEMORY_OP, &[operation, address_of(&request)])?;
-        if done == nr_extents { Ok(table) } else { Err(Errno::ENOMEM) }
-    };
-    for index in 0..UNHOOKED {
-        let frame = |slot| guest.p2m(pfn(index, slot)).unwrap_or(0);
-        (0..TABLE_ENTRIES).for_each(|slot| guest.write(&list, slot, frame(slot)));
-        all_of(index, XENMEM_DECREASE_RESERVATION)?;
-    }
-    for table in tables.iter().flatten() {
-        call::<A>(number::PENUMBRA, &[number::PENUMBRA_UNHOOK, guest.address(table)])?;
-        (0..TABLE_ENTRIES).for_each(|slot| guest.write(table, slot, 0));
-    }
-    mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(&second), 0)?;
-    for index in 0..UNHOOKED {
-        (0..TABLE_ENTRIES).for_each(|slot| guest.write(&list, slot, pfn(index, slot)));
-        all_of(index, XENMEM_POPULATE_PHYSMAP)?;
-        (0..TABLE_ENTRIES).for_each(|slot| guest.set_p2m(pfn(index, slot), guest.read(&list, slot)));
-    }
-    guest.pages.free(list);
-    for page in tables.into_iter().flatten().chain([second]) {
-        guest.release(page)?;
-    }
-    Ok(())
+    let tables = EmptiedTables::new(guest)?;
+    tables.take_out()?;
+    tables.put_back()
 }
 
 /// Destroys domain 1, and waits until nothing is left of it.

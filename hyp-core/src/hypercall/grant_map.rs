@@ -124,7 +124,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Writes the entry that a mapping asks for.
     fn map_leaf(&self, lender: DomainId, map: &MapGrantRef, leaf: Leaf) -> Result<(), NotDone> {
-        let mut space = self.tables(self.domain, lender);
+        let mut space = self.tables(self.domain, lender).map_err(not_done)?;
         let by_entry = map.flags & abi::GNTMAP_CONTAINS_PTE != 0;
         let place = self.entry_place(&mut space, map.host_addr, by_entry)?;
         let application = map.flags & abi::GNTMAP_APPLICATION_MAP != 0;
@@ -214,7 +214,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Has the entry disappear, if it maps that frame with those rights.
     fn unmap_leaf(&self, lent: &Lent, request: Unmapping) -> Result<(), NotDone> {
-        let mut space = self.tables(self.domain, self.domain.id());
+        let mut space = self.tables(self.domain, self.domain.id()).map_err(not_done)?;
         let place = self.entry_place(&mut space, request.host_address, lent.by_entry)?;
         // The rights count as much as the frame: were they others, this would be another mapping's entry (XSA-234).
         let granted = Entry::Leaf(Leaf { frame: lent.frame, level: 1, writable: lent.writable });

@@ -4,7 +4,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::{self, MmuUpdate};
 
 use super::batch::NotDone;
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Failure, Outcome};
 use crate::address::{DomainId, MachineAddress, MachineFrame, PseudoFrame};
 use crate::domain::Domain;
 use crate::machine::Machine;
@@ -24,10 +24,10 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         if self.is_single(arguments) {
             return self.single(arguments, |update| {
-                self.one_update(&mut self.tables(owner, target), &mut None, update)
+                self.one_update(&mut self.tables(owner, target)?, &mut None, update)
             });
         }
-        let mut space = self.tables(owner, target);
+        let mut space = self.tables(owner, target).map_err(|_| Failure::Again(*arguments))?;
         let mut leaves = None;
         self.batch(arguments, |update| self.one_update(&mut space, &mut leaves, update))
     }

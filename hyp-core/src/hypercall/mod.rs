@@ -94,21 +94,7 @@ impl<M: Machine> Hypervisor<M> {
     /// As [`Self::hypercall`], for who knows the vCPU's domain already.
     #[inline(always)]
     pub fn hypercall_of(&self, domain: &Domain<M>, vcpu: &Vcpu<M>, number: u64, arguments: &Arguments) {
-        if self.stretches.are_measured() {
-            return self.measured_hypercall(domain, vcpu, number, arguments);
-        }
         self.carry_out(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
-    }
-
-    /// Measures how long it takes; Penumbra's own, which recounts the whole machine when asked to, apart.
-    #[cold]
-    #[inline(never)]
-    fn measured_hypercall(&self, domain: &Domain<M>, vcpu: &Vcpu<M>, number: u64, arguments: &Arguments) {
-        let work = || self.carry_out(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
-        if number == number::PENUMBRA {
-            return work();
-        }
-        self.stretches.measure(&self.machine, work);
     }
 
     /// As [`Self::hypercall`], with another budget: tests want preemption points in every place.
@@ -151,16 +137,13 @@ fn again<M: Machine>(vcpu: &Vcpu<M>, arguments: Arguments) {
 }
 
 impl<'a, M: Machine> Call<'a, M> {
-    /// Puts a domain's unhooked tables back into its trees; preempted, the hypercall is issued again as it is.
+    /// Puts a domain's unhooked tables back into its trees, one of them at least; preempted, the hypercall is issued again as it is.
     #[cold]
     #[inline(never)]
     fn hook_in(&self, domain: &Domain<M>, arguments: &Arguments) -> Result<(), Failure> {
         let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
-        match domain.table_space(machine, frames, self.budget).hook_all() {
-            Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
-            // A table that is refused is no table any more.
-            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
-        }
+        let mut space = domain.table_space(machine, frames, self.budget);
+        hook_all(&mut space).map_err(|_| Failure::Again(*arguments))
     }
 
     /// Finds the hypercall's function by its number. These functions are never inlined: what each of them needs of the stack and of registers
@@ -248,24 +231,36 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Locks the tables of `owner`, to map frames of `target`.
+    ///
+    /// # Errors
+    /// Preempted, and nothing else: by what has been unhooked since the hypercall began.
     #[inline(always)]
-    fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> TableSpace<'a, M> {
+    fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> Result<TableSpace<'a, M>, Stop> {
         let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
-        // Unhooked by another vCPU since the hypercall began: no preemption any more. Before the target is set: what the domain has
-        // written there by itself may lead to its own frames only.
+        // Before the target is set: what the domain has written there by itself may lead to its own frames only.
         if owner.has_unhooked() {
-            hook_rest(&mut space);
+            hook_rest(&mut space)?;
         }
         space.target = target;
-        space
+        Ok(space)
     }
 }
 
-/// Hooks in what is unhooked all the same.
+/// Hooks in what another vCPU, or an earlier entry of a multicall, has unhooked since the hypercall began: under the lock, so that nobody
+/// can unhook it again before it is used, and no more than there is budget left for. Whoever is preempted here is issued again, and
+/// then [`Call::hook_in`] gets further whatever the budget.
 #[cold]
 #[inline(never)]
-fn hook_rest<M: Machine>(space: &mut TableSpace<'_, M>) {
-    while space.hook_all() == Err(Stop::Preempted) {}
+fn hook_rest<M: Machine>(space: &mut TableSpace<'_, M>) -> Result<(), Stop> {
+    if space.budget.is_spent() { Err(Stop::Preempted) } else { hook_all(space) }
+}
+
+/// Hooks in all that is unhooked. Preempted also if that has spent the budget: a table that the guest has emptied costs as much as most
+/// operations, which do a piece of their work whatever is left.
+fn hook_all<M: Machine>(space: &mut TableSpace<'_, M>) -> Result<(), Stop> {
+    // A table that is refused is no table any more.
+    let preempted = space.hook_all() == Err(Stop::Preempted) || space.budget.is_spent();
+    if preempted { Err(Stop::Preempted) } else { Ok(()) }
 }
 
 /// What a guest hears of a table operation that can't be cut in pieces: preempted, it is issued again as it is.

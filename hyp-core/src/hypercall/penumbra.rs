@@ -18,6 +18,7 @@ impl<M: Machine> Call<'_, M> {
             number::PENUMBRA_AUDIT => {
                 self.require_control()?;
                 let report = self.hypervisor.audit();
+                self.hypervisor.stretches.forget();
                 log::info!("{report}");
                 Ok(report.findings)
             }
@@ -28,13 +29,14 @@ impl<M: Machine> Call<'_, M> {
         }
     }
 
-    /// Argument: 1 to forget it and to measure from now on. Control domain only: it tells of other domains' hypercalls.
+    /// Argument: 1 to forget it and to measure from now on. Control domain only: it tells of what other domains do.
     fn longest_stretch(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
         let [_, reset, ..] = *arguments;
         let longest = self.hypervisor.stretches.longest();
         if reset == 1 {
             self.hypervisor.stretches.reset();
+            self.hypervisor.scheduler.want();
         }
         Ok(longest)
     }

@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
-use super::{Arguments, Call, Outcome, finish};
+use super::{Arguments, Call, Failure, Outcome, finish};
 use crate::address::{DomainId, GuestVirtual};
 use crate::machine::{FlushScope, Machine, PageTableFormat};
 use crate::paging::leaf::{self, LeafTable};
@@ -28,7 +28,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let scope = self.flush_scope(address, flags)?;
         if row.as_ref().is_none_or(|row| row.region != leaf::region::<M>(address)) {
             *row = None;
-            *row = self.begin_row(address);
+            *row = self.begin_row(address).map_err(|_| Failure::Again(*arguments))?;
         }
         let Some(row) = row else { return self.update_va_mapping(arguments) };
         let index = M::Format::index(address, 1);
@@ -41,12 +41,15 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Finds the table of the first mapping; `None` where the general way is needed.
+    ///
+    /// # Errors
+    /// As [`Self::tables`].
     #[inline(never)]
-    fn begin_row(&self, address: GuestVirtual) -> Option<Row<'a, M>> {
-        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root())?;
-        let mut space = self.tables(self.domain, self.domain.id());
-        let leaves = space.leaf_table_at(root, address)?;
-        Some(Row { space, leaves, region: leaf::region::<M>(address) })
+    fn begin_row(&self, address: GuestVirtual) -> Result<Option<Row<'a, M>>, Stop> {
+        let mut space = self.tables(self.domain, self.domain.id())?;
+        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
+        let leaves = root.and_then(|root| space.leaf_table_at(root, address));
+        Ok(leaves.map(|leaves| Row { space, leaves, region: leaf::region::<M>(address) }))
     }
 
     /// Arguments: the address; the new entry; flags that say what to flush.
@@ -77,7 +80,7 @@ impl<'a, M: Machine> Call<'a, M> {
     #[inline(always)]
     fn map(&self, address: GuestVirtual, entry: u64, target: DomainId) -> Result<(), Stop> {
         self.budget.charge(Budget::OPERATION);
-        let mut space = self.tables(self.domain, target);
+        let mut space = self.tables(self.domain, target)?;
         let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
         let root = root.ok_or(Refusal::NotMapped)?;
         if let Some(leaves) = space.leaf_table_at(root, address) {

@@ -66,12 +66,23 @@ impl<M: Machine> Hypervisor<M> {
         address: GuestVirtual,
         change: impl FnMut(u64) -> Option<u64>,
     ) -> TableWrite {
+        self.write_table_within(vcpu, address, change, &Budget::new(Budget::HYPERCALL))
+    }
+
+    /// As [`Self::write_table`], with another budget: tests want preemption points in every place.
+    #[inline(always)]
+    pub fn write_table_within(
+        &self,
+        vcpu: &Vcpu<M>,
+        address: GuestVirtual,
+        change: impl FnMut(u64) -> Option<u64>,
+        budget: &Budget,
+    ) -> TableWrite {
         let root = M::root_of(address, vcpu.kernel_root(), vcpu.user_root());
         let (Some(domain), Some(root)) = (self.domain(vcpu.domain_id()), root) else {
             return TableWrite::NotATable;
         };
-        let budget = Budget::new(Budget::HYPERCALL);
-        let mut space = domain.table_space(&self.machine, &self.frames, &budget);
+        let mut space = domain.table_space(&self.machine, &self.frames, budget);
         space.write_mapped(root, address, change)
     }
 
@@ -88,13 +99,17 @@ impl<M: Machine> Hypervisor<M> {
         roots.into_iter().flatten().any(|root| space.hook_at(root, address).is_some())
     }
 
-    /// Hooks in whatever the vCPU's domain has unhooked: for a backend that is about to use the guest's addresses by itself.
-    pub fn hook_everything(&self, vcpu: &Vcpu<M>) {
+    /// Hooks in some of what the vCPU's domain has unhooked, one table at least: for a backend that can't use the guest's addresses
+    /// by itself before nothing is out any more, and asks again after its next preemption point.
+    pub fn hook_some(&self, vcpu: &Vcpu<M>) {
+        self.hook_some_within(vcpu, &Budget::new(Budget::HYPERCALL));
+    }
+
+    /// As [`Self::hook_some`], with another budget: tests want preemption points in every place.
+    pub fn hook_some_within(&self, vcpu: &Vcpu<M>, budget: &Budget) {
         if let Some(domain) = self.domain(vcpu.domain_id()).filter(|domain| domain.has_unhooked()) {
-            let budget = Budget::new(Budget::HYPERCALL);
-            let mut space = domain.table_space(&self.machine, &self.frames, &budget);
-            // A table that can't be hooked in stays out, and its addresses fault. There is no turning back from here, so no preemption.
-            while space.hook_all() == Err(Stop::Preempted) {}
+            // What is preempted is asked for again. A table that can't be hooked in stays out for good, and its addresses fault.
+            let _ = domain.table_space(&self.machine, &self.frames, budget).hook_all();
         }
     }
 }
@@ -121,10 +136,16 @@ impl<M: Machine> TableSpace<'_, M> {
             return TableWrite::Again;
         };
         if self.state.run.count(table) >= WRITES_BEFORE_UNHOOKING {
-            if self.try_unhook(root, address, table) {
-                // When it is back, the guest pays its rent anew: otherwise a write and a use of the table by turns would unhook it each time.
-                self.state.run = Run::new();
-                return TableWrite::Again;
+            match self.try_unhook(root, address, table) {
+                Ok(()) => {
+                    // When it is back, the guest pays its rent anew: otherwise a write and a use of the table by turns would unhook it
+                    // each time.
+                    self.state.run = Run::new();
+                    return TableWrite::Again;
+                }
+                // A table has been hooked in for it: another one in this turn would be one too many.
+                Err(Stop::Preempted) => return TableWrite::Again,
+                Err(Stop::Refused(_)) => {}
             }
             // One that could be taken out, but not let be written, is a table no more.
             leaves = self.leaf_table(table);
@@ -144,8 +165,14 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
-    fn try_unhook(&mut self, root: MachineFrame, address: GuestVirtual, table: MachineFrame) -> bool {
-        self.find(root, address).is_some_and(|mapping| self.unhook_mapped(table, mapping, address).is_ok())
+    fn try_unhook(
+        &mut self,
+        root: MachineFrame,
+        address: GuestVirtual,
+        table: MachineFrame,
+    ) -> Result<(), Stop> {
+        let mapping = self.find(root, address).ok_or(Refusal::NotMapped)?;
+        self.unhook_mapped(table, mapping, address)
     }
 
     #[inline(always)]

@@ -151,13 +151,6 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Does a bounded piece of work for which nobody waits. `false`: there is none left.
     pub fn background(&self) -> bool {
-        if self.stretches.are_measured() {
-            return self.stretches.measure(&self.machine, || self.step_in_background());
-        }
-        self.step_in_background()
-    }
-
-    fn step_in_background(&self) -> bool {
         let Some(domain) = self.domains.iter().find(|domain| domain.can_be_torn_down(&self.frames)) else {
             return false;
         };

@@ -13,6 +13,7 @@ mod domains;
 mod events;
 mod frames;
 mod grants;
+mod hooking;
 mod memory;
 mod mmuext;
 mod model;

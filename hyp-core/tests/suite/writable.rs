@@ -7,7 +7,6 @@ use hyp_core::frame::FrameType;
 use hyp_core::machine::{GuestMemory, Mmu};
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
-use hyp_core::paging::{Budget, Stop};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
@@ -37,7 +36,7 @@ pub fn mapped(index: u64) -> u64 {
     address(POOL + TABLES + 1 + index)
 }
 
-fn unhook(rig: &Rig, who: usize, at: u64) -> Result<u64, Errno> {
+pub fn unhook(rig: &Rig, who: usize, at: u64) -> Result<u64, Errno> {
     let outcome = rig.call(who, number::PENUMBRA, [number::PENUMBRA_UNHOOK, at, 0, 0, 0, 0]);
     rig.check();
     outcome
@@ -69,7 +68,7 @@ fn emulate(rig: &Rig, who: usize, at: u64, raw: u64) -> TableWrite {
     outcome
 }
 
-fn kind(rig: &Rig, frame: MachineFrame) -> (FrameType, u32) {
+pub fn kind(rig: &Rig, frame: MachineFrame) -> (FrameType, u32) {
     let usage = rig.hv.frames().usage(frame).expect("memory");
     (usage.kind, usage.uses)
 }
@@ -346,42 +345,6 @@ fn a_write_by_another_mapping_brings_the_table_back() {
     assert!(reads(&rig, 1, below));
 }
 
-/// Hooking in goes on while there is budget; one table comes back even if there is none, so that whoever asks again gets to the end.
-#[test]
-fn hooking_in_is_preempted_between_tables_and_always_gets_further() {
-    let rig = Rig::new(1);
-    let tables: Vec<_> = (0..4).map(|index| hang(&rig, 1, index, &[]).0).collect();
-    let back = || tables.iter().filter(|one| kind(&rig, **one).0 == FrameType::Table(1)).count();
-    assert!((0..4).all(|index| unhook(&rig, 1, mapped(index)) == Ok(0)));
-    for (budget, outcome, now) in
-        [(0, Err(Stop::Preempted), 1), (17, Err(Stop::Preempted), 3), (0, Ok(()), 4), (0, Ok(()), 4)]
-    {
-        assert_eq!(
-            (rig.space(1, &Budget::new(budget)).hook_all(), back()),
-            (outcome, now),
-            "a budget of {budget}"
-        );
-        rig.check();
-    }
-}
-
-/// Before a backend reads a guest's memory by itself, nothing may be hidden from it.
-#[test]
-fn a_backend_has_everything_hooked_in() {
-    let rig = Rig::new(2);
-    let tables: Vec<_> =
-        (0..3).map(|index| hang(&rig, 1, index, &[(0, leaf(rig.pool(1, 0), false))])).collect();
-    let (others, _) = hang(&rig, 2, 0, &[]);
-    assert!((0..3).all(|index| unhook(&rig, 1, mapped(index)) == Ok(0)));
-    assert_eq!(unhook(&rig, 2, mapped(0)), Ok(0));
-    rig.hv.hook_everything(rig.domains[1].vcpu());
-    assert!(
-        tables.iter().all(|(one, below)| kind(&rig, *one).0 == FrameType::Table(1) && reads(&rig, 1, *below))
-    );
-    assert_eq!(kind(&rig, others).0, FrameType::Writable, "another domain's is its own affair");
-    rig.check();
-}
-
 /// A superpage maps tables, to be read: a write through it belongs to the table that lies there.
 #[test]
 fn a_write_through_a_superpage_is_emulated_in_the_right_frame() {
@@ -402,55 +365,6 @@ fn a_write_through_a_superpage_is_emulated_in_the_right_frame() {
     assert_eq!(emulate(&rig, 1, at(3, 6), leaf(own, false)), TableWrite::Done);
     assert_eq!((rig.entry(inside[1], 5), rig.entry(inside[0], 6)), (leaf(own, true), leaf(own, false)));
     assert_eq!(emulate(&rig, 1, at(8, 5), leaf(own, true)), TableWrite::NotATable);
-}
-
-/// Hooking in may free a frame for each entry that the guest has emptied. So between two tables there is a preemption point, wherever
-/// tables are hooked in because of a call.
-#[test]
-fn hooking_in_is_cut_between_tables() {
-    const TABLES_OUT: u64 = MAX_UNHOOKED as u64;
-    let decrease = penumbra_abi::memory::XENMEM_DECREASE_RESERVATION;
-    type Ask = (&'static str, usize, u64, [u64; 6]);
-    let asks: [Ask; 3] = [
-        ("any hypercall", 1, number::VM_ASSIST, [0, 99, 0, 0, 0, 0]),
-        ("hook all", 1, number::PENUMBRA, [number::PENUMBRA_HOOK, number::PENUMBRA_HOOK_ALL, 0, 0, 0, 0]),
-        ("the control domain's", 0, number::MMU_UPDATE, [0, 0, 0, 2 << 16 | 1, 0, 0]),
-    ];
-    for (what, who, number, arguments) in asks {
-        let rig = Rig::new(1);
-        // Sixteen pages a table, each of them held by its entry alone.
-        for index in 0..TABLES_OUT {
-            let pages: Vec<_> = rig.unmap(1, 300 + 16 * index, 16);
-            let entries: Vec<_> = (0..16).map(|at| (at, leaf(common::frame(pages[at]), true))).collect();
-            hang(&rig, 1, index, &entries);
-            assert_eq!(rig.memory(1, decrease, common::SELF, &pages), Ok(16));
-        }
-        for index in 0..TABLES_OUT {
-            assert_eq!(unhook(&rig, 1, mapped(index)), Ok(0));
-            (0..16).for_each(|at| assert!(write(&rig, 1, mapped(index) + 8 * at, 0)));
-        }
-        let free = rig.hv.frames().free_frames();
-        let vcpu = rig.domains[who].vcpu();
-        let (mut arguments, mut pieces) = (arguments, 0);
-        loop {
-            let before = rig.hv.frames().free_frames();
-            rig.hv.machine().set_root(rig.domains[who].root);
-            vcpu.context().take();
-            rig.hv.hypercall_within(vcpu, number, arguments, &Budget::new(1));
-            assert!(
-                rig.hv.frames().free_frames() - before <= 16,
-                "{what}: more than a table's frames in one go"
-            );
-            rig.check();
-            pieces += 1;
-            match vcpu.context().take().again {
-                Some(again) => arguments = again,
-                None => break,
-            }
-        }
-        assert!(pieces >= TABLES_OUT, "{what}: {pieces} pieces");
-        assert_eq!(rig.hv.frames().free_frames(), free + 16 * TABLES_OUT as usize, "{what}");
-    }
 }
 
 /// While a table is out, the tables that its return relies on are changed by emulated writes.

@@ -1,0 +1,227 @@
+//! Traps that come while tables are out of their trees: the hypervisor hooks those in before it uses this kernel's stack, and that takes
+//! long, with other domains' turns in between. Each trap must come all the same, once, and with everything as it was.
+//!
+//! Four tables are out each time, emptied, so that they come back one by one (`guest_core::emptied`).
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_core::architecture::Architecture;
+use guest_core::emptied::EmptiedTables;
+use guest_core::events::{self, Events};
+use guest_core::guest::Guest;
+use guest_core::tests::Check;
+use penumbra_abi::Errno;
+use penumbra_abi::hypercall as number;
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+
+use crate::machine::X86;
+use crate::{direction, traps};
+
+const DEBUG: u8 = 1;
+const BREAKPOINT: u8 = 3;
+/// Nothing is mapped there.
+const NOWHERE: u64 = 0x7000_0000_0000;
+/// The kernel's own code segment, as `iret` wants it.
+const KERNEL_CODE: u64 = FLAT_RING3_CS64 as u64 & !3;
+/// What the registers hold that a trap's frame has a place of its own for.
+const RCX: u64 = 0x1234_5678_9abc_def0;
+const R11: u64 = 0x0fed_cba9_8765_4321;
+const RAX: u64 = 0x1111_2222_3333_4444;
+/// Units of the counter after which somebody else has had a turn: instructions, of which a turn takes ten million.
+const A_TURN: u64 = 5_000_000;
+/// Traps that another domain's turn came into the middle of, and how many are tried for that.
+const INTERRUPTED: usize = 3;
+const TRIES: usize = 150;
+
+/// Traps that came, and what the last one's frame held: rcx, r11, rip, rsp.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+static SEEN: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+global_asm!(
+    r#"
+    .section .text.traps, "ax"
+    // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss.
+    late_trap:
+        incq {count}(%rip)
+        popq {seen}(%rip)
+        popq {seen} + 8(%rip)
+        pushq %rax
+        movq 8(%rsp), %rax
+        movq %rax, {seen} + 16(%rip)
+        movq 32(%rsp), %rax
+        movq %rax, {seen} + 24(%rip)
+        popq %rax
+        movq {seen}(%rip), %rcx
+        movq {seen} + 8(%rip), %r11
+        // No single steps from here on.
+        andq $~0x100, 16(%rsp)
+        orq $3, 8(%rsp)
+        iretq
+    "#,
+    count = sym COUNT,
+    seen = sym SEEN,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn late_trap();
+}
+
+/// A way into the hypervisor that ends in this kernel: `true` if it came, once, and everything was as it should be.
+type Way = fn() -> bool;
+
+const WAYS: &[(&str, Way)] = &[
+    ("a page fault", || X86::try_read_word(NOWHERE).is_none()),
+    ("a page fault of a write", || !X86::try_write_word(NOWHERE, 1)),
+    ("a breakpoint", breakpoint),
+    ("a single step", single_step),
+    ("an undefined instruction", direction::fault),
+    ("an instruction that is carried out", direction::cpuid),
+    ("iret", iret),
+];
+
+/// Runs the test `late-traps`. The word `spinner` says that domain 1 never gives the CPU away.
+pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
+    if !guest.on_penumbra {
+        return check.that("Xen has no such tables", true);
+    }
+    check.done("a handler for breakpoints", traps::install_one(BREAKPOINT, late_trap));
+    check.done("and for single steps", traps::install_one(DEBUG, late_trap));
+    for &(name, way) in WAYS {
+        check.that(name, matches!(with_tables_out(guest, way), Ok((true, _))));
+    }
+    upcall(guest, check);
+    if guest.words().has("spinner") {
+        interrupted(guest, check);
+    }
+}
+
+/// Comes that way while the tables are out: whether it went well, and all tables were in afterwards; and how long it took.
+fn with_tables_out(guest: &Guest<X86>, mut way: impl FnMut() -> bool) -> Result<(bool, u64), Errno> {
+    let tables = EmptiedTables::new(guest)?;
+    tables.take_out()?;
+    let start = X86::counter();
+    let good = way();
+    let taken = X86::counter().wrapping_sub(start);
+    let good = good && tables.are_in();
+    tables.put_back()?;
+    Ok((good, taken))
+}
+
+/// One instruction that traps, between a place where the registers are loaded and one that the frame must name.
+macro_rules! traps_once {
+    ($($line:literal),+) => {{
+        let (place, stack, rcx, r11): (u64, u64, u64, u64);
+        COUNT.store(0, Ordering::Relaxed);
+        // SAFETY: the trap's handler goes on at label 2 with every register as it was; the stack is as it was before.
+        unsafe {
+            asm!(
+                "lea {place}, [rip + 2f]",
+                "mov {stack}, rsp",
+                $($line,)+
+                "2:",
+                place = out(reg) place,
+                stack = out(reg) stack,
+                inout("rcx") RCX => rcx,
+                inout("r11") R11 => r11,
+            );
+        }
+        let seen = [0, 1, 2, 3].map(|index: usize| SEEN[index].load(Ordering::Relaxed));
+        COUNT.load(Ordering::Relaxed) == 1 && seen == [RCX, R11, place, stack] && (rcx, r11) == (RCX, R11)
+    }};
+}
+
+fn breakpoint() -> bool {
+    traps_once!("int3")
+}
+
+/// The trap flag takes effect after the instruction that follows.
+fn single_step() -> bool {
+    traps_once!("pushfq", "or qword ptr [rsp], 0x100", "popfq", "nop")
+}
+
+/// The hypercall that takes all registers from the stack.
+fn iret() -> bool {
+    let (rax, rcx, r11): (u64, u64, u64);
+    // SAFETY: it goes on at label 2 with this stack; rax, rcx and r11 are those that it changes.
+    unsafe {
+        asm!(
+            "mov {stack}, rsp",
+            "lea {place}, [rip + 2f]",
+            "push {data}",
+            "push {stack}",
+            "pushfq",
+            "push {code}",
+            "push {place}",
+            "push 0",
+            "push {rcx_value}",
+            "push {r11_value}",
+            "push {rax_value}",
+            "mov eax, {iret}",
+            "syscall",
+            "ud2",
+            "2:",
+            stack = out(reg) _,
+            place = out(reg) _,
+            data = in(reg) u64::from(FLAT_RING3_SS64),
+            code = in(reg) KERNEL_CODE,
+            rcx_value = in(reg) RCX,
+            r11_value = in(reg) R11,
+            rax_value = in(reg) RAX,
+            iret = const number::IRET,
+            out("rax") rax,
+            out("rcx") rcx,
+            out("r11") r11,
+        );
+    }
+    (rax, rcx, r11) == (RAX, RCX, R11)
+}
+
+/// An event that was sent while events were masked, and comes when they no longer are.
+fn upcall(guest: &Guest<X86>, check: &mut Check<X86>) {
+    let Some(events) = Events::open(guest) else { return check.that("a page for events", false) };
+    let Some(port) = check.done("a port", events::bind_ipi::<X86>(0)) else { return };
+    check.done("it is unmasked", events::unmask::<X86>(port));
+    events.mask(true);
+    check.done("an event", events::send::<X86>(port));
+    let (upcalls, count) = (events.upcalls(), events.count(port));
+    let came = with_tables_out(guest, || {
+        let before = events.upcalls();
+        events.mask(false);
+        before == upcalls && (events.upcalls(), events.count(port)) == (upcalls + 1, count + 1)
+    });
+    check.that("an upcall", matches!(came, Ok((true, _))));
+    check.done("close the port", events::close::<X86>(port));
+    check.done("give the page back", events.close());
+}
+
+/// Breakpoints, until another domain's turn has come into the middle of some of them.
+fn interrupted(guest: &Guest<X86>, check: &mut Check<X86>) {
+    let (mut good, mut interrupted) = (true, 0);
+    for _ in 0..TRIES {
+        let (came, taken) = with_tables_out(guest, breakpoint).unwrap_or((false, 0));
+        good &= came;
+        interrupted += usize::from(taken > A_TURN);
+        if interrupted == INTERRUPTED {
+            break;
+        }
+    }
+    check.that("each breakpoint comes once", good);
+    check.that("another domain had its turn before some of them came", interrupted == INTERRUPTED);
+}
+
+/// What is measured as `breakpoint-4-emptied-tables`.
+pub fn measured_breakpoint(guest: &Guest<X86>) -> Result<(), Errno> {
+    traps::install_one(BREAKPOINT, late_trap)?;
+    if with_tables_out(guest, breakpoint)?.0 { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// What is measured as `page-fault-4-emptied-tables`.
+pub fn measured_page_fault(guest: &Guest<X86>) -> Result<(), Errno> {
+    if with_tables_out(guest, || X86::try_read_word(NOWHERE).is_none())?.0 {
+        Ok(())
+    } else {
+        Err(Errno::EFAULT)
+    }
+}
