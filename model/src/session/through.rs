@@ -86,6 +86,10 @@ impl<F: Hardware> Session<F> {
                         }
                         foreseen = self.predict(domain, operation, begun);
                     } else if matches!(operation, Operation::Remap(..)) {
+                        if lenient {
+                            // What was unhooked may be back before anything else is done.
+                            self.learn();
+                        }
                         self.between(domain, depth)?;
                         if self.known.domains[domain].life != Life::Alive {
                             return Ok(());
