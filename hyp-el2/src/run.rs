@@ -246,13 +246,15 @@ fn idle(cpu: &'static Cpu) {
         cpu.set_current(None);
         HYPERVISOR.switched();
     }
-    while !HYPERVISOR.reschedule_wanted() {
-        let nothing_to_do = !HYPERVISOR.background();
-        HYPERVISOR.preemption_point(|| {
-            if nothing_to_do {
-                board::wait_for_interrupt();
-            }
-        });
+    loop {
+        // What has come meanwhile goes before the next piece of work.
+        HYPERVISOR.preemption_point(|| ());
         handle_interrupts();
+        if HYPERVISOR.reschedule_wanted() {
+            return;
+        }
+        if !HYPERVISOR.background() {
+            HYPERVISOR.preemption_point(board::wait_for_interrupt);
+        }
     }
 }

@@ -216,13 +216,15 @@ fn choose() {
     }
 }
 
-/// Background work, then waits for interrupts until somebody may be able to run. After each piece of that work they come in, too: it
+/// Background work, then waits for interrupts until somebody may be able to run. Before each piece of that work they come in, too: it
 /// may go on for long, and a timer may be due.
 fn idle() {
-    while !HYPERVISOR.reschedule_wanted() {
-        if HYPERVISOR.background() {
-            let_interrupts_in();
-        } else {
+    loop {
+        let_interrupts_in();
+        if HYPERVISOR.reschedule_wanted() {
+            return;
+        }
+        if !HYPERVISOR.background() {
             HYPERVISOR.preemption_point(|| {
                 x86_64::instructions::interrupts::enable_and_hlt();
                 x86_64::instructions::interrupts::disable();
