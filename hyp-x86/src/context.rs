@@ -214,7 +214,7 @@ impl Context for GuestContext {
         self.clear();
         self.frame.rip.set(start.entry.bytes());
         self.frame.rsp.set(start.stack.bytes());
-        self.frame.rsi.set(start.start_info.bytes());
+        self.frame.rsi().set(start.start_info.bytes());
         self.frame.cs.set(FLAT_RING3_CS64.into());
         self.frame.ss.set(FLAT_RING3_SS64.into());
         self.frame.rflags.set(FLAG_INTERRUPT | FLAG_ONE);
@@ -285,13 +285,9 @@ impl Context for GuestContext {
     }
 
     fn restart_hypercall(&self, arguments: [u64; 6]) {
-        let [first, second, third, fourth, fifth, sixth] = arguments;
-        self.frame.rdi.set(first);
-        self.frame.rsi.set(second);
-        self.frame.rdx.set(third);
-        self.frame.r10.set(fourth);
-        self.frame.r8.set(fifth);
-        self.frame.r9.set(sixth);
+        for (register, argument) in self.frame.arguments.iter().zip(arguments) {
+            register.set(argument);
+        }
         self.frame.rip.set(self.frame.rip.get().wrapping_sub(SYSCALL_BYTES));
     }
 

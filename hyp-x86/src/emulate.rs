@@ -55,7 +55,7 @@ fn cpuid(context: &GuestContext) {
     frame.rax.set(result.eax.into());
     frame.rbx.set(result.ebx.into());
     frame.rcx.set(result.ecx.into());
-    frame.rdx.set(result.edx.into());
+    frame.rdx().set(result.edx.into());
 }
 
 fn xen_leaf(leaf: u32) -> CpuidResult {
@@ -105,7 +105,7 @@ fn control_register(vcpu: &Vcpu<X86>, control: u8) -> Option<u64> {
 
 fn write_msr(context: &GuestContext) -> bool {
     let frame = &context.frame;
-    let value = frame.rdx.get() << 32 | frame.rax.get() & 0xffff_ffff;
+    let value = frame.rdx().get() << 32 | frame.rax.get() & 0xffff_ffff;
     set_base(context, frame.rcx.get() & 0xffff_ffff, value)
 }
 
@@ -133,6 +133,6 @@ fn read_msr(context: &GuestContext) -> bool {
         _ => return false,
     };
     frame.rax.set(value & 0xffff_ffff);
-    frame.rdx.set(value >> 32);
+    frame.rdx().set(value >> 32);
     true
 }

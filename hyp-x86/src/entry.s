@@ -10,6 +10,15 @@
 #
 # From the hypervisor itself, an exception or (when idle) an interrupt pushes the same frame on the CPU's stack.
 
+.set FRAME_R11, 48
+.set FRAME_RAX, 56
+.set FRAME_RCX, 64
+.set FRAME_RDI, 72
+.set FRAME_RSI, 80
+.set FRAME_RDX, 88
+.set FRAME_R10, 96
+.set FRAME_R8, 104
+.set FRAME_R9, 112
 .set FRAME_VECTOR, 120
 .set FRAME_RIP, 136
 .set FRAME_CS, 144
@@ -18,14 +27,14 @@
 .set FRAME_SS, 168
 
 .macro push_registers
-    pushq %rdi
-    pushq %rsi
+    pushq %r9
+    pushq %r8
+    pushq %r10
     pushq %rdx
+    pushq %rsi
+    pushq %rdi
     pushq %rcx
     pushq %rax
-    pushq %r8
-    pushq %r9
-    pushq %r10
     pushq %r11
     pushq %rbx
     pushq %rbp
@@ -43,14 +52,14 @@
     popq %rbp
     popq %rbx
     popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
     popq %rax
     popq %rcx
-    popq %rdx
-    popq %rsi
     popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %r10
+    popq %r8
+    popq %r9
 .endm
 
 .macro enter_by_syscall how
@@ -91,14 +100,14 @@ exit_to_same_guest:
     shlq $16, %rcx
     sarq $16, %rcx
     movq FRAME_RFLAGS(%rax), %r11
-    movq 56(%rax), %r10
-    movq 64(%rax), %r9
-    movq 72(%rax), %r8
-    movq 96(%rax), %rdx
-    movq 104(%rax), %rsi
-    movq 112(%rax), %rdi
+    movq FRAME_RDI(%rax), %rdi
+    movq FRAME_RSI(%rax), %rsi
+    movq FRAME_RDX(%rax), %rdx
+    movq FRAME_R10(%rax), %r10
+    movq FRAME_R8(%rax), %r8
+    movq FRAME_R9(%rax), %r9
     movq FRAME_RSP(%rax), %rsp
-    movq 80(%rax), %rax
+    movq FRAME_RAX(%rax), %rax
     sysretq
 
     # From the CPU's stack: if it faults (a selector or an address that the guest chose badly), the fault's frame must not land
@@ -110,15 +119,15 @@ exit_by_iret:
     pushq FRAME_RFLAGS(%rax)
     pushq FRAME_CS(%rax)
     pushq FRAME_RIP(%rax)
-    movq 48(%rax), %r11
-    movq 56(%rax), %r10
-    movq 64(%rax), %r9
-    movq 72(%rax), %r8
-    movq 88(%rax), %rcx
-    movq 96(%rax), %rdx
-    movq 104(%rax), %rsi
-    movq 112(%rax), %rdi
-    movq 80(%rax), %rax
+    movq FRAME_R11(%rax), %r11
+    movq FRAME_RCX(%rax), %rcx
+    movq FRAME_RDI(%rax), %rdi
+    movq FRAME_RSI(%rax), %rsi
+    movq FRAME_RDX(%rax), %rdx
+    movq FRAME_R10(%rax), %r10
+    movq FRAME_R8(%rax), %r8
+    movq FRAME_R9(%rax), %r9
+    movq FRAME_RAX(%rax), %rax
 .global exit_iret
 exit_iret:
     iretq

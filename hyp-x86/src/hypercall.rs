@@ -3,7 +3,7 @@
 //! Number in rax, arguments in rdi, rsi, rdx, r10, r8, r9, result in rax; `syscall` itself changes rcx and r11.
 
 use hyp_core::Vcpu;
-use hyp_core::hypercall::{Arguments, Call, Outcome, immediate};
+use hyp_core::hypercall::{Arguments, Call, Outcome, immediate, values};
 use hyp_x86::layout;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
@@ -27,7 +27,7 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
     if number == number::IRET {
         return bounce::iret(vcpu, context);
     }
-    if let Some(answer) = immediate(number, frame.rdi.get()) {
+    if let Some(answer) = immediate(number, frame.rdi().get()) {
         frame.rax.set(answer);
         return trap::go_on(context);
     }
@@ -37,10 +37,8 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
 #[inline(never)]
 fn carry_out(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     let frame = &context.frame;
-    let arguments =
-        [frame.rdi.get(), frame.rsi.get(), frame.rdx.get(), frame.r10.get(), frame.r8.get(), frame.r9.get()];
     if let Some(domain) = cpu::domain() {
-        HYPERVISOR.hypercall_of(domain, vcpu, frame.rax.get(), &arguments);
+        HYPERVISOR.hypercall_of(domain, vcpu, frame.rax.get(), &frame.arguments);
     }
     trap::go_on(context)
 }
@@ -65,13 +63,13 @@ pub fn own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome 
 #[inline(never)]
 fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome {
     let context = call.vcpu.context();
-    let [first, second, ..] = *arguments;
+    let [first, second, ..] = values(arguments);
     match number {
         number::SET_TRAP_TABLE => set_trap_table(call, context, first),
         number::SET_GDT => guest_descriptors::set_global(call, first, second),
         number::UPDATE_DESCRIPTOR => guest_descriptors::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
-        number::SET_CALLBACKS => set_callbacks(context, *arguments),
+        number::SET_CALLBACKS => set_callbacks(context, values(arguments)),
         number::CALLBACK_OP => callback_op(call, context, first, second),
         // The floating-point unit is switched at once, so there is nothing to be told.
         number::FPU_TASKSWITCH => Ok(()),

@@ -8,7 +8,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::MMU_UPDATE_PREEMPTED;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::machine::Machine;
 use crate::paging::{Budget, Refusal, Stop};
 
@@ -90,7 +90,7 @@ impl<M: Machine> Call<'_, M> {
     /// Whether it is one operation, not counted for the guest, and can be done now: the usual case, for [`Self::single`].
     #[inline(always)]
     pub(super) fn is_single(&self, arguments: &Arguments) -> bool {
-        let [_, count, done_place, ..] = *arguments;
+        let [_, count, done_place, ..] = values(arguments);
         count & !MMU_UPDATE_PREEMPTED == 1 && done_place == 0 && !self.budget.is_spent()
     }
 
@@ -101,7 +101,7 @@ impl<M: Machine> Call<'_, M> {
         arguments: &Arguments,
         one: impl FnOnce(T) -> Result<(), NotDone>,
     ) -> Outcome {
-        let [place, _, done_place, foreign, ..] = *arguments;
+        let [place, _, done_place, foreign, ..] = values(arguments);
         match self.read(place).map_err(NotDone::from).and_then(one) {
             Ok(()) => Ok(0),
             Err(NotDone::Errno(errno)) => Err(errno.into()),
@@ -129,7 +129,7 @@ impl<M: Machine> Call<'_, M> {
         arguments: &Arguments,
         mut one: impl FnMut(T) -> Result<(), NotDone>,
     ) -> Outcome {
-        let [mut next, count, done_place, foreign, ..] = *arguments;
+        let [mut next, count, done_place, foreign, ..] = values(arguments);
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };

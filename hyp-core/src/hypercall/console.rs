@@ -3,7 +3,7 @@
 use penumbra_abi::console;
 use penumbra_abi::errno::Errno;
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::machine::Machine;
 
 /// What a byte costs of the budget: the serial line is slow.
@@ -15,7 +15,7 @@ impl<M: Machine> Call<'_, M> {
     /// Arguments: write or read; how many bytes; guest address of the buffer.
     #[inline(never)]
     pub(super) fn console_io(&self, arguments: &Arguments) -> Outcome {
-        let [operation, count, buffer, ..] = *arguments;
+        let [operation, count, buffer, ..] = values(arguments);
         // An int in Xen's interface: the upper half says nothing.
         let count = count & 0xffff_ffff;
         match operation {

@@ -5,7 +5,7 @@ use penumbra_abi::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::batch::NotDone;
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::{DomainId, MachineFrame};
 use crate::domain::vcpu::RunState;
 use crate::domain::{Domain, Life};
@@ -84,7 +84,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Where the operation stands, and how far it is.
     fn progress(&self, arguments: &Arguments) -> (u64, Progress) {
-        let [place, next, passed, written, ..] = *arguments;
+        let [place, next, passed, written, ..] = values(arguments);
         if (place ^ (place << 1)) >> 63 != 0 {
             return (place ^ RESUMED, Progress { next, passed, written });
         }

@@ -8,7 +8,7 @@ use penumbra_abi::event_channel::{
     self as abi, AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, Reset, Status,
 };
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::DomainId;
 use crate::domain::Domain;
 use crate::event::channel::{Kind, Port};
@@ -22,7 +22,7 @@ impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
     #[inline(never)]
     pub(super) fn event_channel_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, place, ..] = *arguments;
+        let [operation, place, ..] = values(arguments);
         match operation {
             abi::EVTCHNOP_SEND => self.hypervisor.send(self.domain, self.port(place)?)?,
             abi::EVTCHNOP_UNMASK => self.unmask(place)?,
@@ -131,7 +131,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Closes all ports of the domain that asks. (Xen lets the control domain do so for one that it has paused; nobody here is.)
     fn reset_channels(&self, arguments: &Arguments) -> Outcome {
-        let [_, place, ..] = *arguments;
+        let [_, place, ..] = values(arguments);
         let request: Reset = self.read(place)?;
         let owner = self.channel_owner(request.dom)?;
         if owner.id() != self.domain.id() {
@@ -143,13 +143,13 @@ impl<M: Machine> Call<'_, M> {
                 continue;
             }
             if self.budget.is_spent() {
-                return Err(Failure::Again(*arguments));
+                return Err(Failure::Again(values(arguments)));
             }
             self.budget.charge(Budget::OPERATION);
             match self.hypervisor.close(owner, port) {
                 // Closed by another vCPU meanwhile.
                 Ok(()) | Err(Errno::EINVAL) => {}
-                Err(_) => return Err(Failure::Again(*arguments)),
+                Err(_) => return Err(Failure::Again(values(arguments))),
             }
         }
         Ok(0)

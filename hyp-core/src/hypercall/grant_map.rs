@@ -6,7 +6,7 @@
 use penumbra_abi::grant_table::{self as abi, GrantStatus, MapGrantRef, UnmapAndReplace, UnmapGrantRef};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame};
 use crate::domain::Life;
 use crate::grant::{Lent, NotDone};
@@ -153,7 +153,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Arguments of the hypercall: see [`Self::grant_table_op`].
     pub(super) fn unmap_grants<T: UnmapRequest>(&self, arguments: &Arguments) -> Outcome {
-        let [operation, mut next, count, ..] = *arguments;
+        let [operation, mut next, count, ..] = values(arguments);
         let mut left = count & 0xffff_ffff;
         while left > 0 {
             if self.budget.is_spent() {

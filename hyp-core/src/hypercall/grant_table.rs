@@ -7,7 +7,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::grant_table::{self as abi, GrantStatus, MapGrantRef, UnmapAndReplace, UnmapGrantRef};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::{DomainId, MachineFrame};
 use crate::domain::{Domain, Life};
 use crate::grant::table::Place;
@@ -19,7 +19,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation; guest address of an array of its structures; how many.
     #[inline(never)]
     pub(super) fn grant_table_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, place, count, ..] = *arguments;
+        let [operation, place, count, ..] = values(arguments);
         let (operation, count) = (operation as u32, count as u32);
         if count > i32::MAX as u32 || operation & !abi::GNTTABOP_COMMAND_MASK != 0 {
             return Err(Errno::EINVAL.into());
@@ -57,7 +57,7 @@ impl<'a, M: Machine> Call<'a, M> {
         arguments: &Arguments,
         mut one: impl FnMut(&mut T) -> Result<(), Preempted>,
     ) -> Outcome {
-        let [operation, mut next, count, ..] = *arguments;
+        let [operation, mut next, count, ..] = values(arguments);
         let mut left = count & 0xffff_ffff;
         while left > 0 {
             let again = Failure::Again([operation, next, left, 0, 0, 0]);

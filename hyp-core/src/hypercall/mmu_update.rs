@@ -4,7 +4,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::{self, MmuUpdate};
 
 use super::batch::NotDone;
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::{DomainId, MachineAddress, MachineFrame, PseudoFrame};
 use crate::domain::Domain;
 use crate::machine::Machine;
@@ -17,7 +17,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// and whose frames ([`mmu::decode_foreign_domain`]). Stops at the first that is refused, with its error.
     #[inline(never)]
     pub(super) fn mmu_update(&self, arguments: &Arguments) -> Outcome {
-        let [_, _, _, foreign, ..] = *arguments;
+        let [_, _, _, foreign, ..] = values(arguments);
         let (owner, target) = self.foreign_domains(foreign)?;
         if owner.has_unhooked() {
             self.hook_in(owner, arguments)?;
@@ -27,7 +27,7 @@ impl<'a, M: Machine> Call<'a, M> {
                 self.one_update(&mut self.tables(owner, target)?, &mut None, update)
             });
         }
-        let mut space = self.tables(owner, target).map_err(|_| Failure::Again(*arguments))?;
+        let mut space = self.tables(owner, target).map_err(|_| Failure::Again(values(arguments)))?;
         let mut leaves = None;
         self.batch(arguments, |update| self.one_update(&mut space, &mut leaves, update))
     }

@@ -4,7 +4,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::{self, MmuextOp};
 
 use super::batch::NotDone;
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::domain::{Domain, MAX_VCPUS};
 use crate::machine::{FlushScope, Level, Machine, PageTableFormat};
@@ -15,7 +15,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// tables are meant.
     #[inline(never)]
     pub(super) fn mmuext_op(&self, arguments: &Arguments) -> Outcome {
-        let [_, _, _, foreign, ..] = *arguments;
+        let [_, _, _, foreign, ..] = values(arguments);
         let owner = self.named_domain(foreign as u16)?;
         if owner.has_unhooked() {
             self.hook_in(owner, arguments)?;

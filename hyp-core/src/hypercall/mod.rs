@@ -28,6 +28,8 @@ mod vm_assist;
 pub(crate) use memory::exchange::Chunk;
 pub(crate) use memory::maps::StoredMap;
 
+use core::cell::Cell;
+
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -39,8 +41,15 @@ use crate::hypervisor::Hypervisor;
 use crate::machine::{Context, Machine};
 use crate::paging::{Budget, Stop, TableSpace};
 
-/// A hypercall's arguments.
-pub type Arguments = [u64; 6];
+/// A hypercall's arguments where they stand: in the registers that the guest came with, or in a multicall's entry. A hypercall takes out
+/// those that it has ([`values`]), and no other is touched.
+pub type Arguments = [Cell<u64>; 6];
+
+/// What the arguments hold. Cells hold still: nobody but the CPU that carries out the hypercall changes them.
+#[inline(always)]
+pub fn values(arguments: &Arguments) -> [u64; 6] {
+    arguments.each_ref().map(Cell::get)
+}
 
 /// Why a hypercall has no value to return.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +57,7 @@ pub enum Failure {
     /// The guest's fault.
     Errno(Errno),
     /// Nobody's: it goes on with these arguments.
-    Again(Arguments),
+    Again([u64; 6]),
 }
 
 impl From<Errno> for Failure {
@@ -85,9 +94,9 @@ pub const fn immediate(number: u64, first: u64) -> Option<u64> {
 
 impl<M: Machine> Hypervisor<M> {
     /// Carries out the hypercall that `vcpu` has issued. The result goes into the vCPU's registers.
-    pub fn hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments) {
+    pub fn hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: [u64; 6]) {
         if let Some(domain) = self.domain(vcpu.domain_id()) {
-            self.hypercall_of(domain, vcpu, number, &arguments);
+            self.hypercall_of(domain, vcpu, number, &arguments.map(Cell::new));
         }
     }
 
@@ -98,9 +107,9 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// As [`Self::hypercall`], with another budget: tests want preemption points in every place.
-    pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: Arguments, budget: &Budget) {
+    pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: [u64; 6], budget: &Budget) {
         if let Some(domain) = self.domain(vcpu.domain_id()) {
-            self.carry_out(domain, vcpu, number, &arguments, budget);
+            self.carry_out(domain, vcpu, number, &arguments.map(Cell::new), budget);
         }
     }
 
@@ -114,14 +123,12 @@ impl<M: Machine> Hypervisor<M> {
         budget: &Budget,
     ) {
         let call = Call { hypervisor: self, vcpu, domain, budget };
-        // Unhooked tables meet no hypercall but Penumbra's own (`paging::writable`).
-        if domain.has_unhooked()
-            && number != number::PENUMBRA
-            && let Err(Failure::Again(arguments)) = call.hook_in(domain, arguments)
-        {
-            return again(vcpu, arguments);
-        }
-        match call.dispatch(number, arguments) {
+        let outcome = if domain.has_unhooked() {
+            call.dispatch_hooked(number, arguments)
+        } else {
+            call.dispatch(number, arguments)
+        };
+        match outcome {
             Ok(value) => vcpu.context().set_result(value),
             Err(Failure::Errno(errno)) => vcpu.context().set_result(errno.to_return()),
             Err(Failure::Again(arguments)) => again(vcpu, arguments),
@@ -132,18 +139,28 @@ impl<M: Machine> Hypervisor<M> {
 /// Has the guest issue the hypercall once more.
 #[cold]
 #[inline(never)]
-fn again<M: Machine>(vcpu: &Vcpu<M>, arguments: Arguments) {
+fn again<M: Machine>(vcpu: &Vcpu<M>, arguments: [u64; 6]) {
     vcpu.context().restart_hypercall(arguments);
 }
 
 impl<'a, M: Machine> Call<'a, M> {
+    /// As [`Self::dispatch`], of a domain with unhooked tables: they meet no hypercall but Penumbra's own (`paging::writable`).
+    #[cold]
+    #[inline(never)]
+    fn dispatch_hooked(&self, number: u64, arguments: &Arguments) -> Outcome {
+        if number != number::PENUMBRA {
+            self.hook_in(self.domain, arguments)?;
+        }
+        self.dispatch(number, arguments)
+    }
+
     /// Puts a domain's unhooked tables back into its trees, one of them at least; preempted, the hypercall is issued again as it is.
     #[cold]
     #[inline(never)]
     fn hook_in(&self, domain: &Domain<M>, arguments: &Arguments) -> Result<(), Failure> {
         let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
         let mut space = domain.table_space(machine, frames, self.budget);
-        hook_all(&mut space).map_err(|_| Failure::Again(*arguments))
+        hook_all(&mut space).map_err(|_| Failure::Again(values(arguments)))
     }
 
     /// Finds the hypercall's function by its number. These functions are never inlined: what each of them needs of the stack and of registers
@@ -268,6 +285,6 @@ fn finish(result: Result<(), Stop>, arguments: &Arguments) -> Outcome {
     match result {
         Ok(()) => Ok(0),
         Err(Stop::Refused(refusal)) => Err(refusal.errno().into()),
-        Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
+        Err(Stop::Preempted) => Err(Failure::Again(values(arguments))),
     }
 }

@@ -4,6 +4,7 @@
 //! once, by the tables that are loaded by then: where an entry takes the list away, nothing after it is done (XSA-213). Entries
 //! that change mappings keep the table lock from one to the next ([`super::va_mapping`]).
 
+use core::cell::Cell;
 use core::mem::offset_of;
 
 use penumbra_abi::errno::Errno;
@@ -12,7 +13,7 @@ use penumbra_abi::multicall::MulticallEntry;
 use zerocopy::IntoBytes;
 
 use super::va_mapping::Row;
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, immediate, values};
 use crate::domain::Life;
 use crate::machine::Machine;
 use crate::paging::Budget;
@@ -26,7 +27,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// error in one doesn't stop the next. Multicalls don't nest.
     #[inline(never)]
     pub(super) fn multicall(&self, arguments: &Arguments) -> Outcome {
-        let [next, count, ..] = *arguments;
+        let [next, count, ..] = values(arguments);
         match count & 0xffff_ffff {
             1 => self.entries::<1>(next, 1),
             count => self.entries::<AHEAD>(next, count),
@@ -76,11 +77,12 @@ impl<'a, M: Machine> Call<'a, M> {
             if !self.budget.take(Budget::OPERATION) {
                 break;
             }
+            let arguments = Cell::from_mut(&mut entry.arguments).as_array_of_cells();
             let outcome = match entry.operation {
-                number::UPDATE_VA_MAPPING => self.mapping_in_row(row, &entry.arguments),
+                number::UPDATE_VA_MAPPING => self.mapping_in_row(row, arguments),
                 operation => {
                     *row = None;
-                    self.other_operation(operation, &entry.arguments)
+                    self.other_operation(operation, arguments)
                 }
             };
             let result = match outcome {
@@ -103,16 +105,18 @@ impl<'a, M: Machine> Call<'a, M> {
     /// What is left of a preempted entry takes its place.
     #[cold]
     #[inline(never)]
-    fn put_rest(&self, place: u64, entry: &mut MulticallEntry, rest: Arguments) -> Result<(), Errno> {
+    fn put_rest(&self, place: u64, entry: &mut MulticallEntry, rest: [u64; 6]) -> Result<(), Errno> {
         entry.arguments = rest;
         self.write(place, &*entry)
     }
 
     #[inline(always)]
     fn other_operation(&self, operation: u64, arguments: &Arguments) -> Outcome {
-        match operation {
-            number::MULTICALL => Err(Errno::EINVAL.into()),
-            _ => self.dispatch(operation, arguments),
+        let [first, ..] = values(arguments);
+        match immediate(operation, first) {
+            Some(answer) => Ok(answer),
+            None if operation == number::MULTICALL => Err(Errno::EINVAL.into()),
+            None => self.dispatch(operation, arguments),
         }
     }
 }

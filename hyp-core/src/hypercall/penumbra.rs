@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
-use super::{Arguments, Call, Outcome, finish};
+use super::{Arguments, Call, Outcome, finish, values};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::machine::Machine;
 use crate::paging::{Stop, TableSpace};
@@ -13,7 +13,7 @@ impl<M: Machine> Call<'_, M> {
     /// many things are wrong.
     #[inline(never)]
     pub(super) fn penumbra_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, ..] = *arguments;
+        let [operation, ..] = values(arguments);
         match operation {
             number::PENUMBRA_AUDIT => {
                 self.require_control()?;
@@ -32,7 +32,7 @@ impl<M: Machine> Call<'_, M> {
     /// Argument: 1 to forget it and to measure from now on. Control domain only: it tells of what other domains do.
     fn longest_stretch(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
-        let [_, reset, ..] = *arguments;
+        let [_, reset, ..] = values(arguments);
         let longest = self.hypervisor.stretches.longest();
         if reset == 1 {
             self.hypervisor.stretches.reset();
@@ -43,7 +43,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Argument: the address at which a level-1 table is mapped read-only.
     fn unhook(&self, arguments: &Arguments) -> Outcome {
-        let [_, address, ..] = *arguments;
+        let [_, address, ..] = values(arguments);
         let address = GuestVirtual::new(address);
         let mut space = self.own_tables();
         let root = self.root_of(address)?;
@@ -52,7 +52,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Argument: an address that an unhooked table translates, or all of them.
     fn hook(&self, arguments: &Arguments) -> Outcome {
-        let [_, address, ..] = *arguments;
+        let [_, address, ..] = values(arguments);
         let mut space = self.own_tables();
         let outcome = if address == number::PENUMBRA_HOOK_ALL {
             space.hook_all()

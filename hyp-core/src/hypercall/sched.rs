@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::sched::{self, SchedPoll, SchedShutdown};
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::event::channel::{PORTS, Port};
 use crate::machine::Machine;
 
@@ -14,7 +14,7 @@ impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
     #[inline(never)]
     pub(super) fn sched_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, place, ..] = *arguments;
+        let [operation, place, ..] = values(arguments);
         match operation {
             sched::SCHEDOP_YIELD => self.hypervisor.scheduler.want(),
             sched::SCHEDOP_BLOCK => self.hypervisor.block(self.domain, self.vcpu),

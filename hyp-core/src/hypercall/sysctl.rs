@@ -4,7 +4,7 @@ use penumbra_abi::domctl::DomainInfo;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::sysctl::{self, GetDomainInfoList, ReadConsole, Sysctl};
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::machine::Machine;
 
 /// Bytes of the log copied at a time.
@@ -15,7 +15,7 @@ impl<M: Machine> Call<'_, M> {
     #[inline(never)]
     pub(super) fn sysctl(&self, arguments: &Arguments) -> Outcome {
         self.require_control()?;
-        let [place, ..] = *arguments;
+        let [place, ..] = values(arguments);
         let mut operation: Sysctl = self.read(place)?;
         if operation.interface_version != sysctl::INTERFACE_VERSION {
             return Err(Errno::EACCES.into());

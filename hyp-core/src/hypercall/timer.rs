@@ -1,6 +1,6 @@
 //! `set_timer_op`: the vCPU's one-shot timer (`xen.h`).
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::machine::Machine;
 
 /// A time further away than this (13 days), or before the machine was started, is none that a guest means.
@@ -13,7 +13,7 @@ impl<M: Machine> Call<'_, M> {
     /// Argument: the time in nanoseconds of system time, or 0 for none.
     #[inline(never)]
     pub(super) fn set_timer_op(&self, arguments: &Arguments) -> Outcome {
-        let [when, ..] = *arguments;
+        let [when, ..] = values(arguments);
         let now = self.hypervisor.machine.now();
         if when == 0 {
             self.vcpu.timers.singleshot.clear();

@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
-use super::{Arguments, Call, Failure, Outcome, finish};
+use super::{Arguments, Call, Failure, Outcome, finish, values};
 use crate::address::{DomainId, GuestVirtual};
 use crate::machine::{FlushScope, Machine, PageTableFormat};
 use crate::paging::leaf::{self, LeafTable};
@@ -23,12 +23,12 @@ impl<'a, M: Machine> Call<'a, M> {
     /// the domain's table lock.
     #[inline(always)]
     pub(super) fn mapping_in_row(&self, row: &mut Option<Row<'a, M>>, arguments: &Arguments) -> Outcome {
-        let [address, entry, flags, ..] = *arguments;
+        let [address, entry, flags, ..] = values(arguments);
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
         if row.as_ref().is_none_or(|row| row.region != leaf::region::<M>(address)) {
             *row = None;
-            *row = self.begin_row(address).map_err(|_| Failure::Again(*arguments))?;
+            *row = self.begin_row(address).map_err(|_| Failure::Again(values(arguments)))?;
         }
         let Some(row) = row else { return self.update_va_mapping(arguments) };
         let index = M::Format::index(address, 1);
@@ -61,13 +61,13 @@ impl<'a, M: Machine> Call<'a, M> {
     /// As [`Self::update_va_mapping`]; fourth argument: the domain whose frame is mapped, in the caller's own tables.
     #[inline(never)]
     pub(super) fn update_va_mapping_other_domain(&self, arguments: &Arguments) -> Outcome {
-        let [_, _, _, domain, ..] = *arguments;
+        let [_, _, _, domain, ..] = values(arguments);
         self.change_mapping(arguments, self.named_domain(domain as u16)?.id())
     }
 
     #[inline(always)]
     fn change_mapping(&self, arguments: &Arguments, target: DomainId) -> Outcome {
-        let [address, entry, flags, ..] = *arguments;
+        let [address, entry, flags, ..] = values(arguments);
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
         finish(self.map(address, entry, target), arguments)?;

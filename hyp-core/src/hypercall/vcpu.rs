@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::vcpu::{self as abi, RegisterVcpuInfo, RunstateInfo, SetSingleshotTimer};
 
-use super::{Arguments, Call, Failure, Outcome};
+use super::{Arguments, Call, Failure, Outcome, values};
 use crate::address::{MachineFrame, PAGE_SIZE};
 use crate::domain::vcpu::{RunState, Vcpu};
 use crate::event::upcall;
@@ -19,7 +19,7 @@ impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; the vCPU's number; guest address of the operation's structure.
     #[inline(never)]
     pub(super) fn vcpu_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, number, place, ..] = *arguments;
+        let [operation, number, place, ..] = values(arguments);
         let vcpu = self.domain.vcpu(number).ok_or(Errno::ENOENT)?;
         match operation {
             abi::VCPUOP_INITIALISE => return self.initialise_vcpu(vcpu, arguments),
@@ -48,13 +48,13 @@ impl<M: Machine> Call<'_, M> {
 
     /// Gives a vCPU that was never started its first registers. Its roots are validated and held like any other.
     fn initialise_vcpu(&self, vcpu: &Vcpu<M>, arguments: &Arguments) -> Outcome {
-        let [_, _, place, ..] = *arguments;
+        let [_, _, place, ..] = values(arguments);
         if vcpu.info_place().is_none() {
             return Err(Errno::EINVAL.into());
         }
         let start: GuestStart<M> = self.read(place)?;
         // The table lock is what two vCPUs that start the same third one at once meet at.
-        let mut space = self.tables(self.domain, self.domain.id()).map_err(|_| Failure::Again(*arguments))?;
+        let mut space = self.tables(self.domain, self.domain.id()).map_err(|_| Failure::Again(values(arguments)))?;
         if vcpu.is_initialised() {
             return Err(Errno::EEXIST.into());
         }
@@ -71,7 +71,7 @@ impl<M: Machine> Call<'_, M> {
                 vcpu.set_initialised();
                 Ok(0)
             }
-            Err(Stop::Preempted) => Err(Failure::Again(*arguments)),
+            Err(Stop::Preempted) => Err(Failure::Again(values(arguments))),
             // Xen says so of every root that it can't use.
             Err(Stop::Refused(_)) => Err(Errno::EINVAL.into()),
         }

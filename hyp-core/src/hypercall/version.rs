@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::version::{self, FeatureInfo};
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::machine::Machine;
 
 /// The version of Xen's interface that we speak: 4.17.
@@ -18,7 +18,7 @@ impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its buffer.
     #[inline(never)]
     pub(super) fn xen_version(&self, arguments: &Arguments) -> Outcome {
-        let [operation, buffer, ..] = *arguments;
+        let [operation, buffer, ..] = values(arguments);
         match operation {
             version::XENVER_VERSION => Ok(VERSION),
             version::XENVER_PAGESIZE => Ok(crate::address::PAGE_BYTES),

@@ -6,14 +6,14 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::vm_assist;
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::machine::Machine;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: on or off; which kind. Both are 32-bit numbers in Xen's interface. As in Xen, the kind is judged first.
     #[inline(never)]
     pub(super) fn vm_assist(&self, arguments: &Arguments) -> Outcome {
-        let [command, kind, ..] = arguments.map(|argument| argument as u32);
+        let [command, kind, ..] = values(arguments).map(|argument| argument as u32);
         let on = match 1u64.checked_shl(kind) {
             Some(bit) if bit & M::ASSISTS != 0 => match command {
                 vm_assist::VMASST_CMD_ENABLE => true,

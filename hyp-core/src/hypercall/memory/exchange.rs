@@ -11,7 +11,7 @@ use penumbra_abi::memory::MemoryExchange;
 use zerocopy::IntoBytes;
 
 use super::super::batch::NotDone;
-use super::super::{Arguments, Call, Failure, Outcome};
+use super::super::{Arguments, Call, Failure, Outcome, values};
 use super::{end_of_addresses, slot};
 use crate::address::MachineFrame;
 use crate::domain::Domain;
@@ -98,7 +98,7 @@ struct Request<'a, M: Machine> {
 impl<'a, M: Machine> Call<'a, M> {
     /// How many old extents are done is written to the guest in any case.
     pub(super) fn exchange(&self, arguments: &Arguments) -> Outcome {
-        let [_, place, ..] = *arguments;
+        let [_, place, ..] = values(arguments);
         let mut exchange: MemoryExchange = self.read(place)?;
         let result =
             self.check_exchange(exchange).and_then(|request| self.each_chunk(&request, &mut exchange));
@@ -107,7 +107,7 @@ impl<'a, M: Machine> Call<'a, M> {
         match result {
             Ok(()) => Ok(0),
             Err(NotDone::Errno(errno)) => Err(errno.into()),
-            Err(NotDone::Preempted) => Err(Failure::Again(*arguments)),
+            Err(NotDone::Preempted) => Err(Failure::Again(values(arguments))),
         }
     }
 

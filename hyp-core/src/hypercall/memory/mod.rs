@@ -14,7 +14,7 @@ mod reservation;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::memory;
 
-use super::{Arguments, Call, Outcome};
+use super::{Arguments, Call, Outcome, values};
 use crate::address::MachineFrame;
 use crate::domain::Domain;
 use crate::frame::extent::{NoExtent, Wanted};
@@ -25,7 +25,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation, with the number of extents already done in its upper bits; guest address of its structure.
     #[inline(never)]
     pub(super) fn memory_op(&self, arguments: &Arguments) -> Outcome {
-        let [operation, place, ..] = *arguments;
+        let [operation, place, ..] = values(arguments);
         let command = operation & memory::MEMORY_OP_COMMAND_MASK;
         let continued = operation != command;
         match command {

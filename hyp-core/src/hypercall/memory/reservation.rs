@@ -8,7 +8,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::memory::{self, MemoryReservation};
 
 use super::super::batch::NotDone;
-use super::super::{Arguments, Call, Failure, Outcome};
+use super::super::{Arguments, Call, Failure, Outcome, values};
 use super::{end_of_addresses, slot};
 use crate::address::MachineFrame;
 use crate::domain::Domain;
@@ -44,7 +44,7 @@ struct Request<'a, M: Machine> {
 
 impl<'a, M: Machine> Call<'a, M> {
     pub(super) fn reservation(&self, arguments: &Arguments) -> Outcome {
-        let [operation, place, ..] = *arguments;
+        let [operation, place, ..] = values(arguments);
         let start = operation >> memory::MEMORY_OP_EXTENT_SHIFT;
         match self.request(operation, place)? {
             None => Ok(start),
