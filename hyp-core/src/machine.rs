@@ -274,6 +274,11 @@ pub trait FrameMemory {
     /// The 8-byte word number `index` (below 512) of a frame that guests may change at the same time; `None` if the frame isn't RAM. The
     /// caller holds the frame as *writable* for as long as it uses the word.
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64>;
+    /// Two words of one frame, as [`Self::shared_word`].
+    fn shared_words(&self, frame: MachineFrame, indices: [usize; 2]) -> Option<[&AtomicU64; 2]> {
+        let [first, second] = indices;
+        Some([self.shared_word(frame, first)?, self.shared_word(frame, second)?])
+    }
 }
 
 /// The guest's address can't be used as asked, under the guest's own rights.

@@ -61,6 +61,7 @@ pub fn read(from: u64, into: &mut [u8]) -> Result<(), GuestFault> {
     // SAFETY: the range is the guest's, as was checked; `into` is the caller's alone, and as long as is said.
     unsafe {
         match into.len() {
+            4 => load_half(to, from),
             8 => load::<1>(to, from),
             16 => load::<2>(to, from),
             24 => load::<3>(to, from),
@@ -135,6 +136,38 @@ unsafe fn load<const WORDS: usize>(to: *mut u8, from: u64) -> Result<(), GuestFa
             ".quad 2b, 3b, 4b",
             ".popsection",
             words = const WORDS,
+            from = in(reg) from,
+            to = in(reg) to,
+            word = out(reg) _,
+            failed = out(reg) failed,
+            options(att_syntax, nostack)
+        );
+    }
+    if failed == 0 { Ok(()) } else { Err(GuestFault) }
+}
+
+/// Moves 4 bytes from the guest.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+unsafe fn load_half(to: *mut u8, from: u64) -> Result<(), GuestFault> {
+    let failed: u64;
+    // SAFETY: the caller's promise for both sides; a fault goes on at label 4, which says so.
+    unsafe {
+        asm!(
+            "xorl {failed:e}, {failed:e}",
+            "2:",
+            "movl ({from}), {word:e}",
+            "movl {word:e}, ({to})",
+            "3:",
+            ".pushsection .text.unlikely, \"ax\", @progbits",
+            "4: movl $1, {failed:e}",
+            "jmp 3b",
+            ".popsection",
+            ".pushsection .fixups, \"a\", @progbits",
+            ".quad 2b, 3b, 4b",
+            ".popsection",
             from = in(reg) from,
             to = in(reg) to,
             word = out(reg) _,

@@ -145,15 +145,33 @@ pub fn upcall(vcpu: &'static Vcpu<X86>) -> bool {
         return true;
     }
     let Some(hooked) = Hooked::now() else { return false };
-    let mode = match context.user_mode.get() {
-        true => leave_user_mode(vcpu, context),
-        false => Interrupted::kernel(context),
-    };
-    let target = Target { address: callback, mask: true };
-    if enter_kernel(hooked, context, target, mode, None).is_none() {
-        HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {:#x}", context.frame.rsp.get()));
+    if context.user_mode.get() {
+        upcall_of_user(hooked, vcpu, context, callback);
+    } else {
+        upcall_to(hooked, vcpu, context, callback, Interrupted::kernel(context));
     }
     true
+}
+
+#[inline(never)]
+fn upcall_of_user(hooked: Hooked, vcpu: &'static Vcpu<X86>, context: &GuestContext, callback: u64) {
+    let mode = leave_user_mode(vcpu, context);
+    upcall_to(hooked, vcpu, context, callback, mode);
+}
+
+#[inline(always)]
+fn upcall_to(hooked: Hooked, vcpu: &Vcpu<X86>, context: &GuestContext, callback: u64, mode: Interrupted) {
+    let target = Target { address: callback, mask: true };
+    if enter_kernel(hooked, context, target, mode, None).is_none() {
+        no_stack_for_event(vcpu);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn no_stack_for_event(vcpu: &Vcpu<X86>) {
+    let stack = vcpu.context().frame.rsp.get();
+    HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {stack:#x}"));
 }
 
 #[inline(always)]

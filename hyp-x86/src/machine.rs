@@ -189,6 +189,12 @@ impl FrameMemory for X86 {
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
         memory::entry(frame, index)
     }
+
+    #[inline(always)]
+    fn shared_words(&self, frame: MachineFrame, [first, second]: [usize; 2]) -> Option<[&AtomicU64; 2]> {
+        let words = memory::words(frame)?;
+        Some([words.get(first)?, words.get(second)?])
+    }
 }
 
 impl GuestMemory for X86 {

@@ -70,6 +70,7 @@ impl Channel {
         kind | u64::from(self.vcpu) << 8 | u64::from(domain) << 16 | u64::from(detail) << 32
     }
 
+    #[inline(always)]
     fn decode(word: u64) -> Option<Self> {
         let domain = DomainId::new((word >> 16) as u16);
         let detail = (word >> 32) as u16;
@@ -92,6 +93,7 @@ impl Channels {
         Self([const { AtomicU64::new(0) }; PORTS])
     }
 
+    #[inline(always)]
     pub fn get(&self, port: Port) -> Option<Channel> {
         // Relaxed: one word says it all, and whoever acts upon it holds the lock under which it was written.
         Channel::decode(self.0.get(usize::from(port.number()))?.load(Ordering::Relaxed))

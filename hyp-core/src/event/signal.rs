@@ -18,13 +18,17 @@ use crate::machine::Machine;
 
 /// Ports a word.
 const WORD_BITS: u16 = 64;
-/// Which word of `vcpu_info` is `evtchn_pending_sel`.
-const SELECTOR_WORD: usize = 1;
 
 /// One bit of the shared-info page.
 struct Bit<'a> {
     word: &'a AtomicU64,
     bit: u64,
+}
+
+/// Those of one port.
+struct Bits<'a> {
+    pending: Bit<'a>,
+    mask: Bit<'a>,
 }
 
 impl Bit<'_> {
@@ -47,12 +51,11 @@ impl<M: Machine> Hypervisor<M> {
     /// Makes a port of `domain` pending and tells vCPU `vcpu`. Under an event lock that keeps a channel which leads to the port: the domain's
     /// shared-info page stays until all such channels are closed.
     pub(crate) fn set_pending(&self, domain: &Domain<M>, port: Port, vcpu: u8) {
-        let Some(pending) = self.bit(domain, M::SHARED_INFO.pending, port) else { return };
+        let Some(Bits { pending, mask }) = self.bits(domain, port) else { return };
         if pending.set() {
             return;
         }
-        let masked = self.bit(domain, M::SHARED_INFO.mask, port).is_none_or(|mask| mask.is_set());
-        if let Some(vcpu) = domain.vcpus.get(usize::from(vcpu)).filter(|_| !masked) {
+        if let Some(vcpu) = domain.vcpus.get(usize::from(vcpu)).filter(|_| !mask.is_set()) {
             self.select(vcpu, port);
         }
         self.wake_pollers(domain, port);
@@ -60,10 +63,9 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Unmasks a port of the domain that asks; a pending one is told again.
     pub(crate) fn unmask(&self, domain: &Domain<M>, port: Port, vcpu: u8) {
-        let layout = M::SHARED_INFO;
-        let was_masked = self.bit(domain, layout.mask, port).is_some_and(|mask| mask.clear());
-        if was_masked
-            && self.is_pending(domain, port)
+        let Some(Bits { pending, mask }) = self.bits(domain, port) else { return };
+        if mask.clear()
+            && pending.is_set()
             && let Some(vcpu) = domain.vcpus.get(usize::from(vcpu))
         {
             self.select(vcpu, port);
@@ -72,36 +74,41 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Whether a port has an event.
     pub(crate) fn is_pending(&self, domain: &Domain<M>, port: Port) -> bool {
-        self.bit(domain, M::SHARED_INFO.pending, port).is_some_and(|pending| pending.is_set())
+        self.bits(domain, port).is_some_and(|bits| bits.pending.is_set())
     }
 
     /// A port that is closed has no event.
     pub(crate) fn clear_pending(&self, domain: &Domain<M>, port: Port) {
-        if let Some(pending) = self.bit(domain, M::SHARED_INFO.pending, port) {
-            pending.clear();
+        if let Some(bits) = self.bits(domain, port) {
+            bits.pending.clear();
         }
     }
 
     /// Sets the selector's bit for the port's word, and makes the upcall pending if it wasn't set.
     fn select(&self, vcpu: &Vcpu<M>, port: Port) {
-        let Some(word) = self.info_word(vcpu, SELECTOR_WORD) else { return };
-        let bit = 1u64.checked_shl(u32::from(port.number() / WORD_BITS)).unwrap_or(0);
+        let Some((state, word)) = self.info_words(vcpu) else { return };
+        // There are fewer words than a word has bits.
+        let bit = 1u64.wrapping_shl(u32::from(port.number() / WORD_BITS));
         if !(Bit { word, bit }).set() {
-            self.make_upcall_pending(vcpu);
+            self.make_upcall_pending(vcpu, state);
         }
     }
 
     /// Tells a vCPU that anything may be pending, after its `vcpu_info` has moved: nothing must get lost.
     pub(crate) fn select_all(&self, vcpu: &Vcpu<M>) {
-        if let Some(word) = self.info_word(vcpu, SELECTOR_WORD) {
-            word.store(u64::MAX, Ordering::SeqCst);
+        if let Some((state, selector)) = self.info_words(vcpu) {
+            selector.store(u64::MAX, Ordering::SeqCst);
+            self.make_upcall_pending(vcpu, state);
         }
-        self.make_upcall_pending(vcpu);
     }
 
-    fn bit<'a>(&'a self, domain: &Domain<M>, array: usize, port: Port) -> Option<Bit<'a>> {
-        let index = (array / 8).checked_add(usize::from(port.number() / WORD_BITS))?;
-        let word = self.machine.shared_word(domain.shared_info()?, index)?;
-        Some(Bit { word, bit: 1u64.checked_shl(u32::from(port.number() % WORD_BITS))? })
+    #[inline(always)]
+    fn bits<'a>(&'a self, domain: &Domain<M>, port: Port) -> Option<Bits<'a>> {
+        let word = usize::from(port.number() / WORD_BITS);
+        let bit = 1u64.wrapping_shl(u32::from(port.number() % WORD_BITS));
+        let indices =
+            [M::SHARED_INFO.pending, M::SHARED_INFO.mask].map(|array| (array / 8).saturating_add(word));
+        let [pending, mask] = self.machine.shared_words(domain.shared_info()?, indices)?;
+        Some(Bits { pending: Bit { word: pending, bit }, mask: Bit { word: mask, bit } })
     }
 }

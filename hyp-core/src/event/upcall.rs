@@ -21,6 +21,8 @@ use crate::machine::Machine;
 pub const PENDING: u64 = 0xff;
 /// What the hypervisor sets in [`PENDING`].
 const PENDING_ONE: u64 = 1;
+/// Which word of `vcpu_info` is `evtchn_pending_sel`.
+const SELECTOR_WORD: usize = 1;
 /// In the first word of `vcpu_info`: `evtchn_upcall_mask`, a byte, where the architecture has it.
 pub const MASK: u64 = 0xff00;
 /// What the hypervisor sets in [`MASK`].
@@ -67,13 +69,19 @@ impl<M: Machine> Hypervisor<M> {
         state & PENDING != 0 && (state & MASK == 0 || !M::SHARED_INFO.has_upcall_mask)
     }
 
-    /// Sets `evtchn_upcall_pending`, and wakes the vCPU if it waits for events.
-    pub(crate) fn make_upcall_pending(&self, vcpu: &Vcpu<M>) {
-        if let Some(word) = self.info_word(vcpu, 0) {
-            word.fetch_or(PENDING_ONE, Ordering::SeqCst);
-            vcpu.set_upcall_wanted(true);
-            self.wake_vcpu(vcpu);
-        }
+    /// Sets `evtchn_upcall_pending` in `state`, the vCPU's word of it, and wakes the vCPU if it waits for events.
+    pub(super) fn make_upcall_pending(&self, vcpu: &Vcpu<M>, state: &AtomicU64) {
+        state.fetch_or(PENDING_ONE, Ordering::SeqCst);
+        vcpu.set_upcall_wanted(true);
+        self.wake_vcpu(vcpu);
+    }
+
+    /// The first two words of the vCPU's `vcpu_info`: that with [`PENDING`] and [`MASK`], and `evtchn_pending_sel`.
+    #[inline(always)]
+    pub(super) fn info_words(&self, vcpu: &Vcpu<M>) -> Option<(&AtomicU64, &AtomicU64)> {
+        let (frame, offset) = vcpu.info_place()?;
+        let state = offset / 8;
+        self.machine.shared_words(frame, [state, state.saturating_add(SELECTOR_WORD)]).map(Into::into)
     }
 
     /// Word number `index` of the vCPU's `vcpu_info`.

@@ -54,7 +54,8 @@ impl<M: Machine> Call<'_, M> {
         }
         let start: GuestStart<M> = self.read(place)?;
         // The table lock is what two vCPUs that start the same third one at once meet at.
-        let mut space = self.tables(self.domain, self.domain.id()).map_err(|_| Failure::Again(values(arguments)))?;
+        let mut space =
+            self.tables(self.domain, self.domain.id()).map_err(|_| Failure::Again(values(arguments)))?;
         if vcpu.is_initialised() {
             return Err(Errno::EEXIST.into());
         }

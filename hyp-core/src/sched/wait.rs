@@ -89,6 +89,14 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn wake_vcpu(&self, vcpu: &Vcpu<M>) {
         // See the module's text: between the event and the look at who waits.
         fence(Ordering::SeqCst);
+        if vcpu.state() == RunState::Blocked {
+            self.end_wait(vcpu);
+        }
+    }
+
+    /// Out of the way of events for those that don't wait.
+    #[inline(never)]
+    fn end_wait(&self, vcpu: &Vcpu<M>) {
         if self.change_state(vcpu, RunState::Blocked, RunState::Runnable) {
             self.scheduler.want();
         }
@@ -99,9 +107,14 @@ impl<M: Machine> Hypervisor<M> {
         for vcpu in domain.usable_vcpus() {
             let polled = vcpu.poll.load(Ordering::SeqCst);
             if polled == ANY || polled == u32::from(port.number()) {
-                vcpu.poll.store(NOTHING, Ordering::SeqCst);
-                self.wake_vcpu(vcpu);
+                self.end_poll(vcpu);
             }
         }
+    }
+
+    #[inline(never)]
+    fn end_poll(&self, vcpu: &Vcpu<M>) {
+        vcpu.poll.store(NOTHING, Ordering::SeqCst);
+        self.wake_vcpu(vcpu);
     }
 }
