@@ -7,6 +7,7 @@ use hyp_core::fake::kernel;
 use crate::format::Hardware;
 use crate::hardware::content::{self, FRAMES};
 use crate::machine::Model;
+use crate::spec::vcpus::VCPUS;
 
 /// Frames of a domain when it starts: the kernel's, the P2M, the start-info page, tables, a stack, and a dozen to play with.
 pub const PAGES: u64 = 32;
@@ -28,6 +29,7 @@ pub fn build<F: Hardware>(hypervisor: &'static Hypervisor<Model<F>>, control: bo
     let file = kernel::image_at(F::address(0), 4096);
     let plan = Plan { kernel: &file, ramdisk: b"", arguments: "", pages: PAGES, control };
     let domain = hypervisor.build_domain(&plan).ok()?;
+    domain.set_vcpu_count(VCPUS as u8);
     let frames = hypervisor.frames();
     let mut p2m = vec![usize::MAX; PAGES as usize];
     for at in 0..FRAMES {

@@ -3,9 +3,17 @@
 use crate::format::{Hardware, Walk};
 use crate::hardware::content::slot;
 use crate::spec::operations::{Extended, Update};
+use crate::spec::vcpus::{OnVcpu, VCPUS};
 
-/// Where a mask stands that names the first vCPU.
-pub const MASK: u64 = crate::machine::WINDOW + 8192;
+/// Where the masks of vCPUs stand, a word each: the one that names none, the one that names the first, and so on.
+pub const MASKS: u64 = crate::machine::WINDOW + 8192;
+/// How many masks there are.
+pub const MASK_COUNT: u64 = 1 << VCPUS;
+
+/// Which vCPUs a mask names, if it is one of those that stand at [`MASKS`].
+pub fn named_by(mask: u64) -> Option<u64> {
+    Some(mask.checked_sub(MASKS)? / 8).filter(|named| *named < MASK_COUNT)
+}
 
 /// What is done in a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +43,8 @@ pub enum Operation {
     Hook(u64),
     /// `grant_table_op`, and what goes before it.
     Grant(Grant),
+    /// `vcpu_op`: which vCPU, and what.
+    OnVcpu(u64, OnVcpu),
     /// `memory_op` with extents of more than one frame, and exchanges.
     Extents(Extents),
     /// The domain crashes.
@@ -71,7 +81,8 @@ impl Operation {
 
     /// Whether the specification says beforehand what it must come to.
     pub fn is_foreseen(&self) -> bool {
-        self.is_batch() || matches!(self, Self::Remap(..) | Self::Multicall(_) | Self::Decrease(_))
+        self.is_batch()
+            || matches!(self, Self::Remap(..) | Self::Multicall(_) | Self::Decrease(_) | Self::OnVcpu(..))
     }
 }
 

@@ -54,7 +54,7 @@ impl<F: Hardware> Stage<F> {
 
     fn loaded(&self, who: usize) -> Loaded {
         let vcpu = &self.hv.domain(DomainId::new(who as u16)).expect("a domain").vcpus[0];
-        Loaded { tag: who, kernel: vcpu.kernel_root().expect("a root"), user: vcpu.user_root() }
+        Loaded::of(vcpu).expect("a root")
     }
 
     /// A CPU goes on with a domain.

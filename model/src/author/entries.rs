@@ -6,11 +6,16 @@ use super::Author;
 use crate::format::{Hardware, Shape, Walk};
 use crate::guest::PAGES;
 use crate::hardware::content::{FRAMES, number};
-use crate::operation::{MASK, Operation};
+use crate::operation::{MASK_COUNT, MASKS, Operation};
 use crate::spec::DOMAINS;
 use crate::spec::operations::{Extended, Update};
 
 impl Author<'_> {
+    /// Where some set of vCPUs stands.
+    fn mask(&mut self) -> u64 {
+        MASKS + 8 * self.chance.u64(..MASK_COUNT)
+    }
+
     pub(super) fn update<F: Hardware>(&mut self) -> Update {
         let level = self.chance.u8(1..=F::LEVELS);
         let table = if self.one_in(3) { self.candidate() } else { self.table_of(level) };
@@ -85,8 +90,8 @@ impl Author<'_> {
                 }
             });
             match author.chance.u32(..24) {
-                0..8 => Extended { command: u32::from(level) - 1, argument: frame, second: MASK },
-                8 => Extended { command: author.chance.u32(..5), argument: frame, second: MASK },
+                0..8 => Extended { command: u32::from(level) - 1, argument: frame, second: 0 },
+                8 => Extended { command: author.chance.u32(..5), argument: frame, second: 0 },
                 9..15 => {
                     let mine = author.known.pins.iter().filter(|pin| pin.domain == author.domain);
                     let mine: Vec<_> = mine.map(|pin| number(pin.table)).collect();
@@ -95,14 +100,14 @@ impl Author<'_> {
                     } else {
                         mine[author.chance.usize(..mine.len())]
                     };
-                    Extended { command: mmu::MMUEXT_UNPIN_TABLE, argument: frame, second: MASK }
+                    Extended { command: mmu::MMUEXT_UNPIN_TABLE, argument: frame, second: 0 }
                 }
                 15..19 => {
                     let root = author.table_of(F::LEVELS).map_or(frame, number);
                     Extended {
                         command: mmu::MMUEXT_NEW_BASEPTR,
                         argument: if author.one_in(4) { frame } else { root },
-                        second: MASK,
+                        second: 0,
                     }
                 }
                 19..21 => {
@@ -110,7 +115,7 @@ impl Author<'_> {
                     Extended {
                         command: mmu::MMUEXT_NEW_USER_BASEPTR,
                         argument: if author.one_in(3) { 0 } else { root },
-                        second: MASK,
+                        second: 0,
                     }
                 }
                 21 => {
@@ -121,7 +126,7 @@ impl Author<'_> {
                 _ => Extended {
                     command: author.chance.u32(mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL),
                     argument: author.address::<F>(),
-                    second: MASK,
+                    second: author.mask(),
                 },
             }
         };
@@ -139,8 +144,9 @@ impl Author<'_> {
             let shape = if self.chance.bool() { Shape::Writable } else { Shape::ReadOnly };
             raw = F::compose(shape, self.of(usize::from(other)));
         }
-        let flags = [mmu::UVMF_NONE, mmu::UVMF_INVLPG, mmu::UVMF_TLB_FLUSH, mmu::UVMF_INVLPG | mmu::UVMF_ALL]
-            [self.chance.usize(..4)];
+        let kind = [mmu::UVMF_NONE, mmu::UVMF_INVLPG, mmu::UVMF_TLB_FLUSH][self.chance.usize(..3)];
+        let whose = [mmu::UVMF_LOCAL, mmu::UVMF_LOCAL, mmu::UVMF_ALL, self.mask()][self.chance.usize(..4)];
+        let flags = kind | whose;
         let address = self.address::<F>();
         Operation::Remap(address, raw, flags, other)
     }

@@ -11,6 +11,7 @@ use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
 mod entries;
 mod grants;
 mod memory;
+mod vcpus;
 mod writable;
 
 /// How operations are made up, from what is known.
@@ -159,7 +160,7 @@ impl Author<'_> {
 
     /// An address at which the domain's kernel has a frame mapped that is `wanted`.
     fn mapped<F: Hardware>(&mut self, wanted: impl Fn(Translation) -> bool) -> Option<u64> {
-        let root = self.known.domains[self.domain].kernel?;
+        let root = self.known.domains[self.domain].vcpu().kernel?;
         let view = View { content: self.content, writes: None };
         let start = self.chance.u64(..PAGES + 4);
         let mut pages = (start..PAGES + 4).chain(0..start).map(F::address);
@@ -177,6 +178,9 @@ impl Author<'_> {
         }
         if self.chance.u32(..40) == 0 {
             return self.extents();
+        }
+        if self.chance.u32(..20) == 0 {
+            return self.vcpus::<F>();
         }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),

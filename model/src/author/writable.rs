@@ -56,7 +56,7 @@ impl Author<'_> {
     /// Hangs a new table of pages at one place, and maps it read-only at another.
     fn graft<F: Hardware>(&mut self) -> Option<Operation> {
         let (new, above) = (self.candidate()?, self.table_of(2)?);
-        let root = self.known.domains[self.domain].kernel?;
+        let root = self.known.domains[self.domain].vcpu().kernel?;
         let page = F::address(self.chance.u64(..PAGES + 4));
         let to = View { content: self.content, writes: None }.translate::<F>(root, page)?;
         let place = |table: usize, index: usize| number(table) << 12 | (index as u64) << 3;

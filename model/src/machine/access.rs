@@ -78,11 +78,11 @@ impl<F: Hardware> Model<F> {
         }
     }
 
-    /// Translations of the running guest that its CPU has cached and that the tables, walked anew, don't give.
-    pub fn stale(&self) -> Vec<(u64, Cached)> {
+    /// Translations of the guest that a CPU runs which it has cached and which the tables, walked anew, don't give.
+    pub fn stale(&self, cpu: usize) -> Vec<(u64, Cached)> {
         let mut cpus = lock(&self.cpus);
-        let Cpus { all, current, chance } = &mut *cpus;
-        let cpu = &all[*current];
+        let Cpus { all, chance, .. } = &mut *cpus;
+        let cpu = &all[cpu];
         let Some(loaded) = cpu.loaded else { return Vec::new() };
         let mut stale = Vec::new();
         for entry in cpu.tlb.of(loaded.tag) {

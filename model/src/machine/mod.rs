@@ -11,9 +11,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hyp_core::Hypervisor;
 use hyp_core::address::MachineFrame;
 use hyp_core::frame::{BootMemory, FrameRecord, Memory};
+use hyp_core::{Hypervisor, Vcpu};
 
 use crate::format::Hardware;
 use crate::hardware::content::{self, Content, FIRST, FRAMES};
@@ -40,15 +40,31 @@ const WALKED: u8 = 2;
 pub struct Loaded {
     /// Number of the domain.
     pub tag: usize,
+    /// Which of its vCPUs.
+    pub vcpu: usize,
     /// The kernel's root.
     pub kernel: MachineFrame,
     /// The user mode's root.
     pub user: Option<MachineFrame>,
 }
 
+impl Loaded {
+    /// What a vCPU has to have loaded, if it can run at all.
+    pub fn of<F: Hardware>(vcpu: &Vcpu<Model<F>>) -> Option<Self> {
+        vcpu.kernel_root().map(|kernel| Self {
+            tag: usize::from(vcpu.domain_id().number()),
+            vcpu: usize::from(vcpu.index()),
+            kernel,
+            user: vcpu.user_root(),
+        })
+    }
+}
+
 #[derive(Default)]
 struct Cpu {
     loaded: Option<Loaded>,
+    /// Which vCPU of each domain it has run last.
+    last: [Option<usize>; TAGS],
     reach: [Reach; TAGS],
     tlb: Tlb,
 }
@@ -168,10 +184,13 @@ impl<F: Hardware> Model<F> {
         }
         let same = before.map(|before| before.tag) == loaded.map(|loaded| loaded.tag);
         cpus.all[cpu].loaded = loaded;
+        let another = loaded.is_some_and(|next| {
+            cpus.all[cpu].last[next.tag].replace(next.vcpu).is_some_and(|last| last != next.vcpu)
+        });
         match (F::TAGGED, loaded.or(before)) {
             (false, _) => self.forget_all(&mut cpus, cpu),
             // Another vCPU of the same domain, or the end of it here: the tags don't tell them apart.
-            (true, Some(loaded_or_left)) if same || loaded.is_none() => {
+            (true, Some(loaded_or_left)) if same || another || loaded.is_none() => {
                 self.forget(&mut cpus, cpu, loaded_or_left.tag);
             }
             (true, _) => {}

@@ -2,6 +2,7 @@
 
 use hyp_core::address::MachineFrame;
 use hyp_core::domain::Life as CoreLife;
+use hyp_core::domain::vcpu::RunState;
 use hyp_core::frame::FrameType;
 use hyp_core::machine::Entry;
 use hyp_core::paging::writable::Slot;
@@ -12,12 +13,24 @@ use crate::format::Hardware;
 use crate::hardware::content::{FRAMES, frame, number, slot};
 use crate::hardware::reach::TAGS;
 use crate::machine::Model;
+use crate::spec::vcpus::Vcpu;
 use crate::spec::view::View;
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Domain as Known, Life, NO_NAME, NOBODY, Pin, Unhooked};
 
 fn place(root: Option<MachineFrame>) -> Option<usize> {
     root.and_then(|root| slot(root.number()))
+}
+
+/// What the core says of a vCPU.
+fn vcpu_of<F: Hardware>(vcpu: &hyp_core::Vcpu<Model<F>>) -> Vcpu {
+    Vcpu {
+        kernel: place(vcpu.kernel_root()),
+        user: place(vcpu.user_root()),
+        initialised: vcpu.is_initialised(),
+        up: vcpu.state() != RunState::Offline,
+        info: place(vcpu.registered_info()),
+    }
 }
 
 impl<F: Hardware> Session<F> {
@@ -65,13 +78,22 @@ impl<F: Hardware> Session<F> {
                 self.known.pins.push(Pin { domain, table: at, level });
             }
         }
+        self.learn_vcpus(&wanted);
         for number in (0..DOMAINS).filter(|number| wanted(*number)) {
             let Some(core) = self.domain(number).filter(|core| core.life() != CoreLife::Vacant) else {
                 continue;
             };
-            self.known.domains[number].kernel = place(core.vcpus[0].kernel_root());
-            self.known.domains[number].user = place(core.vcpus[0].user_root());
             self.known.domains[number].shared = place(core.shared_info());
+        }
+    }
+
+    /// Takes the core's word for the vCPUs of some domains.
+    pub(super) fn learn_vcpus(&mut self, wanted: impl Fn(usize) -> bool) {
+        for number in (0..DOMAINS).filter(|number| wanted(*number)) {
+            let Some(core) = self.domain(number) else { continue };
+            for (known, vcpu) in self.known.domains[number].vcpus.iter_mut().zip(&core.vcpus) {
+                *known = vcpu_of(vcpu);
+            }
         }
     }
 
@@ -135,6 +157,7 @@ impl<F: Hardware> Session<F> {
         self.judge()?;
         if !self.is_unfinished() {
             self.compare_records()?;
+            self.compare_vcpus()?;
         }
         if step.is_multiple_of(self.plan.audit_every) {
             let report = self.hypervisor.audit();
@@ -165,6 +188,20 @@ impl<F: Hardware> Session<F> {
             }
         }
         self.machine().judge(self.hypervisor.frames(), &may, &may_write)
+    }
+
+    /// The vCPUs of the living are as they were made.
+    fn compare_vcpus(&self) -> Check {
+        for number in (0..DOMAINS).filter(|at| self.known.domains[*at].life == Life::Alive) {
+            let Some(core) = self.domain(number) else { return Err(format!("d{number} is gone")) };
+            for (index, known) in self.known.domains[number].vcpus.iter().enumerate() {
+                let found = vcpu_of(&core.vcpus[index]);
+                if found != *known {
+                    return Err(format!("d{number}'s vCPU {index} is {found:?}, not {known:?}"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The core's records are what was counted, to the digit.

@@ -1,5 +1,6 @@
 //! What a hypercall came to, held against what the specification foresaw.
 
+use hyp_core::domain::Life as CoreLife;
 use penumbra_abi::errno::Errno;
 
 use super::prediction::Prediction;
@@ -68,6 +69,15 @@ impl<F: Hardware> Session<F> {
             Operation::Remap(..) => {
                 self.compare(foreseen, answer, (0, usize::from(answer.is_ok())), lenient)?;
             }
+            Operation::OnVcpu(..) => {
+                self.compare(foreseen, answer, (0, usize::from(answer.is_ok())), lenient)?;
+                if answer.is_ok_and(|value| value != foreseen.value) && !lenient {
+                    return Err(format!("{operation:x?}: {answer:?}, not {}", foreseen.value));
+                }
+                if self.domain(domain).is_some_and(|core| core.life() != CoreLife::Alive) {
+                    self.bury(domain);
+                }
+            }
             Operation::Increase(count) => {
                 return self.compare_increase(domain, *count, None, answer, lenient);
             }
@@ -91,7 +101,7 @@ impl<F: Hardware> Session<F> {
             self.learn();
         }
         if answer.is_ok() {
-            self.check_promise(operation)?;
+            self.check_promise(domain, operation)?;
         }
         Ok(())
     }
@@ -146,35 +156,6 @@ impl<F: Hardware> Session<F> {
             }
         }
         Ok(())
-    }
-
-    /// What was promised to be flushed is not cached any more on this CPU.
-    pub(super) fn check_promise(&self, operation: &Operation) -> Check {
-        use penumbra_abi::mmu::*;
-        let (all, page) = match operation {
-            Operation::Remap(address, _, flags, _) => match flags & UVMF_FLUSHTYPE_MASK {
-                UVMF_TLB_FLUSH => (true, 0),
-                UVMF_INVLPG => (false, *address),
-                _ => return Ok(()),
-            },
-            Operation::Extended(_, list) => match list.last().map(|last| (last.command, last.argument)) {
-                Some((MMUEXT_TLB_FLUSH_LOCAL | MMUEXT_TLB_FLUSH_ALL | MMUEXT_TLB_FLUSH_MULTI, _)) => {
-                    (true, 0)
-                }
-                Some((MMUEXT_INVLPG_LOCAL | MMUEXT_INVLPG_ALL | MMUEXT_INVLPG_MULTI, address)) => {
-                    (false, address)
-                }
-                Some((MMUEXT_NEW_BASEPTR, _)) => (true, 0),
-                _ => return Ok(()),
-            },
-            _ => return Ok(()),
-        };
-        match self.machine().stale().into_iter().find(|(address, _)| all || address >> 12 == page >> 12) {
-            Some((address, entry)) => {
-                Err(format!("{address:#x} is still cached as {entry:?}, after a flush that was promised"))
-            }
-            None => Ok(()),
-        }
     }
 
     /// Frames that a domain was given.

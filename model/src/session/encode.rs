@@ -1,15 +1,18 @@
 //! An operation as a hypercall: its arguments in the window, its registers.
 
+use hyp_core::fake::FakeStart;
 use penumbra_abi::hypercall as call;
 use penumbra_abi::memory::{self, MemoryReservation};
 use penumbra_abi::mmu::{MmuUpdate, MmuextOp};
 use penumbra_abi::multicall::MulticallEntry;
+use penumbra_abi::vcpu::{self, RegisterVcpuInfo};
 use zerocopy::IntoBytes;
 
 use super::{DONE, LIST, RESERVATION, Session};
 use crate::format::Hardware;
 use crate::machine::WINDOW;
 use crate::operation::Operation;
+use crate::spec::vcpus::OnVcpu;
 
 impl<F: Hardware> Session<F> {
     /// Writes an operation's arguments into the window.
@@ -45,6 +48,7 @@ impl<F: Hardware> Session<F> {
             }
             Operation::Populate(list) => self.encode_memory(memory::XENMEM_POPULATE_PHYSMAP, list),
             Operation::Decrease(list) => self.encode_memory(memory::XENMEM_DECREASE_RESERVATION, list),
+            Operation::OnVcpu(number, one) => self.encode_on_vcpu(*number, *one),
             Operation::Grant(grant) => self.encode_grant(grant),
             Operation::Extents(extents) => self.encode_extents(extents),
             Operation::Unhook(address) => (call::PENUMBRA, [call::PENUMBRA_UNHOOK, *address, 0, 0, 0, 0]),
@@ -52,6 +56,23 @@ impl<F: Hardware> Session<F> {
             Operation::Multicall(list) => self.encode_multicall(list),
             other => unreachable!("{other:?} is no hypercall"),
         }
+    }
+
+    fn encode_on_vcpu(&self, number: u64, operation: OnVcpu) -> (u64, [u64; 6]) {
+        let (command, place) = match operation {
+            OnVcpu::Initialise { entry, kernel, user } => {
+                let start = FakeStart { entry, kernel_root: kernel, user_root: user };
+                (vcpu::VCPUOP_INITIALISE, self.machine().put(LIST, start.as_bytes()))
+            }
+            OnVcpu::Up => (vcpu::VCPUOP_UP, 0),
+            OnVcpu::Down => (vcpu::VCPUOP_DOWN, 0),
+            OnVcpu::IsUp => (vcpu::VCPUOP_IS_UP, 0),
+            OnVcpu::RegisterInfo { frame, offset } => {
+                let request = RegisterVcpuInfo { mfn: frame, offset, ..RegisterVcpuInfo::default() };
+                (vcpu::VCPUOP_REGISTER_VCPU_INFO, self.machine().put(LIST, request.as_bytes()))
+            }
+        };
+        (call::VCPU_OP, [command, number, place, 0, 0, 0])
     }
 
     pub(super) fn encode_memory(&self, command: u64, list: &[u64]) -> (u64, [u64; 6]) {

@@ -12,6 +12,7 @@ use super::{Check, LIST, Session};
 use crate::format::Hardware;
 use crate::guest::{self, PAGES};
 use crate::hardware::content::{frame, number, slot};
+use crate::spec::vcpus::Vcpu;
 use crate::spec::{Domain as Known, Life, NOBODY, Pin};
 
 impl<F: Hardware> Session<F> {
@@ -30,16 +31,16 @@ impl<F: Hardware> Session<F> {
             self.machine().access(address, Some(value));
         } else if self.machine().access(address, None).is_some() {
             self.tally.succeeded += 1;
-        } else if let Some(core) = self.domain(domain).filter(|core| core.has_unhooked()) {
-            self.hypervisor.hook_for_fault(&core.vcpus[0], GuestVirtual::new(address));
+        } else if let Some(vcpu) = self.vcpu(domain).filter(|_| self.known.has_unhooked(domain)) {
+            self.hypervisor.hook_for_fault(vcpu, GuestVirtual::new(address));
             self.learn();
         }
         Ok(())
     }
 
     pub(super) fn crash(&mut self, domain: usize) -> Check {
-        let Some(core) = self.domain(domain) else { return Ok(()) };
-        self.hypervisor.kill(&core.vcpus[0], format_args!("a test"));
+        let Some(vcpu) = self.vcpu(domain) else { return Ok(()) };
+        self.hypervisor.kill(vcpu, format_args!("a test"));
         self.bury(domain);
         Ok(())
     }
@@ -90,10 +91,11 @@ impl<F: Hardware> Session<F> {
         }
         self.known.owner[built.shared] = built.number as u8;
         self.known.pins.push(Pin { domain: built.number, table: built.root, level: F::LEVELS });
+        let first = Vcpu { kernel: Some(built.root), initialised: true, up: true, ..Vcpu::default() };
         self.known.domains[built.number] = Known {
             life: Life::Alive,
-            kernel: Some(built.root),
-            user: None,
+            vcpus: [first, Vcpu::default(), Vcpu::default()],
+            turn: 0,
             shared: Some(built.shared),
             limit: PAGES as usize,
         };

@@ -16,7 +16,7 @@ use hyp_core::paging::Budget;
 use crate::author::Author;
 use crate::format::Hardware;
 use crate::machine::{self, Flaws, Model};
-use crate::operation::Operation;
+use crate::operation::{MASK_COUNT, Operation};
 use crate::spec::operations::Foreseen;
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life};
@@ -29,6 +29,7 @@ mod extents;
 mod grants;
 mod life;
 mod prediction;
+mod promise;
 mod through;
 mod writable;
 
@@ -97,8 +98,8 @@ pub struct Session<F: Hardware> {
     world: World,
     /// The same, if nothing has happened since it was counted.
     counted: Option<World>,
-    /// On which CPU each domain's vCPU has its roots loaded.
-    cpu_of: [Option<usize>; DOMAINS],
+    /// On which CPU each vCPU has its roots loaded.
+    cpu_of: cpus::Places,
     /// Tables that were pinned when they were unhooked, with their domains.
     pinned_before: Vec<(usize, usize)>,
     recent: VecDeque<String>,
@@ -145,13 +146,15 @@ impl<F: Hardware> Session<F> {
             known,
             world,
             counted: None,
-            cpu_of: [None; DOMAINS],
+            cpu_of: Default::default(),
             pinned_before: Vec::new(),
             recent: VecDeque::new(),
             tally: Tally::default(),
             plan,
         };
-        session.machine().put(OTHER, &1u64.to_le_bytes());
+        for mask in 0..MASK_COUNT {
+            session.machine().put(OTHER + 8 * mask as usize, &mask.to_le_bytes());
+        }
         for _ in 0..3 {
             session.build()?;
         }
@@ -203,11 +206,16 @@ impl<F: Hardware> Session<F> {
 
     /// Makes up one operation and carries it out.
     fn perform(&mut self, domain: usize, depth: u32) -> Check {
+        self.take_turn(domain);
         let content = &self.machine().content;
         let (known, world) = (self.known.clone(), self.world);
         let mut author = Author { chance: &mut self.chance, known: &known, world: &world, content, domain };
         let operation = author.operation::<F>();
-        self.remember(format!("{}d{domain}: {operation:x?}", if depth > 0 { "  meanwhile " } else { "" }));
+        self.remember(format!(
+            "{}d{domain}v{}: {operation:x?}",
+            if depth > 0 { "  meanwhile " } else { "" },
+            known.domains[domain].turn
+        ));
         self.run_on_some_cpu(domain);
         if !operation.is_foreseen() {
             self.counted = None;

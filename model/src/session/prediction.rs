@@ -18,6 +18,8 @@ pub(super) struct Prediction {
     pub(super) refusal: Option<Errors>,
     /// What will stand in memory.
     pub(super) writes: Writes,
+    /// What is answered, of an operation that answers with a number.
+    pub(super) value: u64,
     /// Of a multicall: why each entry is refused, if it is.
     pub(super) entries: Vec<Option<Errors>>,
 }
@@ -71,6 +73,14 @@ impl Prediction {
                 self.known.push(foreseen.known.clone());
                 let target = of.map_or(Ok(domain), |of| foreseen.named(domain, of))?;
                 foreseen.remap::<F>(domain, *address, *raw, target)?;
+                self.known.push(foreseen.known.clone());
+            }
+            Operation::OnVcpu(number, one) => {
+                let before = foreseen.known.clone();
+                let outcome = foreseen.on_vcpu::<F>(domain, *number, *one);
+                // What a refusal leaves behind is known at once.
+                self.known.push(if outcome.is_ok() { before } else { foreseen.known.clone() });
+                self.value = outcome?;
                 self.known.push(foreseen.known.clone());
             }
             Operation::Decrease(list) => {

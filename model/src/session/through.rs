@@ -26,8 +26,7 @@ impl<F: Hardware> Session<F> {
         arguments: [u64; 6],
         budget: &Budget,
     ) -> Result<Result<u64, Errno>, [u64; 6]> {
-        let core = self.domain(domain).expect("a domain that lives");
-        let vcpu = &core.vcpus[0];
+        let vcpu = self.vcpu(domain).expect("a domain that lives");
         vcpu.context().take();
         self.hypervisor.hypercall_within(vcpu, number, arguments, budget);
         let registers = vcpu.context().take();
@@ -81,17 +80,18 @@ impl<F: Hardware> Session<F> {
                         self.commit(&foreseen, begun, done, lenient)?;
                         begun = done;
                         self.between(domain, depth)?;
-                        if self.known.domains[domain].life != Life::Alive {
+                        if !self.goes_on(domain) {
                             return Ok(());
                         }
                         foreseen = self.predict(domain, operation, begun);
-                    } else if matches!(operation, Operation::Remap(..)) {
+                    } else if matches!(operation, Operation::Remap(..) | Operation::OnVcpu(..)) {
+                        self.learn_vcpus(|number| number == domain);
                         if lenient {
                             // What was unhooked may be back before anything else is done.
                             self.learn();
                         }
                         self.between(domain, depth)?;
-                        if self.known.domains[domain].life != Life::Alive {
+                        if !self.goes_on(domain) {
                             return Ok(());
                         }
                         foreseen = self.predict(domain, operation, begun);
@@ -104,18 +104,15 @@ impl<F: Hardware> Session<F> {
         Err(format!("{operation:x?} does not end"))
     }
 
-    /// Between two pieces of a hypercall anything may happen.
+    /// Between two pieces of a hypercall anything may happen: other domains have their turn, and this one's other vCPUs.
     pub(super) fn between(&mut self, domain: usize, depth: u32) -> Check {
         self.refresh()?;
         self.judge()?;
         if depth > 0 || self.chance.u8(..4) != 0 {
             return Ok(());
         }
-        let others: Vec<_> =
-            (0..DOMAINS).filter(|at| *at != domain && self.known.domains[*at].life == Life::Alive).collect();
-        if others.is_empty() {
-            return Ok(());
-        }
+        let others: Vec<_> = (0..DOMAINS).filter(|at| self.known.domains[*at].life == Life::Alive).collect();
+        let turn = self.known.domains[domain].turn;
         // What was arranged for a flush of this hypercall's isn't for others': the control domain, for one, would wait for its own lock.
         let interlude = self.machine().no_interlude();
         // Arguments stand in a window that everybody uses.
@@ -128,10 +125,17 @@ impl<F: Hardware> Session<F> {
         if let Some(interlude) = interlude {
             self.machine().at_next_flush(interlude);
         }
-        if self.known.domains[domain].life == Life::Alive {
+        self.known.domains[domain].turn = turn;
+        if self.goes_on(domain) {
             self.run_on_some_cpu(domain);
         }
         Ok(())
+    }
+
+    /// Whether the vCPU of a domain that had its turn still runs.
+    fn goes_on(&self, domain: usize) -> bool {
+        let known = &self.known.domains[domain];
+        known.life == Life::Alive && known.vcpu().up
     }
 
     /// While the core flushes for this domain, the control domain, on another CPU, maps one of its frames, uses it, and unmaps it again.
@@ -140,7 +144,7 @@ impl<F: Hardware> Session<F> {
         if self.known.domains[0].life != Life::Alive || self.known.has_unhooked(0) {
             return;
         }
-        let Some(core) = self.domain(0) else { return };
+        let Some(vcpu) = self.vcpu(0) else { return };
         let start = self.chance.usize(..FRAMES);
         let mine = |at: &usize| usize::from(self.known.owner[*at]) == domain;
         let mut named = operation.tables::<F>();
@@ -162,7 +166,6 @@ impl<F: Hardware> Session<F> {
         let entry = self.place_of(0, address);
         let machine = self.machine();
         machine.at_next_flush(move || {
-            let vcpu = &core.vcpus[0];
             let Some((table, index)) = entry else { return };
             // Only where nothing is mapped; and nothing that the outer operation waits for may have been changed.
             if F::walk(1, machine.content.read(table, index)) != Walk::Fault {
@@ -175,8 +178,7 @@ impl<F: Hardware> Session<F> {
             if usage.is_some_and(|usage| usage.uses > 0 && !usage.complete) {
                 return;
             }
-            let kernel = vcpu.kernel_root();
-            machine.switch_to(other, kernel.map(|kernel| Loaded { tag: 0, kernel, user: vcpu.user_root() }));
+            machine.switch_to(other, Loaded::of(vcpu));
             let old = machine.content.read(table, index);
             // What it writes is what stands there, since the outcome of the outer operation was foreseen before.
             let word = machine.content.read(target, 0);
@@ -194,7 +196,7 @@ impl<F: Hardware> Session<F> {
 
     /// The level-1 entry that translates an address for a domain.
     pub(super) fn place_of(&self, domain: usize, address: u64) -> Option<(usize, usize)> {
-        let root = frame(self.known.domains[domain].kernel?);
+        let root = frame(self.known.domains[domain].vcpu().kernel?);
         let at = hyp_core::address::GuestVirtual::new(address);
         let mut table = slot(F::root_of(at, Some(root), None)?.number())?;
         for level in (2..=F::LEVELS).rev() {

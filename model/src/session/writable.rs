@@ -54,7 +54,7 @@ impl<F: Hardware> Session<F> {
     /// Where the tables of a domain's kernel lead.
     fn translation(&self, domain: usize, address: u64) -> Option<Translation> {
         let view = View { content: &self.machine().content, writes: None };
-        view.translate::<F>(self.known.domains[domain].kernel?, address)
+        view.translate::<F>(self.known.domains[domain].vcpu().kernel?, address)
     }
 
     /// The guest's kernel writes words to a page.
@@ -75,7 +75,7 @@ impl<F: Hardware> Session<F> {
 
     /// The hypervisor gets to see a write that has faulted.
     fn table_write(&mut self, domain: usize, address: u64, index: usize, raw: u64) -> Check {
-        let Some(core) = self.domain(domain) else { return Ok(()) };
+        let (Some(core), Some(vcpu)) = (self.domain(domain), self.vcpu(domain)) else { return Ok(()) };
         let lenient = self.is_unforeseeable(domain);
         let mut foreseen = Foreseen::new(&self.known, &self.machine().content, None);
         let target = self.translation(domain, address).and_then(|to| to.target);
@@ -84,7 +84,7 @@ impl<F: Hardware> Session<F> {
         } else {
             foresee::<F>(&mut foreseen, domain, target, index, raw)
         };
-        let outcome = self.hypervisor.write_table(&core.vcpus[0], GuestVirtual::new(address), |_| Some(raw));
+        let outcome = self.hypervisor.write_table(vcpu, GuestVirtual::new(address), |_| Some(raw));
         self.tally.succeeded += u64::from(outcome == TableWrite::Done);
         self.tally.emulated += u64::from(outcome == TableWrite::Done);
         let known = foreseen.known;

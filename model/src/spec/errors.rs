@@ -4,10 +4,19 @@ use penumbra_abi::errno::Errno;
 
 /// A set of error codes; empty: the operation has to succeed.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Errors(u8);
+pub struct Errors(u16);
 
-const KNOWN: [Errno; 7] =
-    [Errno::EPERM, Errno::EINVAL, Errno::EBUSY, Errno::ESRCH, Errno::EFAULT, Errno::ENOMEM, Errno::ENOSYS];
+const KNOWN: [Errno; 9] = [
+    Errno::EPERM,
+    Errno::EINVAL,
+    Errno::EBUSY,
+    Errno::ESRCH,
+    Errno::EFAULT,
+    Errno::ENOMEM,
+    Errno::ENOSYS,
+    Errno::ENOENT,
+    Errno::EEXIST,
+];
 
 impl Errors {
     /// No reason to refuse.

@@ -7,11 +7,13 @@
 
 pub mod errors;
 pub mod operations;
+pub mod vcpus;
 pub mod view;
 pub mod world;
 
 use crate::hardware::content::FRAMES;
 use crate::hardware::reach::TAGS;
+use vcpus::{VCPUS, Vcpu};
 
 /// Domains there can be at a time.
 pub const DOMAINS: usize = TAGS;
@@ -37,10 +39,10 @@ pub enum Life {
 pub struct Domain {
     /// Where it is in its life.
     pub life: Life,
-    /// Its kernel's root.
-    pub kernel: Option<usize>,
-    /// Its user mode's root.
-    pub user: Option<usize>,
+    /// Its vCPUs.
+    pub vcpus: [Vcpu; VCPUS],
+    /// Which of them has its turn: the one that does what the domain does.
+    pub turn: usize,
     /// The page that it shares with the hypervisor.
     pub shared: Option<usize>,
     /// Frames it may have, the shared page not counted.

@@ -6,6 +6,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
 use super::errors::Errors;
+use super::vcpus::Vcpu;
 use super::view::{View, Writes};
 use super::world::{Asker, World, admitted};
 use super::{Knowledge, Life, Pin};
@@ -51,7 +52,7 @@ impl<'a> Foreseen<'a> {
     }
 
     /// Something changes: what was counted isn't true any more.
-    fn change(&mut self) -> &mut Self {
+    pub(super) fn change(&mut self) -> &mut Self {
         self.world.set(None);
         self
     }
@@ -73,7 +74,12 @@ impl<'a> Foreseen<'a> {
     }
 
     /// Whether a table can be held in addition to all there is.
-    fn may_hold<F: Hardware>(&self, domain: usize, frame: u64, level: u8) -> Result<usize, Errors> {
+    pub(super) fn may_hold<F: Hardware>(
+        &self,
+        domain: usize,
+        frame: u64,
+        level: u8,
+    ) -> Result<usize, Errors> {
         let Some(table) = slot(frame) else { return Err(Errors::only(Errno::EINVAL)) };
         let (mut world, mut wrong) = (self.world::<F>(), Errors::NONE);
         let asker = Asker { owner: domain, target: domain };
@@ -160,7 +166,7 @@ impl<'a> Foreseen<'a> {
     ) -> Result<(), Errors> {
         let refused = Err(Errors::only(Errno::EINVAL));
         let root = |at: Option<usize>| at.map(crate::hardware::content::frame);
-        let (kernel, user) = (self.known.domains[domain].kernel, self.known.domains[domain].user);
+        let Vcpu { kernel, user, .. } = *self.known.domains[domain].vcpu();
         let at = hyp_core::address::GuestVirtual::new(address);
         let Some(root) = F::root_of(at, root(kernel), root(user)) else { return refused };
         let Some(mut table) = slot(root.number()) else { return refused };
@@ -208,13 +214,13 @@ impl<'a> Foreseen<'a> {
             mmu::MMUEXT_UNPIN_TABLE => self.unpin(owner, frame),
             mmu::MMUEXT_NEW_BASEPTR => {
                 let root = self.may_hold::<F>(domain, frame, F::LEVELS)?;
-                self.change().known.domains[domain].kernel = Some(root);
+                self.change().known.domains[domain].vcpu_mut().kernel = Some(root);
                 Ok(())
             }
             mmu::MMUEXT_NEW_USER_BASEPTR => {
                 let root =
                     if frame == 0 { None } else { Some(self.may_hold::<F>(domain, frame, F::LEVELS)?) };
-                self.change().known.domains[domain].user = root;
+                self.change().known.domains[domain].vcpu_mut().user = root;
                 Ok(())
             }
             mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL => Ok(()),

@@ -55,8 +55,14 @@ impl World {
                 world.references[shared] += 1;
                 world.writable[shared] += 1;
             }
-            for root in [domain.kernel, domain.user].into_iter().flatten() {
-                world.add_table::<F>(known, view, root, F::LEVELS, None, &mut wrong);
+            for vcpu in &domain.vcpus {
+                for root in [vcpu.kernel, vcpu.user].into_iter().flatten() {
+                    world.add_table::<F>(known, view, root, F::LEVELS, None, &mut wrong);
+                }
+                if let Some(info) = vcpu.info {
+                    world.references[info] += 1;
+                    world.writable[info] += 1;
+                }
             }
         }
         for pin in &known.pins {
