@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Context, Roots, StartOfDay};
+use hyp_x86::descriptor_tables::{GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
 use hyp_x86::layout;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::X86VcpuInfo;
@@ -103,29 +104,6 @@ const _: () = {
     assert!(offset_of!(VcpuInfo, cr2) == offset_of!(X86VcpuInfo, cr2));
 };
 
-/// Pages of the guest's part of the global descriptor table.
-pub const GLOBAL_PAGES: usize = layout::GUEST_DESCRIPTOR_PAGES as usize;
-/// Pages of the local descriptor table.
-pub const LOCAL_PAGES: usize = layout::LOCAL_TABLE_PAGES as usize;
-
-/// A frame or none; all zeros is none.
-#[repr(transparent)]
-pub struct PageSlot(Cell<u64>);
-
-impl PageSlot {
-    /// The frame.
-    pub fn get(&self) -> Option<MachineFrame> {
-        MachineFrame::new(self.0.get().checked_sub(1)?)
-    }
-
-    /// Puts another in its place.
-    pub fn replace(&self, frame: Option<MachineFrame>) -> Option<MachineFrame> {
-        let before = self.get();
-        self.0.set(frame.map_or(0, |frame| frame.number() + 1));
-        before
-    }
-}
-
 /// A virtual CPU's registers.
 #[repr(C, align(64))]
 pub struct GuestContext {
@@ -143,7 +121,7 @@ pub struct GuestContext {
     pub callbacks: Callbacks,
     /// The vCPU's part of shared memory; null before it has one.
     info: Cell<*const VcpuInfo>,
-    /// The guest's segment descriptors, each page with a hold (`guest_descriptors.rs`).
+    /// The guest's segment descriptors, each page with a hold (`hyp_x86::descriptor_tables`).
     pub global_pages: [PageSlot; GLOBAL_PAGES],
     pub local_pages: [PageSlot; LOCAL_PAGES],
     /// Descriptors of the local table.

@@ -4,7 +4,7 @@
 
 use hyp_core::Vcpu;
 use hyp_core::hypercall::{Arguments, Call, Outcome, immediate, values};
-use hyp_x86::layout;
+use hyp_x86::{descriptor_tables, layout};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::x86_64::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL, TrapInfo};
@@ -67,7 +67,7 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
     match number {
         number::SET_TRAP_TABLE => set_trap_table(call, context, first),
         number::SET_GDT => guest_descriptors::set_global(call, first, second),
-        number::UPDATE_DESCRIPTOR => guest_descriptors::update(call, first, second),
+        number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
         number::SET_CALLBACKS => set_callbacks(context, values(arguments)),
         number::CALLBACK_OP => callback_op(call, context, first, second),

@@ -6,6 +6,7 @@
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`ram`]: which machine memory there is;
 //! - [`table_write`]: the instructions by which guests write to their tables, and what they do;
+//! - [`descriptor_tables`]: the frames of a guest's descriptors;
 //! - [`segment`]: which segment descriptors a guest may have;
 //! - [`selector`]: which segment selectors a guest gets back after another ran.
 //!
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod decode;
+pub mod descriptor_tables;
 pub mod format;
 pub mod l1tf;
 pub mod layout;

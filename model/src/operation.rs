@@ -45,6 +45,10 @@ pub enum Operation {
     Grant(Grant),
     /// `vcpu_op`: which vCPU, and what.
     OnVcpu(u64, OnVcpu),
+    /// `set_gdt`: frames, and how many descriptors.
+    SetGlobal(Vec<u64>, u64),
+    /// `update_descriptor`: a machine address, and what shall stand there.
+    UpdateDescriptor(u64, u64),
     /// `memory_op` with extents of more than one frame, and exchanges.
     Extents(Extents),
     /// The domain crashes.
@@ -82,7 +86,15 @@ impl Operation {
     /// Whether the specification says beforehand what it must come to.
     pub fn is_foreseen(&self) -> bool {
         self.is_batch()
-            || matches!(self, Self::Remap(..) | Self::Multicall(_) | Self::Decrease(_) | Self::OnVcpu(..))
+            || matches!(
+                self,
+                Self::Remap(..)
+                    | Self::Multicall(_)
+                    | Self::Decrease(_)
+                    | Self::OnVcpu(..)
+                    | Self::SetGlobal(..)
+                    | Self::UpdateDescriptor(..)
+            )
     }
 }
 

@@ -8,6 +8,7 @@ use crate::spec::view::{Translation, View};
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
 
+mod descriptors;
 mod entries;
 mod grants;
 mod memory;
@@ -181,6 +182,9 @@ impl Author<'_> {
         }
         if self.chance.u32(..20) == 0 {
             return self.vcpus::<F>();
+        }
+        if self.chance.u32(..25) == 0 {
+            return self.descriptors::<F>();
         }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),

@@ -3,19 +3,20 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
-use hyp_core::fake::FakeContext;
+use hyp_core::hypercall::{Arguments, Call, Outcome};
 use hyp_core::machine::{
     Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, SharedInfoLayout,
 };
+use penumbra_abi::errno::Errno;
 
-use super::{Loaded, Model, WALKED, lock};
+use super::{Loaded, Model, ModelContext, WALKED, context, lock};
 use crate::format::Hardware;
 use crate::hardware::content::{self, slot};
 use crate::hardware::reach::{CPUS, TAGS};
 
 impl<F: Hardware> Machine for Model<F> {
     type Format = F;
-    type Context = FakeContext;
+    type Context = ModelContext;
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new(0);
     const PLATFORM: &'static str = "x86_64";
     const ASSISTS: u64 = 1 << 2;
@@ -36,6 +37,14 @@ impl<F: Hardware> Machine for Model<F> {
         user: Option<MachineFrame>,
     ) -> Option<MachineFrame> {
         F::root_of(address, kernel, user)
+    }
+
+    fn hypercall(call: &Call<'_, Self>, number: u64, arguments: &Arguments) -> Outcome {
+        context::hypercall(call, number, arguments)
+    }
+
+    fn set_local_descriptors(call: &Call<'_, Self>, base: GuestVirtual, entries: u32) -> Result<(), Errno> {
+        context::set_local(call, base, entries)
     }
 }
 

@@ -22,8 +22,11 @@ use crate::hardware::tlb::Tlb;
 
 mod access;
 mod beneath;
+mod context;
 mod judge;
 mod watch;
+
+pub use context::ModelContext;
 
 /// Where hypercall arguments stand, for every guest.
 pub const WINDOW: u64 = 1 << 61;

@@ -10,9 +10,10 @@ use hyp_core::paging::writable::Slot;
 use super::{Check, Session};
 use crate::bits::Bits;
 use crate::format::Hardware;
-use crate::hardware::content::{FRAMES, frame, number, slot};
+use crate::hardware::content::{FRAMES, WORDS, frame, number, slot};
 use crate::hardware::reach::TAGS;
 use crate::machine::Model;
+use crate::spec::descriptors::{DescriptorPage, judged};
 use crate::spec::vcpus::Vcpu;
 use crate::spec::view::View;
 use crate::spec::world::World;
@@ -42,6 +43,7 @@ impl<F: Hardware> Session<F> {
             if self.domain(number).is_none_or(|core| core.life() == CoreLife::Vacant) {
                 self.known.domains[number] = Known::default();
                 self.known.pins.retain(|pin| pin.domain != number);
+                self.known.descriptors.retain(|page| page.domain != number);
                 continue;
             }
             self.learn_of(|domain| domain == number);
@@ -85,6 +87,39 @@ impl<F: Hardware> Session<F> {
             };
             self.known.domains[number].shared = place(core.shared_info());
         }
+        self.learn_descriptors(&wanted);
+    }
+
+    /// Takes the core's word for pages of segment descriptors. Of which table doesn't matter to the counts, and the next call says so again.
+    fn learn_descriptors(&mut self, wanted: impl Fn(usize) -> bool) {
+        let wanted = |number: usize| wanted(number);
+        self.known.descriptors.retain(|page| !wanted(page.domain));
+        for domain in (0..DOMAINS).filter(|number| wanted(*number)) {
+            let Some(core) = self.domain(domain) else { continue };
+            for (vcpu, core) in core.vcpus.iter().enumerate() {
+                let pages = core.context().pages();
+                let found = pages.filter_map(|(local, frame)| Some((local, slot(frame.number())?)));
+                let found = found.map(|(local, frame)| DescriptorPage { domain, vcpu, local, frame });
+                self.known.descriptors.extend(found);
+            }
+        }
+    }
+
+    /// What stands in a page of segment descriptors is what a guest may have.
+    fn check_descriptors(&self) -> Check {
+        for page in &self.known.descriptors {
+            for index in 0..WORDS {
+                let word = self.machine().content.read(page.frame, index);
+                if judged(word) != Some(word) {
+                    let at = number(page.frame);
+                    return Err(format!(
+                        "descriptor {index} of mfn {at:#x}, d{}'s, is {word:#x}",
+                        page.domain
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes the core's word for the vCPUs of some domains.
@@ -158,6 +193,7 @@ impl<F: Hardware> Session<F> {
         if !self.is_unfinished() {
             self.compare_records()?;
             self.compare_vcpus()?;
+            self.check_descriptors()?;
         }
         if step.is_multiple_of(self.plan.audit_every) {
             let report = self.hypervisor.audit();
@@ -213,10 +249,11 @@ impl<F: Hardware> Session<F> {
             };
             let owner = hold.owner.map_or(NOBODY, |owner| owner.number() as u8);
             let world = &self.world;
-            let uses = world.writable[at] + world.table[at];
-            let kind = match (world.writable[at], world.table[at]) {
-                (0, 0) => usage.kind,
-                (_, 0) => FrameType::Writable,
+            let uses = world.writable[at] + world.table[at] + world.descriptors[at];
+            let kind = match (world.writable[at], world.descriptors[at], world.table[at]) {
+                (0, 0, 0) => usage.kind,
+                (_, 0, 0) => FrameType::Writable,
+                (0, _, 0) => FrameType::Descriptors,
                 _ => FrameType::Table(world.level[at]),
             };
             let counted = (self.known.owner[at], u32::from(world.references[at]), u32::from(uses), kind);

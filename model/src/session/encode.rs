@@ -48,6 +48,10 @@ impl<F: Hardware> Session<F> {
             }
             Operation::Populate(list) => self.encode_memory(memory::XENMEM_POPULATE_PHYSMAP, list),
             Operation::Decrease(list) => self.encode_memory(memory::XENMEM_DECREASE_RESERVATION, list),
+            Operation::SetGlobal(list, entries) => {
+                (call::SET_GDT, [machine.put(LIST, list.as_bytes()), *entries, 0, 0, 0, 0])
+            }
+            Operation::UpdateDescriptor(place, raw) => (call::UPDATE_DESCRIPTOR, [*place, *raw, 0, 0, 0, 0]),
             Operation::OnVcpu(number, one) => self.encode_on_vcpu(*number, *one),
             Operation::Grant(grant) => self.encode_grant(grant),
             Operation::Extents(extents) => self.encode_extents(extents),

@@ -100,8 +100,8 @@ pub struct Session<F: Hardware> {
     counted: Option<World>,
     /// On which CPU each vCPU has its roots loaded.
     cpu_of: cpus::Places,
-    /// Tables that were pinned when they were unhooked, with their domains.
-    pinned_before: Vec<(usize, usize)>,
+    /// Tables that were unhooked, with their domains, and whether they were pinned then, as far as that is known.
+    pinned_before: Vec<(usize, usize, bool)>,
     recent: VecDeque<String>,
     tally: Tally,
     plan: Plan,

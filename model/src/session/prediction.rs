@@ -83,6 +83,16 @@ impl Prediction {
                 self.value = outcome?;
                 self.known.push(foreseen.known.clone());
             }
+            Operation::SetGlobal(list, entries) => {
+                self.known.push(foreseen.known.clone());
+                foreseen.set_global::<F>(domain, list, *entries)?;
+                self.known.push(foreseen.known.clone());
+            }
+            Operation::UpdateDescriptor(place, raw) => {
+                self.known.push(foreseen.known.clone());
+                foreseen.update_descriptor::<F>(domain, *place, *raw)?;
+                self.known.push(foreseen.known.clone());
+            }
             Operation::Decrease(list) => {
                 self.known.push(foreseen.known.clone());
                 for frame in list {

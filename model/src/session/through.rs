@@ -27,9 +27,9 @@ impl<F: Hardware> Session<F> {
         budget: &Budget,
     ) -> Result<Result<u64, Errno>, [u64; 6]> {
         let vcpu = self.vcpu(domain).expect("a domain that lives");
-        vcpu.context().take();
+        vcpu.context().registers.take();
         self.hypervisor.hypercall_within(vcpu, number, arguments, budget);
-        let registers = vcpu.context().take();
+        let registers = vcpu.context().registers.take();
         match (registers.result, registers.again) {
             (Some(result), None) => Ok(Errno::from_return(result)),
             (None, Some(again)) => Err(again),
@@ -186,7 +186,7 @@ impl<F: Hardware> Session<F> {
                 let arguments = [address, raw, 0, domain as u64, 0, 0];
                 hypervisor.hypercall(vcpu, call::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments);
                 let wrote = machine.access(address, Some(word)).is_some();
-                let result = vcpu.context().take().result.map(Errno::from_return);
+                let result = vcpu.context().registers.take().result.map(Errno::from_return);
                 machine.tell(format!(
                     "  interlude: d0: entry {raw:#x} for {address:#x}: {result:?}; wrote: {wrote}"
                 ));

@@ -42,8 +42,8 @@ impl<F: Hardware> Session<F> {
             let (domain, table) = (unhooked.domain, unhooked.table);
             let usage = self.hypervisor.frames().usage(frame(table));
             let is_table = usage.is_some_and(|usage| usage.kind == FrameType::Table(1) && usage.uses > 0);
-            let was_pinned = self.pinned_before.contains(&(domain, table));
-            if is_table && was_pinned != self.known.pinned(domain, table).is_some() {
+            let is_pinned = self.known.pinned(domain, table).is_some();
+            if is_table && self.pinned_before.contains(&(domain, table, !is_pinned)) {
                 let at = number(table);
                 return Err(format!("mfn {at:#x} returned; it was pinned before, or is now, but not both"));
             }
@@ -89,7 +89,10 @@ impl<F: Hardware> Session<F> {
         self.tally.emulated += u64::from(outcome == TableWrite::Done);
         let known = foreseen.known;
         match (outcome, expected) {
-            _ if lenient => self.learn(),
+            _ if lenient => {
+                target.into_iter().for_each(|at| self.forget_pin(domain, at));
+                self.learn();
+            }
             (TableWrite::Refused, Err(_)) => {}
             (TableWrite::Done, Ok(TableWrite::Done)) => {
                 self.known = known;
@@ -111,6 +114,10 @@ impl<F: Hardware> Session<F> {
         Ok(())
     }
 
+    fn forget_pin(&mut self, domain: usize, table: usize) {
+        self.pinned_before.retain(|one| (one.0, one.1) != (domain, table));
+    }
+
     /// The table in place `target` was one that may be taken out, and is.
     fn check_unhooked(&mut self, domain: usize, target: Option<usize>) -> Check {
         let at = target.ok_or("a table was unhooked that nobody had mapped")?;
@@ -120,10 +127,8 @@ impl<F: Hardware> Session<F> {
         let kind = self.hypervisor.frames().usage(frame(at)).map(|usage| usage.kind);
         let is_out = kind == Some(FrameType::Writable) && self.known.is_unhooked(domain, at);
         self.tally.unhooked += 1;
-        self.pinned_before.retain(|one| *one != (domain, at));
-        if pinned != 0 {
-            self.pinned_before.push((domain, at));
-        }
+        self.forget_pin(domain, at);
+        self.pinned_before.push((domain, at, pinned != 0));
         if !is_out || uses != 1 + pinned || level != 1 {
             let at = number(at);
             return Err(format!("mfn {at:#x}, {kind:?}, was unhooked, with {uses} uses at level {level}"));
@@ -139,6 +144,9 @@ impl<F: Hardware> Session<F> {
         let answer = self.insist(domain, operation)?;
         if answer == Ok(0) && !was_out && !lenient {
             return self.check_unhooked(domain, target);
+        }
+        if !was_out {
+            target.into_iter().for_each(|at| self.forget_pin(domain, at));
         }
         self.learn();
         match answer {

@@ -5,6 +5,7 @@
 //! down and counting. An operation is allowed if what it asks for can be added to that world without a contradiction. The core, which never
 //! recomputes anything, has to give the same answer, and its records have to say the same numbers.
 
+pub mod descriptors;
 pub mod errors;
 pub mod operations;
 pub mod vcpus;
@@ -13,6 +14,7 @@ pub mod world;
 
 use crate::hardware::content::FRAMES;
 use crate::hardware::reach::TAGS;
+use descriptors::DescriptorPage;
 use vcpus::{VCPUS, Vcpu};
 
 /// Domains there can be at a time.
@@ -80,6 +82,8 @@ pub struct Knowledge {
     pub unhooked: Vec<Unhooked>,
     /// Grants that are mapped.
     pub borrowed: Vec<Borrowed>,
+    /// Pages of segment descriptors.
+    pub descriptors: Vec<DescriptorPage>,
     /// Frames of grant tables, with their domains.
     pub tables: Vec<(usize, usize)>,
 }
@@ -127,6 +131,7 @@ impl Default for Knowledge {
             kept: Vec::new(),
             unhooked: Vec::new(),
             borrowed: Vec::new(),
+            descriptors: Vec::new(),
             tables: Vec::new(),
         }
     }

@@ -7,7 +7,7 @@ use penumbra_abi::mmu;
 
 use super::errors::Errors;
 use super::vcpus::Vcpu;
-use super::view::{View, Writes};
+use super::view::{Translation, View, Writes};
 use super::world::{Asker, World, admitted};
 use super::{Knowledge, Life, Pin};
 use crate::format::{Hardware, Walk};
@@ -57,7 +57,7 @@ impl<'a> Foreseen<'a> {
         self
     }
 
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         View { content: self.content, writes: Some(&self.writes) }
     }
 
@@ -115,6 +115,9 @@ impl<'a> Foreseen<'a> {
         if world.owner(&self.known, at) != Some(owner) {
             return refused(Errno::EBUSY);
         }
+        if world.descriptors[at] > 0 {
+            return refused(Errno::EBUSY);
+        }
         if world.table[at] == 0 {
             self.change().writes.push(at, index, update.value);
             return Ok(());
@@ -151,6 +154,11 @@ impl<'a> Foreseen<'a> {
         }
         self.change().writes.push(table, index, stands);
         Ok(())
+    }
+
+    /// Where the tables of a domain's kernel will lead.
+    pub(super) fn translation<F: Hardware>(&self, domain: usize, address: u64) -> Option<Translation> {
+        self.view().translate::<F>(self.known.domains[domain].vcpu().kernel?, address)
     }
 
     /// `update_va_mapping`: where the walk ends is found in memory, never in a TLB.
@@ -224,6 +232,7 @@ impl<'a> Foreseen<'a> {
                 Ok(())
             }
             mmu::MMUEXT_TLB_FLUSH_LOCAL..=mmu::MMUEXT_INVLPG_ALL => Ok(()),
+            mmu::MMUEXT_SET_LDT => self.set_local::<F>(domain, frame, operation.second as u32),
             _ => Err(Errors::only(Errno::ENOSYS)),
         }
     }
@@ -238,7 +247,7 @@ impl<'a> Foreseen<'a> {
             None => vec![0; WORDS],
             Some(from) => self.view().page(slot(from).filter(owned).ok_or(refused)?),
         };
-        let fits = |at: &usize| owned(at) && world.table[*at] == 0;
+        let fits = |at: &usize| owned(at) && world.table[*at] == 0 && world.descriptors[*at] == 0;
         let at = slot(frame).filter(fits).ok_or(refused)?;
         for (index, word) in page.into_iter().enumerate() {
             self.change().writes.push(at, index, word);

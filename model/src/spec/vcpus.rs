@@ -115,8 +115,10 @@ impl Foreseen<'_> {
                 let runs = known.up && at != self.known.domains[domain].turn;
                 let fits = offset <= LAST_INFO && offset.is_multiple_of(8);
                 let world = self.world::<F>();
-                let free =
-                    |at: &usize| world.owner(&self.known, *at) == Some(domain) && world.table[*at] == 0;
+                let free = |at: &usize| {
+                    world.owner(&self.known, *at) == Some(domain)
+                        && world.table[*at] + world.descriptors[*at] == 0
+                };
                 let frame = slot(frame).filter(free).ok_or(refused)?;
                 if !fits || runs || known.info.is_some() {
                     return Err(refused);

@@ -16,6 +16,8 @@ pub struct World {
     pub references: [u16; FRAMES],
     /// Reasons to be writable.
     pub writable: [u16; FRAMES],
+    /// Reasons to be a page of segment descriptors.
+    pub descriptors: [u16; FRAMES],
     /// Reasons to be a table.
     pub table: [u16; FRAMES],
     /// Of which level.
@@ -33,7 +35,8 @@ pub struct Asker {
 
 impl World {
     fn empty() -> Self {
-        Self { references: [0; FRAMES], writable: [0; FRAMES], table: [0; FRAMES], level: [0; FRAMES] }
+        let none = [0; FRAMES];
+        Self { references: none, writable: none, descriptors: none, table: none, level: [0; FRAMES] }
     }
 
     /// Counts everything.
@@ -65,6 +68,13 @@ impl World {
                 }
             }
         }
+        for page in &known.descriptors {
+            world.references[page.frame] += 1;
+            world.descriptors[page.frame] += 1;
+            if world.writable[page.frame] > 0 {
+                wrong.add(Errno::EINVAL);
+            }
+        }
         for pin in &known.pins {
             world.add_table::<F>(known, view, pin.table, pin.level, None, &mut wrong);
         }
@@ -89,7 +99,8 @@ impl World {
         if asker.is_some_and(|asker| self.owner(known, table) != Some(asker.owner)) {
             return wrong.add(Errno::EINVAL);
         }
-        if self.writable[table] > 0 || self.table[table] > 0 && self.level[table] != level {
+        let other = self.writable[table] > 0 || self.descriptors[table] > 0;
+        if other || self.table[table] > 0 && self.level[table] != level {
             return wrong.add(Errno::EINVAL);
         }
         self.references[table] += 1;
@@ -166,7 +177,7 @@ impl World {
         }
         self.references[at] += 1;
         if writable {
-            if self.table[at] > 0 {
+            if self.table[at] > 0 || self.descriptors[at] > 0 {
                 return wrong.add(Errno::EBUSY);
             }
             self.writable[at] += 1;

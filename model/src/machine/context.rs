@@ -1,0 +1,117 @@
+//! A vCPU's registers on the modelled machine: the fake machine's, and x86-64's pages of segment descriptors, whatever the table format.
+
+use std::fmt;
+
+use hyp_core::address::{GuestVirtual, MachineFrame};
+use hyp_core::fake::{FakeContext, FakeStart};
+use hyp_core::hypercall::{Arguments, Call, Outcome, values};
+use hyp_core::machine::{Context, Roots, StartOfDay};
+use hyp_x86::descriptor_tables::{self, GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
+use penumbra_abi::errno::Errno;
+use penumbra_abi::hypercall as number;
+
+use super::Model;
+use crate::format::Hardware;
+
+/// A vCPU's registers.
+pub struct ModelContext {
+    /// Those of the fake machine.
+    pub registers: FakeContext,
+    global: [PageSlot; GLOBAL_PAGES],
+    local: [PageSlot; LOCAL_PAGES],
+}
+
+impl ModelContext {
+    /// The pages of segment descriptors that it holds, and whether each is in the local table.
+    pub fn pages(&self) -> impl Iterator<Item = (bool, MachineFrame)> {
+        let global = self.global.iter().map(|slot| (false, slot));
+        let all = global.chain(self.local.iter().map(|slot| (true, slot)));
+        all.filter_map(|(local, slot)| Some((local, slot.get()?)))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &PageSlot> {
+        self.global.iter().chain(&self.local)
+    }
+}
+
+/// `set_gdt`, `update_descriptor`: hypercalls that are x86-64's.
+pub(super) fn hypercall<F: Hardware>(
+    call: &Call<'_, Model<F>>,
+    number: u64,
+    arguments: &Arguments,
+) -> Outcome {
+    let [first, second, ..] = values(arguments);
+    match number {
+        number::SET_GDT => {
+            descriptor_tables::set_global(call, first, second, &call.vcpu.context().global)?;
+        }
+        number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second)?,
+        _ => return Err(Errno::ENOSYS.into()),
+    }
+    Ok(0)
+}
+
+/// `MMUEXT_SET_LDT`
+pub(super) fn set_local<F: Hardware>(
+    call: &Call<'_, Model<F>>,
+    base: GuestVirtual,
+    entries: u32,
+) -> Result<(), Errno> {
+    descriptor_tables::set_local(call, base, entries, &call.vcpu.context().local)
+}
+
+impl Context for ModelContext {
+    const EMPTY: Self = Self {
+        registers: FakeContext::EMPTY,
+        global: [PageSlot::EMPTY; GLOBAL_PAGES],
+        local: [PageSlot::EMPTY; LOCAL_PAGES],
+    };
+
+    fn reset(&self, start: &StartOfDay) {
+        self.registers.reset(start);
+    }
+
+    fn set_vcpu_info(&self, frame: MachineFrame, offset: usize) {
+        self.registers.set_vcpu_info(frame, offset);
+    }
+
+    fn unmask_events(&self) {
+        self.registers.unmask_events();
+    }
+
+    fn are_events_masked(&self) -> bool {
+        self.registers.are_events_masked()
+    }
+
+    type GuestStart = FakeStart;
+
+    fn judge_start(start: &FakeStart) -> Result<Roots, Errno> {
+        FakeContext::judge_start(start)
+    }
+
+    fn start(&self, start: &FakeStart) {
+        self.registers.start(start);
+    }
+
+    fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {
+        self.slots().filter_map(PageSlot::get).for_each(visit);
+    }
+
+    fn forget_descriptor_pages(&self) {
+        for slot in self.slots() {
+            slot.replace(None);
+        }
+    }
+
+    fn set_result(&self, value: u64) {
+        self.registers.set_result(value);
+    }
+
+    fn restart_hypercall(&self, arguments: [u64; 6]) {
+        self.registers.restart_hypercall(arguments);
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.registers.describe(out)
+    }
+}
