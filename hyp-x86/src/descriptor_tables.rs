@@ -33,9 +33,17 @@ const MOST_LOCAL: u32 = 8192;
 #[repr(transparent)]
 pub struct PageSlot(AtomicU64);
 
+impl Default for PageSlot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl PageSlot {
     /// None.
-    pub const EMPTY: Self = Self(AtomicU64::new(0));
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
 
     /// The frame.
     pub fn get(&self) -> Option<MachineFrame> {

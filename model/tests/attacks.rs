@@ -82,9 +82,9 @@ impl<F: Hardware> Stage<F> {
     fn call(&self, who: usize, number: u64, mut arguments: [u64; 6]) -> Result<u64, Errno> {
         let vcpu = &self.hv.domain(DomainId::new(who as u16)).expect("a domain").vcpus[0];
         loop {
-            vcpu.context().take();
+            vcpu.context().registers.take();
             self.hv.hypercall(vcpu, number, arguments);
-            let registers = vcpu.context().take();
+            let registers = vcpu.context().registers.take();
             match registers.again {
                 Some(again) => arguments = again,
                 None => return Errno::from_return(registers.result.expect("an outcome")),
@@ -321,7 +321,7 @@ fn a_change_of_root_ends_the_old_ones_translations<F: Hardware>() {
     assert_eq!(stage.access(1, at, Some(1)), Some(1));
     let other = stage.unmapped(1, 1);
     stage.extended(1, mmu::MMUEXT_NEW_BASEPTR, other.number()).expect("an empty root");
-    assert_eq!(stage.machine().stale(), [], "{}", F::NAME);
+    assert_eq!(stage.machine().stale(stage.machine().current()), [], "{}", F::NAME);
     assert_eq!(stage.access(1, at, Some(EVIL)), None, "{}: under a root that maps nothing", F::NAME);
     stage.check();
 }

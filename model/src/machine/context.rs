@@ -63,8 +63,8 @@ pub(super) fn set_local<F: Hardware>(
 impl Context for ModelContext {
     const EMPTY: Self = Self {
         registers: FakeContext::EMPTY,
-        global: [PageSlot::EMPTY; GLOBAL_PAGES],
-        local: [PageSlot::EMPTY; LOCAL_PAGES],
+        global: [const { PageSlot::new() }; GLOBAL_PAGES],
+        local: [const { PageSlot::new() }; LOCAL_PAGES],
     };
 
     fn reset(&self, start: &StartOfDay) {
