@@ -7,6 +7,7 @@ use crate::operation::Operation;
 use crate::spec::Knowledge;
 use crate::spec::errors::Errors;
 use crate::spec::operations::Foreseen;
+use crate::spec::vcpus::OnVcpu;
 use crate::spec::view::Writes;
 
 /// What an operation must come to.
@@ -69,29 +70,16 @@ impl Prediction {
                     self.known.push(foreseen.known.clone());
                 }
             }
-            Operation::Remap(address, raw, _, of) => {
-                self.known.push(foreseen.known.clone());
+            Operation::Remap(address, raw, _, of) => self.one(foreseen, |foreseen| {
                 let target = of.map_or(Ok(domain), |of| foreseen.named(domain, of))?;
-                foreseen.remap::<F>(domain, *address, *raw, target)?;
-                self.known.push(foreseen.known.clone());
-            }
-            Operation::OnVcpu(number, one) => {
-                let before = foreseen.known.clone();
-                let outcome = foreseen.on_vcpu::<F>(domain, *number, *one);
-                // What a refusal leaves behind is known at once.
-                self.known.push(if outcome.is_ok() { before } else { foreseen.known.clone() });
-                self.value = outcome?;
-                self.known.push(foreseen.known.clone());
-            }
+                foreseen.remap::<F>(domain, *address, *raw, target)
+            })?,
+            Operation::OnVcpu(number, one) => self.on_vcpu::<F>(foreseen, domain, *number, *one)?,
             Operation::SetGlobal(list, entries) => {
-                self.known.push(foreseen.known.clone());
-                foreseen.set_global::<F>(domain, list, *entries)?;
-                self.known.push(foreseen.known.clone());
+                self.one(foreseen, |foreseen| foreseen.set_global::<F>(domain, list, *entries))?;
             }
             Operation::UpdateDescriptor(place, raw) => {
-                self.known.push(foreseen.known.clone());
-                foreseen.update_descriptor::<F>(domain, *place, *raw)?;
-                self.known.push(foreseen.known.clone());
+                self.one(foreseen, |foreseen| foreseen.update_descriptor::<F>(domain, *place, *raw))?;
             }
             Operation::Decrease(list) => {
                 self.known.push(foreseen.known.clone());
@@ -110,6 +98,34 @@ impl Prediction {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// An operation that is done whole or not at all.
+    fn one<'a>(
+        &mut self,
+        foreseen: &mut Foreseen<'a>,
+        act: impl FnOnce(&mut Foreseen<'a>) -> Result<(), Errors>,
+    ) -> Result<(), Errors> {
+        self.known.push(foreseen.known.clone());
+        act(foreseen)?;
+        self.known.push(foreseen.known.clone());
+        Ok(())
+    }
+
+    fn on_vcpu<F: Hardware>(
+        &mut self,
+        foreseen: &mut Foreseen<'_>,
+        domain: usize,
+        number: u64,
+        one: OnVcpu,
+    ) -> Result<(), Errors> {
+        let before = foreseen.known.clone();
+        let outcome = foreseen.on_vcpu::<F>(domain, number, one);
+        // What a refusal leaves behind is known at once.
+        self.known.push(if outcome.is_ok() { before } else { foreseen.known.clone() });
+        self.value = outcome?;
+        self.known.push(foreseen.known.clone());
         Ok(())
     }
 }
