@@ -8,6 +8,7 @@ use crate::guest::PAGES;
 use crate::hardware::content::number;
 use crate::operation::Operation;
 use crate::spec::operations::Extended;
+use crate::spec::view::View;
 
 /// Access bytes: data and code of ring 0 and 3; a call gate, a local table, a task; one that is absent.
 const ACCESS: [u64; 8] = [0x92, 0xf3, 0x9a, 0xfa, 0xec, 0x82, 0x89, 0x6c];
@@ -15,7 +16,7 @@ const ACCESS: [u64; 8] = [0x92, 0xf3, 0x9a, 0xfa, 0xec, 0x82, 0x89, 0x6c];
 impl Author<'_> {
     /// What a domain does with segment descriptors.
     pub(super) fn descriptors<F: Hardware>(&mut self) -> Operation {
-        match self.chance.u32(..8) {
+        match self.chance.u32(..9) {
             0..3 => {
                 let access = ACCESS[self.chance.usize(..ACCESS.len())];
                 let page = self.descriptor_page().filter(|_| !self.one_in(3));
@@ -44,12 +45,31 @@ impl Author<'_> {
                 let set = Extended { command: mmu::MMUEXT_SET_LDT, argument: base, second: entries };
                 Operation::Extended(self.named(), vec![set])
             }
+            7 => self.written_before::<F>(),
             // What is mapped read-only nowhere can be made no local table of.
             _ => {
                 let page = F::address(self.chance.u64(..PAGES + 4));
                 Operation::Remap(page, F::compose(Shape::ReadOnly, self.page_to_be()), 0, None)
             }
         }
+    }
+
+    /// A page that could be written to a moment ago becomes a local table.
+    fn written_before<F: Hardware>(&mut self) -> Operation {
+        let Some(base) = self.mapped::<F>(|to| to.writable) else { return self.unmap::<F>() };
+        let root = self.known.domains[self.domain].vcpu().kernel;
+        let view = View { content: self.content, writes: None };
+        let frame = root.and_then(|root| view.translate::<F>(root, base)?.target);
+        let unmap = match frame {
+            Some(frame) => self.unmap_frame::<F>(number(frame), Shape::ReadOnly),
+            None => self.unmap::<F>(),
+        };
+        // An entry of a multicall has room for so many.
+        if matches!(&unmap, Operation::Updates(_, list) if list.len() > 32) {
+            return unmap;
+        }
+        let set = Extended { command: mmu::MMUEXT_SET_LDT, argument: base & !0xfff, second: 512 };
+        Operation::Multicall(vec![unmap, Operation::Extended(0x7ff0, vec![set])])
     }
 
     /// A page of descriptors that the domain has.

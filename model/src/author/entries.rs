@@ -60,6 +60,11 @@ impl Author<'_> {
     pub(super) fn unmap<F: Hardware>(&mut self) -> Operation {
         let frame = self.of(self.domain);
         let shape = if self.chance.bool() { Shape::ReadOnly } else { Shape::Nothing };
+        self.unmap_frame::<F>(frame, shape)
+    }
+
+    /// As [`Self::unmap`], of this frame, and what stands in the place of each mapping then.
+    pub(super) fn unmap_frame<F: Hardware>(&mut self, frame: u64, shape: Shape) -> Operation {
         let value = F::compose(shape, frame);
         let mut list = Vec::new();
         for table in (0..FRAMES).filter(|at| self.world.table[*at] > 0 && self.world.level[*at] == 1) {

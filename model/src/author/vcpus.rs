@@ -27,6 +27,7 @@ impl Author<'_> {
             2 if self.may_stop(at) => OnVcpu::Down,
             3 => return self.second_root::<F>().unwrap_or_else(|| self.updates::<F>()),
             _ if at >= 2 && vcpu.info.is_none() => self.register(),
+            5 => self.initialise::<F>(),
             _ if !vcpu.initialised => self.initialise::<F>(),
             4 if vcpu.up && self.may_stop(at) => OnVcpu::Down,
             _ => OnVcpu::Up,
@@ -38,7 +39,7 @@ impl Author<'_> {
     /// Without its last vCPU a domain ends; without its control domain, so does the machine.
     fn may_stop(&mut self, at: usize) -> bool {
         let others = self.known.domains[self.domain].up().any(|up| up != at);
-        others || self.domain != 0 && self.one_in(20)
+        others || self.domain != 0 && self.one_in(4)
     }
 
     fn register(&mut self) -> OnVcpu {

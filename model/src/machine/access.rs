@@ -78,6 +78,17 @@ impl<F: Hardware> Model<F> {
         }
     }
 
+    /// A translation that a CPU has cached of the guest that it runs: of an address, or any.
+    pub fn cached(&self, cpu: usize, address: Option<u64>) -> Option<Cached> {
+        let cpus = lock(&self.cpus);
+        let cpu = &cpus.all[cpu];
+        let tag = cpu.loaded?.tag;
+        match address {
+            Some(address) => cpu.tlb.look_up::<F>(tag, address),
+            None => cpu.tlb.of(tag).next(),
+        }
+    }
+
     /// Translations of the guest that a CPU runs which it has cached and which the tables, walked anew, don't give.
     pub fn stale(&self, cpu: usize) -> Vec<(u64, Cached)> {
         let mut cpus = lock(&self.cpus);

@@ -72,10 +72,10 @@ impl<F: Hardware> Session<F> {
             if !self.machine().loaded(cpu).as_ref().is_some_and(runs) {
                 continue;
             }
-            let covers = |at: u64| address.is_none_or(|address| address >> 12 == at >> 12);
-            if let Some((at, entry)) = self.machine().stale(cpu).into_iter().find(|(at, _)| covers(*at)) {
+            // Nobody has used an address since.
+            if let Some(entry) = self.machine().cached(cpu, address) {
                 return Err(format!(
-                    "{at:#x} is still cached as {entry:?} on CPU {cpu}, after a flush that was promised"
+                    "{entry:x?} is still cached on CPU {cpu}, after a flush that was promised"
                 ));
             }
         }
