@@ -298,6 +298,24 @@ pub trait GuestMemory {
     /// # Errors
     /// [`GuestFault`] when any byte isn't writable by the guest; bytes before it may have been written.
     fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault>;
+
+    /// What makes the next write to the same page cheaper, as long as it isn't dropped. The page's frame may be held as *writable*
+    /// meanwhile: so it is dropped before anything but the mappings of pages is changed.
+    type Kept: Default;
+
+    /// As [`Self::write_guest`], of one word, one of several. Each is judged by the tables as they are when it is written.
+    ///
+    /// # Errors
+    /// As [`Self::write_guest`].
+    #[inline(always)]
+    fn write_word_keeping(
+        &self,
+        to: GuestVirtual,
+        word: u64,
+        _kept: &mut Self::Kept,
+    ) -> Result<(), GuestFault> {
+        self.write_guest(to, &word.to_ne_bytes())
+    }
 }
 
 /// The rest of the board: console, time, power.

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{HCR_EL2, ReadWriteable, TPIDR_EL2, Writeable};
 use hyp_core::Vcpu;
+use hyp_core::domain::Domain;
 
 use crate::HYPERVISOR;
 use crate::machine::El2;
@@ -18,6 +19,8 @@ pub struct Cpu {
     current: AtomicPtr<Vcpu<El2>>,
     /// The same for the ways in of guests; null also while stretches are measured, which costs them nothing so.
     entered: AtomicPtr<Vcpu<El2>>,
+    /// Its domain, or null.
+    domain: AtomicPtr<Domain<El2>>,
     /// Whether the guest is shown an interrupt (`HCR_EL2.VI`).
     virtual_interrupt: AtomicBool,
 }
@@ -26,6 +29,7 @@ static BOOT_CPU: Cpu = Cpu {
     stack_top: AtomicU64::new(0),
     current: AtomicPtr::new(ptr::null_mut()),
     entered: AtomicPtr::new(ptr::null_mut()),
+    domain: AtomicPtr::new(ptr::null_mut()),
     virtual_interrupt: AtomicBool::new(false),
 };
 
@@ -57,6 +61,15 @@ impl Cpu {
         unsafe { pointer.as_ref() }
     }
 
+    /// The domain of that vCPU.
+    #[inline(always)]
+    pub fn domain(&self) -> Option<&'static Domain<El2>> {
+        // Relaxed: only this CPU writes it.
+        let pointer = self.domain.load(Ordering::Relaxed);
+        // SAFETY: it is null, or was made from a `&'static Domain` by `set_current`.
+        unsafe { pointer.as_ref() }
+    }
+
     /// Whether the guest is shown an interrupt.
     pub fn virtual_interrupt(&self) -> bool {
         self.virtual_interrupt.load(Ordering::Relaxed)
@@ -65,7 +78,9 @@ impl Cpu {
     /// Shows the guest an interrupt, or none any more: it takes it when its PSTATE.I is clear. The return to the guest makes it
     /// visible.
     pub fn show_virtual_interrupt(&self, on: bool) {
-        if self.virtual_interrupt.swap(on, Ordering::Relaxed) != on {
+        // Only this CPU writes it, so no exchange is needed.
+        if self.virtual_interrupt() != on {
+            self.virtual_interrupt.store(on, Ordering::Relaxed);
             HCR_EL2.modify(HCR_EL2::VI.val(u64::from(on)));
         }
     }
@@ -74,6 +89,9 @@ impl Cpu {
     pub fn set_current(&self, vcpu: Option<&'static Vcpu<El2>>) {
         let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
         self.current.store(pointer, Ordering::Relaxed);
+        let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
+        let pointer = domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut());
+        self.domain.store(pointer, Ordering::Relaxed);
         self.set_entered();
     }
 

@@ -9,14 +9,16 @@
 //! such a buffer works.) Xen's guests keep their hypercall buffers in memory of their own.
 
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
 use hyp_core::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
+use hyp_core::frame::held::HeldFrame;
 use hyp_core::machine::{FrameMemory, GuestFault, GuestMemory};
 
 use crate::HYPERVISOR;
 use crate::cpu::Cpu;
 use crate::machine::El2;
-use crate::memory::write_data;
+use crate::memory::{are_words, copy_aligned, usual_frame, write_data};
 use crate::oracle;
 
 /// Addresses in machine memory that a translation gave, 48 bits.
@@ -48,76 +50,135 @@ fn ask_the_mmu(address: u64, write: bool) -> u64 {
     result
 }
 
+#[inline(always)]
 fn current_domain() -> Result<DomainId, GuestFault> {
     Cpu::this().current().map(|vcpu| vcpu.domain_id()).ok_or(GuestFault)
 }
 
 /// Calls `piece` for each part of `length` bytes from `start` that lies within one page: address and range of the buffer. There is one
 /// translation for each page; none is remembered beyond its copy, so there is none that a change of tables would have to end.
-#[inline(never)]
 fn by_pages(
     start: GuestVirtual,
     length: usize,
-    mut piece: impl FnMut(u64, core::ops::Range<usize>) -> Result<(), GuestFault>,
+    mut piece: impl FnMut(MachineAddress, core::ops::Range<usize>) -> Result<(), GuestFault>,
+    write: bool,
 ) -> Result<(), GuestFault> {
     let mut done = 0;
     while done < length {
         let address = start.checked_add(done as u64).ok_or(GuestFault)?.bytes();
         let room = PAGE_SIZE - (address % PAGE_SIZE as u64) as usize;
         let end = done.saturating_add(room).min(length);
-        piece(address, done..end)?;
+        piece(translate(address, write).ok_or(GuestFault)?, done..end)?;
         done = end;
     }
     Ok(())
 }
 
-/// Reads within one page.
-#[inline]
-fn read_piece(owner: DomainId, address: u64, into: &mut [u8]) -> Result<(), GuestFault> {
-    let machine = translate(address, false).ok_or(GuestFault)?;
-    let frame = MachineFrame::containing(machine);
-    HYPERVISOR.frames().get(frame, owner).map_err(|_| GuestFault)?;
-    El2.read_frame(frame, machine.offset_in_frame(), into);
-    HYPERVISOR.frames().put(frame, &El2);
-    Ok(())
+/// Reads what doesn't go the quick way.
+#[inline(never)]
+fn read_by_pages(from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
+    let (owner, length) = (current_domain()?, into.len());
+    let read = |machine: MachineAddress, part| {
+        let into = into.get_mut(part).unwrap_or_default();
+        let frame = MachineFrame::containing(machine);
+        let _held = HYPERVISOR.frames().hold_reference(frame, owner, &El2).map_err(|_| GuestFault)?;
+        El2.read_frame(frame, machine.offset_in_frame(), into);
+        Ok(())
+    };
+    by_pages(from, length, read, false)
 }
 
-/// Writes within one page.
-#[inline]
-fn write_piece(owner: DomainId, address: u64, from: &[u8]) -> Result<(), GuestFault> {
-    let machine = translate(address, true).ok_or(GuestFault)?;
-    let frame = MachineFrame::containing(machine);
-    HYPERVISOR.frames().get_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
-    write_data(frame, machine.offset_in_frame(), from);
-    HYPERVISOR.frames().put_use(frame, &El2);
-    Ok(())
+/// Writes what doesn't go the quick way.
+#[inline(never)]
+fn write_by_pages(to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
+    let owner = current_domain()?;
+    let write = |machine: MachineAddress, part| {
+        let from = from.get(part).unwrap_or_default();
+        let frame = MachineFrame::containing(machine);
+        let _held = HYPERVISOR.frames().hold_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
+        write_data(frame, machine.offset_in_frame(), from);
+        Ok(())
+    };
+    by_pages(to, from.len(), write, true)
 }
 
-/// Whether so many bytes from `start` lie within one page, as nearly all structures do.
+/// Whether nothing has to be told apart any more: words, all within one page, as nearly all structures are.
 #[inline(always)]
-const fn is_within_a_page(start: GuestVirtual, length: usize) -> bool {
-    let offset = (start.bytes() % PAGE_SIZE as u64) as usize;
-    length <= PAGE_SIZE - offset
+fn is_quick(guest: GuestVirtual, ours: *const u8, length: usize) -> bool {
+    let room = PAGE_SIZE - (guest.bytes() % PAGE_SIZE as u64) as usize;
+    length.wrapping_sub(1) < room && are_words(guest.bytes(), ours.addr() as u64, length)
+}
+
+/// The page that was written last, held as *writable* by a reference and a use, so that the next write to it has neither to take nor to give
+/// back any. The translation isn't kept: each write asks for it, and finds the same frame or changes over to another one.
+#[derive(Default)]
+pub struct KeptPage(Option<HeldFrame<'static, El2>>);
+
+impl KeptPage {
+    /// Whether it is this frame's.
+    #[inline(always)]
+    fn holds(&self, frame: MachineFrame) -> bool {
+        self.0.as_ref().is_some_and(|held| held.frame() == frame)
+    }
+
+    /// Holds `frame` instead of what was held before.
+    #[inline(never)]
+    fn change(&mut self, frame: MachineFrame) -> Result<(), GuestFault> {
+        self.0 = None;
+        let held = HYPERVISOR.frames().hold_writable(frame, current_domain()?, &El2);
+        self.0 = Some(held.map_err(|_| GuestFault)?);
+        Ok(())
+    }
 }
 
 impl GuestMemory for El2 {
+    type Kept = KeptPage;
+
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
-        let owner = current_domain()?;
-        if is_within_a_page(from, into.len()) && !into.is_empty() {
-            return read_piece(owner, from.bytes(), into);
+        if !is_quick(from, into.as_ptr(), into.len()) {
+            return read_by_pages(from, into);
         }
-        by_pages(from, into.len(), |address, part| {
-            read_piece(owner, address, into.get_mut(part).unwrap_or_default())
-        })
+        let owner = current_domain()?;
+        let machine = translate(from.bytes(), false).ok_or(GuestFault)?;
+        let frame = MachineFrame::containing(machine);
+        let Some(page) = usual_frame(frame) else { return read_by_pages(from, into) };
+        let place = page.wrapping_add(machine.offset_in_frame());
+        let _held = HYPERVISOR.frames().hold_reference(frame, owner, &El2).map_err(|_| GuestFault)?;
+        // SAFETY: `is_quick`: words, within the frame, which is RAM in the direct map; `into` is ours and no guest's. A guest may write at
+        // the same time: any bytes may come out, and all of them are judged as claims.
+        unsafe { copy_aligned(place, into.as_mut_ptr(), into.len()) };
+        Ok(())
     }
 
     fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault> {
-        let owner = current_domain()?;
-        if is_within_a_page(to, from.len()) && !from.is_empty() {
-            return write_piece(owner, to.bytes(), from);
+        if !is_quick(to, from.as_ptr(), from.len()) {
+            return write_by_pages(to, from);
         }
-        by_pages(to, from.len(), |address, part| {
-            write_piece(owner, address, from.get(part).unwrap_or_default())
-        })
+        let owner = current_domain()?;
+        let machine = translate(to.bytes(), true).ok_or(GuestFault)?;
+        let frame = MachineFrame::containing(machine);
+        let Some(page) = usual_frame(frame) else { return write_by_pages(to, from) };
+        let place = page.wrapping_add(machine.offset_in_frame());
+        let _held = HYPERVISOR.frames().hold_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
+        // SAFETY: as in `read_guest`, the other way round. The frame is the guest's, and writable, while this is done.
+        unsafe { copy_aligned(from.as_ptr(), place, from.len()) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn write_word_keeping(&self, to: GuestVirtual, word: u64, kept: &mut KeptPage) -> Result<(), GuestFault> {
+        let address = to.bytes();
+        if !address.is_multiple_of(size_of::<u64>() as u64) {
+            return write_by_pages(to, &word.to_ne_bytes());
+        }
+        let machine = translate(address, true).ok_or(GuestFault)?;
+        let frame = MachineFrame::containing(machine);
+        if !kept.holds(frame) {
+            kept.change(frame)?;
+        }
+        let place = El2.shared_word(frame, machine.offset_in_frame() / size_of::<u64>());
+        // Relaxed: data, as any other that is copied.
+        place.ok_or(GuestFault)?.store(word, Ordering::Relaxed);
+        Ok(())
     }
 }

@@ -34,11 +34,15 @@ pub fn direct(address: u64) -> *mut u8 {
     ptr::with_exposed_provenance_mut((DIRECT_MAP + address) as usize)
 }
 
+#[inline(always)]
+fn is_in_largest(start: u64) -> bool {
+    // Relaxed: set before there are other CPUs or guests, and a size of 0 holds nothing. Below the start, this wraps around, beyond any size.
+    start.wrapping_sub(LARGEST.0.load(Ordering::Relaxed)) < LARGEST.1.load(Ordering::Relaxed)
+}
+
 #[inline]
 fn is_ram(start: u64) -> bool {
-    // Relaxed: set before there are other CPUs or guests, and a size of 0 holds nothing. Below the start, this wraps around, beyond any size.
-    let into_largest = start.wrapping_sub(LARGEST.0.load(Ordering::Relaxed));
-    into_largest < LARGEST.1.load(Ordering::Relaxed) || is_in_any_range(start)
+    is_in_largest(start) || is_in_any_range(start)
 }
 
 #[inline(never)]
@@ -56,6 +60,13 @@ pub fn is_memory(frame: MachineFrame) -> bool {
 fn frame_pointer(frame: MachineFrame) -> Option<*mut u8> {
     let start = frame.start().bytes();
     is_ram(start).then(|| direct(start))
+}
+
+/// As [`frame_pointer`], for the largest range of RAM alone.
+#[inline(always)]
+pub fn usual_frame(frame: MachineFrame) -> Option<*mut u8> {
+    let start = frame.start().bytes();
+    is_in_largest(start).then(|| direct(start))
 }
 
 /// How many bytes of `length` from `offset` lie within a frame.
@@ -210,29 +221,46 @@ pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
     }
 }
 
-/// Copies bytes. The target's code is made for strict alignment, so the compiler would copy a structure byte by byte, or call for it: the
-/// sizes of the structures that hypercalls read and write are copied as words, if both sides are aligned.
+/// Whether `length` bytes between these addresses are copied as words: what hypercalls read and write nearly always is. (The target's code
+/// is made for strict alignment, so the compiler would copy a structure byte by byte, or call for it.)
+#[inline(always)]
+pub const fn are_words(one: u64, other: u64, length: usize) -> bool {
+    let places = one | other;
+    length == 4 && places.is_multiple_of(4) || (places | length as u64).is_multiple_of(8)
+}
+
+/// Copies bytes.
 ///
 /// # Safety
 /// As [`ptr::copy_nonoverlapping`]; only a guest may write to either side meanwhile.
-#[inline(always)]
+#[inline]
 unsafe fn copy(from: *const u8, into: *mut u8, length: usize) {
-    if (from.addr() | into.addr()).is_multiple_of(align_of::<u64>()) {
-        let (from, into) = (from.cast::<u64>(), into.cast::<u64>());
-        // SAFETY: aligned; the caller's promise for the same bytes.
-        unsafe {
-            match length {
-                8 => return copy_words::<1>(from, into),
-                16 => return copy_words::<2>(from, into),
-                24 => return copy_words::<3>(from, into),
-                64 => return copy_words::<8>(from, into),
-                128 => return copy_words::<16>(from, into),
-                _ => {}
-            }
+    if are_words(from.addr() as u64, into.addr() as u64, length) {
+        // SAFETY: checked; the caller's promise.
+        unsafe { copy_aligned(from, into, length) }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { ptr::copy_nonoverlapping(from, into, length) }
+    }
+}
+
+/// Copies words. Small structures are of a few sizes; arrays of any are copied 64 bytes at a time.
+///
+/// # Safety
+/// As [`copy`]; [`are_words`] says that this is the way.
+#[inline(always)]
+pub unsafe fn copy_aligned(from: *const u8, into: *mut u8, length: usize) {
+    let (words, to) = (from.cast::<u64>(), into.cast::<u64>());
+    // SAFETY: aligned; the caller's promise for the same bytes. Volatile as in `copy_words`.
+    unsafe {
+        match length {
+            8 => copy_words::<1>(words, to),
+            16 => copy_words::<2>(words, to),
+            24 => copy_words::<3>(words, to),
+            4 => into.cast::<u32>().write_volatile(from.cast::<u32>().read_volatile()),
+            _ => copy_array(words, to, length),
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe { ptr::copy_nonoverlapping(from, into, length) }
 }
 
 /// # Safety
@@ -242,6 +270,41 @@ unsafe fn copy_words<const COUNT: usize>(from: *const u64, into: *mut u64) {
     for index in 0..COUNT {
         // SAFETY: the caller's promise. Volatile: the compiler makes no call of it, and reads what a guest may change just once.
         unsafe { into.add(index).write_volatile(from.add(index).read_volatile()) };
+    }
+}
+
+/// # Safety
+/// As [`copy`], both aligned; `length` is in bytes, of whole words.
+#[inline(always)]
+unsafe fn copy_array(from: *const u64, into: *mut u64, length: usize) {
+    let (mut from, mut into, mut left) = (from, into, length);
+    while left >= 64 {
+        // SAFETY: the caller's promise for 64 bytes more. Two registers for each pair: compiled code would take a word at a time.
+        unsafe {
+            asm!(
+                "ldp {a}, {b}, [{from}]",
+                "ldp {c}, {d}, [{from}, #16]",
+                "stp {a}, {b}, [{into}]",
+                "stp {c}, {d}, [{into}, #16]",
+                "ldp {a}, {b}, [{from}, #32]",
+                "ldp {c}, {d}, [{from}, #48]",
+                "stp {a}, {b}, [{into}, #32]",
+                "stp {c}, {d}, [{into}, #48]",
+                from = in(reg) from,
+                into = in(reg) into,
+                a = out(reg) _,
+                b = out(reg) _,
+                c = out(reg) _,
+                d = out(reg) _,
+                options(nostack, preserves_flags)
+            );
+        }
+        (from, into, left) = (from.wrapping_add(8), into.wrapping_add(8), left - 64);
+    }
+    while left > 0 {
+        // SAFETY: the caller's promise for one word more.
+        unsafe { copy_words::<1>(from, into) };
+        (from, into, left) = (from.wrapping_add(1), into.wrapping_add(1), left - 8);
     }
 }
 

@@ -22,24 +22,26 @@ fn barrier() {
     unsafe { asm!("isb", options(nostack)) };
 }
 
-/// Both roots at once: walks are off while they change, so that no speculative walk mixes old and new.
-fn write_roots(kernel: Option<MachineFrame>, user: Option<MachineFrame>) {
+/// Both roots at once, and `meanwhile` while no walk can be begun: so that none mixes old and new.
+#[inline(always)]
+fn write_roots(kernel: Option<MachineFrame>, user: Option<MachineFrame>, meanwhile: impl FnOnce()) {
     let on = TCR_EL1.get() & !(NO_USER_WALKS | NO_KERNEL_WALKS);
     TCR_EL1.set(on | NO_USER_WALKS | NO_KERNEL_WALKS);
     barrier();
     let address = |root: Option<MachineFrame>| root.map_or(0, |root| root.start().bytes());
     TTBR1_EL1.set(address(kernel));
     TTBR0_EL1.set(address(user));
+    meanwhile();
     barrier();
     let off = |root: Option<MachineFrame>, bit: u64| if root.is_some() { 0 } else { bit };
     TCR_EL1.set(on | off(kernel, NO_KERNEL_WALKS) | off(user, NO_USER_WALKS));
     barrier();
 }
 
-/// Loads the running vCPU's new roots.
+/// Loads the running vCPU's new roots. What the TLBs hold of the old ones goes before there can be anything of the new ones: two
+/// entries for one address might be amalgamated (docs/decisions/break-before-make.md).
 pub fn load(kernel: MachineFrame, user: Option<MachineFrame>) {
-    write_roots(Some(kernel), user);
-    flush(FlushScope::Local);
+    write_roots(Some(kernel), user, || flush(FlushScope::Local));
 }
 
 /// Loads the roots of `next`, which takes this CPU over.
@@ -48,10 +50,10 @@ pub fn switch_to(next: &Vcpu<El2>) {
     let previous: u64;
     // SAFETY: reads the VMID in use.
     unsafe { asm!("mrs {}, vttbr_el2", out(reg) previous, options(nomem, nostack)) };
-    write_roots(None, None);
+    write_roots(None, None, || ());
     // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters (under the oracle, its root).
     unsafe { asm!("msr vttbr_el2, {}", in(reg) tag, options(nostack)) };
-    write_roots(next.kernel_root(), next.user_root());
+    write_roots(next.kernel_root(), next.user_root(), || ());
     let another = another_ran_last(next);
     if another || previous == tag {
         // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart.
@@ -76,11 +78,12 @@ fn another_ran_last(next: &Vcpu<El2>) -> bool {
 
 /// Loads no root at all.
 pub fn leave() {
-    write_roots(None, None);
+    write_roots(None, None, || ());
     flush(FlushScope::Local);
 }
 
 /// See [`hyp_core::machine::Mmu::flush`].
+#[inline]
 pub fn flush(scope: FlushScope) {
     // SAFETY: forgetting translations of EL1 and EL0 is always allowed; barriers before and after, so that earlier writes to tables
     // are seen by later walks, and no old entry remains when this returns.

@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL2, Readable, SPSR_EL1, VBAR_EL1};
+use hyp_core::hypercall::immediate;
 use hyp_core::{Next, Vcpu};
 use hyp_el2::injection;
 use hyp_el2::syndrome::Syndrome;
@@ -60,7 +61,11 @@ fn hypercall_of(
     context: &'static GuestContext,
     cpu: &'static Cpu,
 ) -> Option<&'static GuestContext> {
-    HYPERVISOR.hypercall(vcpu, context.register(16), context.arguments());
+    let number = context.register(16);
+    match immediate(number, context.register(0)) {
+        Some(answer) => context.set_register(0, answer),
+        None => carry_out(cpu, vcpu, context, number),
+    }
     oracle::check(vcpu);
     if HYPERVISOR.reschedule_wanted() {
         return Some(next(cpu));
@@ -69,13 +74,26 @@ fn hypercall_of(
     None
 }
 
+#[inline(never)]
+fn carry_out(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext, number: u64) {
+    if let Some(domain) = cpu.domain() {
+        HYPERVISOR.hypercall_of(domain, vcpu, number, &context.arguments());
+    }
+}
+
 /// An upcall is an interrupt of the guest's own: as long as an event is pending, `HCR_EL2.VI` is set, and PSTATE.I is the mask. The
 /// guest's handler clears `evtchn_upcall_pending`, handles what is pending, and makes a hypercall, by which this is looked
 /// at again. Costs two loads when there is nothing.
+#[inline(always)]
 fn show_upcall(cpu: &Cpu, vcpu: &Vcpu<El2>) {
     if vcpu.upcall_wanted() | cpu.virtual_interrupt() {
-        cpu.show_virtual_interrupt(HYPERVISOR.upcall_due(vcpu));
+        change_upcall(cpu, vcpu);
     }
+}
+
+#[inline(never)]
+fn change_upcall(cpu: &Cpu, vcpu: &Vcpu<El2>) {
+    cpu.show_virtual_interrupt(HYPERVISOR.upcall_due(vcpu));
 }
 
 /// Something that traps, and is no hypercall.

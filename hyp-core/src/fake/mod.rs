@@ -295,6 +295,8 @@ impl FrameMemory for Fake {
 }
 
 impl GuestMemory for Fake {
+    type Kept = ();
+
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
         self.each_page(from, into.len(), false, |frame, offset, range| {
             self.read_frame(frame, offset, &mut into[range]);

@@ -17,6 +17,7 @@
 pub mod allocator;
 pub mod boot_memory;
 pub mod extent;
+pub mod held;
 pub mod m2p;
 pub mod record;
 pub mod table;

@@ -62,7 +62,11 @@ impl FrameTable {
     }
 
     #[cold]
-    fn lock_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> Result<(), FrameError> {
+    pub(super) fn lock_writable<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        machine: &M,
+    ) -> Result<(), FrameError> {
         self.lock_type(frame, FrameType::Writable, machine).map(drop)
     }
 

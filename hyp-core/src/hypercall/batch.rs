@@ -59,11 +59,11 @@ impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
 
     /// The operation at `next`, of which `left` are to come.
     #[inline(always)]
-    fn take<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<T, NotDone> {
+    fn take<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<&T, NotDone> {
         if self.at == self.end {
             self.fill(call, next, left)?;
         }
-        let operation = self.operations.get(self.at).copied();
+        let operation = self.operations.get(self.at);
         self.at = self.at.saturating_add(1);
         operation.ok_or(NotDone::Errno(Errno::EFAULT))
     }
@@ -102,7 +102,10 @@ impl<M: Machine> Call<'_, M> {
         one: impl FnOnce(T) -> Result<(), NotDone>,
     ) -> Outcome {
         let [place, _, done_place, foreign, ..] = values(arguments);
-        match self.read(place).map_err(NotDone::from).and_then(one) {
+        // Not by way of a result: beside an error of two bytes, compiled code moves the structure about in halfwords.
+        let mut operation = T::new_zeroed();
+        let read = self.read_into(place, &mut operation).map_err(NotDone::from);
+        match read.and_then(|()| one(operation)) {
             Ok(()) => Ok(0),
             Err(NotDone::Errno(errno)) => Err(errno.into()),
             Err(NotDone::Preempted) => {
@@ -142,7 +145,7 @@ impl<M: Machine> Call<'_, M> {
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                ahead.take(self, next, left).and_then(&mut one)
+                ahead.take(self, next, left).and_then(|operation| one(*operation))
             };
             self.charge_flushes(&mut flushes);
             match result {

@@ -14,6 +14,7 @@ use zerocopy::IntoBytes;
 
 use super::va_mapping::Row;
 use super::{Arguments, Call, Failure, Outcome, immediate, values};
+use crate::address::GuestVirtual;
 use crate::domain::Life;
 use crate::machine::Machine;
 use crate::paging::Budget;
@@ -39,6 +40,7 @@ impl<'a, M: Machine> Call<'a, M> {
     fn entries<const COUNT: usize>(&self, mut next: u64, mut left: u64) -> Outcome {
         let mut ahead = [MulticallEntry::default(); COUNT];
         let mut row = None;
+        let mut kept = M::Kept::default();
         let mut flushes = self.hypervisor.frames.type_flushes();
         // An entry may end the domain itself.
         while left > 0 && self.domain.life() == Life::Alive {
@@ -50,7 +52,7 @@ impl<'a, M: Machine> Call<'a, M> {
             };
             let ahead = ahead.get_mut(..read).unwrap_or_default();
             let start = next;
-            next = self.run_entries(next, ahead, &mut row)?;
+            next = self.run_entries(next, ahead, &mut row, &mut kept)?;
             self.charge_flushes(&mut flushes);
             let done = next.wrapping_sub(start) / ENTRY_BYTES;
             left = left.saturating_sub(done);
@@ -72,6 +74,7 @@ impl<'a, M: Machine> Call<'a, M> {
         mut next: u64,
         entries: &mut [MulticallEntry],
         row: &mut Option<Row<'a, M>>,
+        kept: &mut M::Kept,
     ) -> Result<u64, Errno> {
         for entry in entries {
             if !self.budget.take(Budget::OPERATION) {
@@ -82,6 +85,7 @@ impl<'a, M: Machine> Call<'a, M> {
                 number::UPDATE_VA_MAPPING => self.mapping_in_row(row, arguments),
                 operation => {
                     *row = None;
+                    *kept = M::Kept::default();
                     self.other_operation(operation, arguments)
                 }
             };
@@ -93,13 +97,20 @@ impl<'a, M: Machine> Call<'a, M> {
                     break;
                 }
             };
-            self.write(next.wrapping_add(offset_of!(MulticallEntry, result) as u64), &result)?;
+            self.write_result(next, result, kept)?;
             next = next.wrapping_add(ENTRY_BYTES);
             if entry.operation != number::UPDATE_VA_MAPPING && self.domain.life() != Life::Alive {
                 break;
             }
         }
         Ok(next)
+    }
+
+    /// Writes the result of the entry at `place`.
+    #[inline(always)]
+    fn write_result(&self, place: u64, result: u64, kept: &mut M::Kept) -> Result<(), Errno> {
+        let to = GuestVirtual::new(place.wrapping_add(offset_of!(MulticallEntry, result) as u64));
+        self.hypervisor.machine.write_word_keeping(to, result, kept).map_err(|_| Errno::EFAULT)
     }
 
     /// What is left of a preempted entry takes its place.
