@@ -54,6 +54,17 @@ pub fn run<A: Architecture>(info: &'static StartInfo) -> ! {
     if guest.is_control() { run_control(&guest) } else { run_domain(&guest) }
 }
 
+/// The kernel's main function where nothing is below it: of the words, `bench` alone means anything there, and nothing else
+/// need be in the image once more.
+pub fn run_native<A: Architecture>(info: &'static StartInfo) -> ! {
+    let guest = Guest::<A>::new(info);
+    greet(&guest);
+    if guest.words().has("bench") {
+        bench::run_native(&guest);
+    }
+    hypercalls::shutdown::<A>(SHUTDOWN_POWEROFF)
+}
+
 /// What a kernel's panic handler does: say what happened, and crash the domain.
 pub fn panic<A: Architecture>(info: &PanicInfo<'_>) -> ! {
     say!(A, "guest kernel: {info}");

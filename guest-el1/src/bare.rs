@@ -130,7 +130,7 @@ impl Layout {
 pub extern "C" fn bare_main(device_tree: u64, base: u64) -> ! {
     NATIVE.store(true, Ordering::Relaxed);
     let info = build(device_tree, base);
-    guest_core::run::<Bare>(info)
+    guest_core::run_native::<Bare>(info)
 }
 
 /// Builds what the domain builder would build, and switches to the new tables.

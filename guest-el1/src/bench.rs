@@ -7,17 +7,19 @@ use core::arch::{asm, global_asm};
 
 use guest_core::architecture::{Architecture, PAGE_SIZE};
 use guest_core::bench::ArchitectureRow;
+use guest_core::bench::upcall::send_to_itself;
 use guest_core::guest::Guest;
 use guest_core::hypercalls::update_va_mapping;
 use guest_core::pages::Page;
 use penumbra_abi::Errno;
 
 use crate::machine::{Below, Kernel};
-use crate::traps;
+use crate::{traps, upcall};
 
 /// Rows that only this architecture has.
 pub const fn rows<B: Below>() -> &'static [ArchitectureRow<Kernel<B>>] {
     &[
+        ("event-upcall", |guest, count| send_to_itself(guest, count, &upcall::HANDLER)),
         ("native-system-call", |guest, count| with_user_page(guest, |code| system_calls::<B>(code, count))),
         ("native-page-fault", |_, count| with_vectors(|| page_faults::<B>(count))),
         ("native-flush-page", |guest, count| Ok(flushes_of_page::<B>(guest.info.pt_base, count))),
@@ -48,6 +50,9 @@ global_asm!(
         add x9, x9, #4
         msr elr_el1, x9
         eret
+        // Current EL, interrupt.
+        .balign 0x80
+        b bench_upcall
         .balign 0x200
         // Lower EL, AArch64, synchronous: back at once, but for the last one.
         cbz x8, 1f
@@ -61,10 +66,15 @@ unsafe extern "C" {
     static bench_vectors: [u8; 2048];
 }
 
+/// Installs this file's vectors.
+pub fn install() {
+    // SAFETY: the vectors handle the exceptions that the measured loops raise; the usual ones come back after them.
+    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) &raw const bench_vectors, options(nostack)) };
+}
+
 /// Runs `measure` with this file's vectors.
 fn with_vectors(measure: impl FnOnce() -> u64) -> Result<u64, Errno> {
-    // SAFETY: the vectors handle the two exceptions that the measured loops raise; the usual ones come back after them.
-    unsafe { asm!("msr vbar_el1, {}", "isb", in(reg) &raw const bench_vectors, options(nostack)) };
+    install();
     let taken = measure();
     traps::install();
     Ok(taken)

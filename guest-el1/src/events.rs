@@ -13,6 +13,7 @@ use penumbra_abi::hypercall as number;
 use penumbra_abi::vcpu::{ArmGuestContext, VCPUOP_INITIALISE};
 
 use crate::machine::Arm;
+use crate::saved_registers::{restore_registers, save_registers};
 use crate::traps;
 
 /// EL1 with its own stack pointer; D, A, I and F masked.
@@ -23,17 +24,9 @@ global_asm!(
     .section .text.events, "ax"
     .globl trap_event
     trap_event:
-        sub sp, sp, #192
-        stp x0, x1, [sp]
-        stp x2, x3, [sp, #16]
-        stp x4, x5, [sp, #32]
-        stp x6, x7, [sp, #48]
-        stp x8, x9, [sp, #64]
-        stp x10, x11, [sp, #80]
-        stp x12, x13, [sp, #96]
-        stp x14, x15, [sp, #112]
-        stp x16, x17, [sp, #128]
-        stp x18, x29, [sp, #144]
+    "#,
+    save_registers!(192),
+    r#"
         mrs x0, elr_el1
         mrs x1, spsr_el1
         stp x30, x0, [sp, #160]
@@ -43,17 +36,9 @@ global_asm!(
         ldp x30, x0, [sp, #160]
         msr elr_el1, x0
         msr spsr_el1, x1
-        ldp x18, x29, [sp, #144]
-        ldp x16, x17, [sp, #128]
-        ldp x14, x15, [sp, #112]
-        ldp x12, x13, [sp, #96]
-        ldp x10, x11, [sp, #80]
-        ldp x8, x9, [sp, #64]
-        ldp x6, x7, [sp, #48]
-        ldp x4, x5, [sp, #32]
-        ldp x2, x3, [sp, #16]
-        ldp x0, x1, [sp]
-        add sp, sp, #192
+    "#,
+    restore_registers!(192),
+    r#"
         eret
     "#,
     handle = sym handle,

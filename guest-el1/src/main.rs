@@ -31,11 +31,15 @@ mod made_up;
 #[cfg(target_os = "none")]
 mod registers;
 #[cfg(target_os = "none")]
+mod saved_registers;
+#[cfg(target_os = "none")]
 mod table_writes;
 #[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]
 mod unseen;
+#[cfg(target_os = "none")]
+mod upcall;
 
 /// Called on the kernel's own stack.
 ///

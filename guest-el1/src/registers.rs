@@ -9,48 +9,41 @@ use core::arch::{asm, global_asm};
 /// 32 SIMD registers of 128 bits each.
 const VECTOR_WORDS: usize = 64;
 
+/// `ldp` or `stp` of all of them, at x0.
+#[rustfmt::skip]
+macro_rules! all_vectors {
+    ($instruction:literal) => {
+        concat!(
+            $instruction, " q0, q1, [x0], #32\n",
+            $instruction, " q2, q3, [x0], #32\n",
+            $instruction, " q4, q5, [x0], #32\n",
+            $instruction, " q6, q7, [x0], #32\n",
+            $instruction, " q8, q9, [x0], #32\n",
+            $instruction, " q10, q11, [x0], #32\n",
+            $instruction, " q12, q13, [x0], #32\n",
+            $instruction, " q14, q15, [x0], #32\n",
+            $instruction, " q16, q17, [x0], #32\n",
+            $instruction, " q18, q19, [x0], #32\n",
+            $instruction, " q20, q21, [x0], #32\n",
+            $instruction, " q22, q23, [x0], #32\n",
+            $instruction, " q24, q25, [x0], #32\n",
+            $instruction, " q26, q27, [x0], #32\n",
+            $instruction, " q28, q29, [x0], #32\n",
+            $instruction, " q30, q31, [x0], #32\n",
+        )
+    };
+}
+
 global_asm!(
-    r#"
-    .section .text.registers, "ax"
-    .arch_extension fp
-    .arch_extension simd
-    vectors_load:
-        ldp q0, q1, [x0], #32
-        ldp q2, q3, [x0], #32
-        ldp q4, q5, [x0], #32
-        ldp q6, q7, [x0], #32
-        ldp q8, q9, [x0], #32
-        ldp q10, q11, [x0], #32
-        ldp q12, q13, [x0], #32
-        ldp q14, q15, [x0], #32
-        ldp q16, q17, [x0], #32
-        ldp q18, q19, [x0], #32
-        ldp q20, q21, [x0], #32
-        ldp q22, q23, [x0], #32
-        ldp q24, q25, [x0], #32
-        ldp q26, q27, [x0], #32
-        ldp q28, q29, [x0], #32
-        ldp q30, q31, [x0], #32
-        ret
-    vectors_store:
-        stp q0, q1, [x0], #32
-        stp q2, q3, [x0], #32
-        stp q4, q5, [x0], #32
-        stp q6, q7, [x0], #32
-        stp q8, q9, [x0], #32
-        stp q10, q11, [x0], #32
-        stp q12, q13, [x0], #32
-        stp q14, q15, [x0], #32
-        stp q16, q17, [x0], #32
-        stp q18, q19, [x0], #32
-        stp q20, q21, [x0], #32
-        stp q22, q23, [x0], #32
-        stp q24, q25, [x0], #32
-        stp q26, q27, [x0], #32
-        stp q28, q29, [x0], #32
-        stp q30, q31, [x0], #32
-        ret
-    "#
+    ".section .text.registers, \"ax\"",
+    ".arch_extension fp",
+    ".arch_extension simd",
+    "vectors_load:",
+    all_vectors!("ldp"),
+    "ret",
+    "vectors_store:",
+    all_vectors!("stp"),
+    "ret",
 );
 
 unsafe extern "C" {

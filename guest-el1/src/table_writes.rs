@@ -14,6 +14,7 @@ use guest_core::tests::Check;
 use penumbra_abi::hypercall::{PENUMBRA, PENUMBRA_HOOK, PENUMBRA_UNHOOK};
 
 use crate::machine::{Arm, Below, Kernel};
+use crate::saved_registers::{restore_registers, save_registers};
 use crate::traps;
 
 /// A slot of the root that nobody uses.
@@ -46,34 +47,18 @@ global_asm!(
         .endr
 
     table_write_fault:
-        sub sp, sp, #176
-        stp x0, x1, [sp]
-        stp x2, x3, [sp, #16]
-        stp x4, x5, [sp, #32]
-        stp x6, x7, [sp, #48]
-        stp x8, x9, [sp, #64]
-        stp x10, x11, [sp, #80]
-        stp x12, x13, [sp, #96]
-        stp x14, x15, [sp, #112]
-        stp x16, x17, [sp, #128]
-        stp x18, x29, [sp, #144]
+    "#,
+    save_registers!(176),
+    r#"
         str x30, [sp, #160]
         mrs x0, esr_el1
         mrs x1, far_el1
         bl {handle}
         cmp x0, #0
         ldr x30, [sp, #160]
-        ldp x18, x29, [sp, #144]
-        ldp x16, x17, [sp, #128]
-        ldp x14, x15, [sp, #112]
-        ldp x12, x13, [sp, #96]
-        ldp x10, x11, [sp, #80]
-        ldp x8, x9, [sp, #64]
-        ldp x6, x7, [sp, #48]
-        ldp x4, x5, [sp, #32]
-        ldp x2, x3, [sp, #16]
-        ldp x0, x1, [sp]
-        add sp, sp, #176
+    "#,
+    restore_registers!(176),
+    r#"
         // The flags of what was interrupted come back with PSTATE.
         b.eq trap_synchronous
         eret

@@ -7,7 +7,7 @@ use core::arch::{asm, global_asm};
 use guest_core::architecture::Unseen;
 
 /// Executes instructions so many times; the counter's units for all.
-macro_rules! seen {
+macro_rules! counted {
     ($times:expr, $($line:literal),+; $($operands:tt)*) => {{
         let taken: u64;
         // SAFETY: the instructions change nothing that matters.
@@ -42,31 +42,35 @@ pub const UNSEEN: &[Unseen] = &[
 /// loop around it two more; the way to EL2 and back is about a hundred.
 pub const SEEN: &[Unseen] = &[
     // HCR_EL2.TPCP.
-    ("dc ivac is the hypervisor's", 30, |page, times| seen!(times, "dc ivac, {x}"; x = in(reg) page)),
-    ("dc civac is the hypervisor's", 30, |page, times| seen!(times, "dc civac, {x}"; x = in(reg) page)),
-    ("dc cvac is the hypervisor's", 30, |page, times| seen!(times, "dc cvac, {x}"; x = in(reg) page)),
+    ("dc ivac is the hypervisor's", 30, |page, times| counted!(times, "dc ivac, {x}"; x = in(reg) page)),
+    ("dc civac is the hypervisor's", 30, |page, times| counted!(times, "dc civac, {x}"; x = in(reg) page)),
+    ("dc cvac is the hypervisor's", 30, |page, times| counted!(times, "dc cvac, {x}"; x = in(reg) page)),
     // TID1, TID3.
-    ("revidr_el1 is the hypervisor's", 30, |_, times| seen!(times, "mrs {x}, revidr_el1"; x = out(reg) _)),
-    ("aidr_el1 is the hypervisor's", 30, |_, times| seen!(times, "mrs {x}, aidr_el1"; x = out(reg) _)),
+    ("revidr_el1 is the hypervisor's", 30, |_, times| counted!(times, "mrs {x}, revidr_el1"; x = out(reg) _)),
+    ("aidr_el1 is the hypervisor's", 30, |_, times| counted!(times, "mrs {x}, aidr_el1"; x = out(reg) _)),
     (
         "id_aa64pfr0_el1 is the hypervisor's",
         30,
-        |_, times| seen!(times, "mrs {x}, id_aa64pfr0_el1"; x = out(reg) _),
+        |_, times| counted!(times, "mrs {x}, id_aa64pfr0_el1"; x = out(reg) _),
     ),
-    ("id_pfr0_el1 is the hypervisor's", 30, |_, times| seen!(times, "mrs {x}, id_pfr0_el1"; x = out(reg) _)),
+    (
+        "id_pfr0_el1 is the hypervisor's",
+        30,
+        |_, times| counted!(times, "mrs {x}, id_pfr0_el1"; x = out(reg) _),
+    ),
     // TVM, where what is written is what is there.
     (
         "sctlr_el1 is the hypervisor's",
         30,
-        |_, times| seen!(times, "mrs {x}, sctlr_el1", "msr sctlr_el1, {x}"; x = out(reg) _),
+        |_, times| counted!(times, "mrs {x}, sctlr_el1", "msr sctlr_el1, {x}"; x = out(reg) _),
     ),
     (
         "contextidr_el1 is the hypervisor's",
         30,
-        |_, times| seen!(times, "msr contextidr_el1, {x}"; x = in(reg) 0u64),
+        |_, times| counted!(times, "msr contextidr_el1, {x}"; x = in(reg) 0u64),
     ),
     // CNTHCTL_EL2.EL1PCTEN.
-    ("cntpct_el0 is the hypervisor's", 30, |_, times| seen!(times, "mrs {x}, cntpct_el0"; x = out(reg) _)),
+    ("cntpct_el0 is the hypervisor's", 30, |_, times| counted!(times, "mrs {x}, cntpct_el0"; x = out(reg) _)),
 ];
 
 /// What user mode executes: `svc` as often as x0 says, and once more. Starts a page.
@@ -166,56 +170,31 @@ fn page_faults(_page: u64, times: u64) -> u64 {
 }
 
 fn tlb_maintenance(page: u64, times: u64) -> u64 {
-    let taken;
-    // SAFETY: forgetting translations changes nothing.
-    unsafe {
-        asm!(
-            "mrs {start}, cntvct_el0",
-            "2: dsb ishst",
-            "tlbi vae1, {page}",
-            "tlbi vaale1is, {page}",
-            "tlbi aside1is, xzr",
-            "tlbi vmalle1",
-            "tlbi vmalle1is",
-            "dsb ish",
-            "isb",
-            "subs {times}, {times}, #1",
-            "b.ne 2b",
-            "mrs {taken}, cntvct_el0",
-            "sub {taken}, {taken}, {start}",
-            start = out(reg) _,
-            taken = out(reg) taken,
-            times = inout(reg) times => _,
-            page = in(reg) page >> 12 & ((1 << 44) - 1),
-            options(nostack)
-        );
-    }
-    taken
+    counted!(
+        times,
+        "dsb ishst",
+        "tlbi vae1, {page}",
+        "tlbi vaale1is, {page}",
+        "tlbi aside1is, xzr",
+        "tlbi vmalle1",
+        "tlbi vmalle1is",
+        "dsb ish",
+        "isb";
+        page = in(reg) page >> 12 & ((1 << 44) - 1)
+    )
 }
 
+/// Writes back what was read.
 fn own_registers(_page: u64, times: u64) -> u64 {
-    let taken;
-    // SAFETY: writes back what was read.
-    unsafe {
-        asm!(
-            "mrs {start}, cntvct_el0",
-            "2: mrs {value}, tpidr_el1",
-            "msr tpidr_el1, {value}",
-            "mrs {value}, vbar_el1",
-            "msr vbar_el1, {value}",
-            "mrs {value}, cpacr_el1",
-            "msr cpacr_el1, {value}",
-            "msr daifset, #15",
-            "subs {times}, {times}, #1",
-            "b.ne 2b",
-            "mrs {taken}, cntvct_el0",
-            "sub {taken}, {taken}, {start}",
-            start = out(reg) _,
-            value = out(reg) _,
-            taken = out(reg) taken,
-            times = inout(reg) times => _,
-            options(nostack)
-        );
-    }
-    taken
+    counted!(
+        times,
+        "mrs {value}, tpidr_el1",
+        "msr tpidr_el1, {value}",
+        "mrs {value}, vbar_el1",
+        "msr vbar_el1, {value}",
+        "mrs {value}, cpacr_el1",
+        "msr cpacr_el1, {value}",
+        "msr daifset, #15";
+        value = out(reg) _
+    )
 }

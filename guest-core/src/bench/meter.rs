@@ -75,8 +75,11 @@ pub fn difference<A: Architecture>(
 }
 
 /// Units of the counter that one run takes. Never inlined, so that the loop is the same code whatever is issued.
+///
+/// # Errors
+/// The last that `action` comes to.
 #[inline(never)]
-fn timed<A: Architecture>(
+pub fn timed<A: Architecture>(
     issue: Issue,
     count: u64,
     action: &mut impl FnMut(Issue, u64) -> u64,

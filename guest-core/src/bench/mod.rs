@@ -17,6 +17,7 @@ mod pinning;
 mod roots;
 pub mod stretches;
 mod tables;
+pub mod upcall;
 mod window;
 
 use crate::architecture::Architecture;
@@ -70,6 +71,11 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
     for (name, row) in rows::<A>() {
         print::<A>(name, row(guest));
     }
+    run_native(guest);
+}
+
+/// Measures the rows that only this architecture has: all there are without a hypervisor.
+pub fn run_native<A: Architecture>(guest: &Guest<A>) {
     for &(name, row) in A::BENCHES {
         print::<A>(
             name,

@@ -10,6 +10,7 @@ use core::arch::{asm, global_asm};
 
 use guest_core::architecture::Architecture;
 use guest_core::bench::ArchitectureRow;
+use guest_core::bench::upcall::send_to_itself;
 use penumbra_abi::Errno;
 
 use crate::machine::X86;
@@ -20,7 +21,7 @@ pub const ROWS: &[ArchitectureRow<X86>] = &[
     ("page-fault-iretq", |_, count| page_faults(count, bench_fault_iretq)),
     ("int3", |_, count| breakpoints(count)),
     ("page-fault-iret-hypercall", |_, count| page_faults(count, bench_fault_iret)),
-    ("event-upcall", upcall::send_to_itself),
+    ("event-upcall", |guest, count| send_to_itself(guest, count, &upcall::HANDLER)),
     ("system-call", user::system_calls),
 ];
 

@@ -114,6 +114,7 @@ const AARCH64: &[Row] = &[
     row("invlpg-local", "invlpg local", 0, 0),
     row("flush-local", "flush local", 0, 0),
     row("reservation", "decrease + increase reservation, 1 page", 0, 0),
+    row("event-upcall", "event to itself, upcall delivered", 0, 0),
     row("yield", "sched yield", 0, 0),
     row("native-system-call", "the guest's own: system call from EL0 and back", 0, 0),
     row("native-page-fault", "the guest's own: page fault to its handler and back", 0, 0),
