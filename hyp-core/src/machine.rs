@@ -274,6 +274,10 @@ pub trait FrameMemory {
     /// The 8-byte word number `index` (below 512) of a frame that guests may change at the same time; `None` if the frame isn't RAM. The
     /// caller holds the frame as *writable* for as long as it uses the word.
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64>;
+    /// Writes a word of a frame that the caller holds as *writable*, atomically: data, to which nothing else is ordered.
+    fn write_word(&self, frame: MachineFrame, index: usize, word: u64) {
+        self.write_frame(frame, index.saturating_mul(8), &word.to_ne_bytes());
+    }
     /// Two words of one frame, as [`Self::shared_word`].
     fn shared_words(&self, frame: MachineFrame, indices: [usize; 2]) -> Option<[&AtomicU64; 2]> {
         let [first, second] = indices;
@@ -299,22 +303,12 @@ pub trait GuestMemory {
     /// [`GuestFault`] when any byte isn't writable by the guest; bytes before it may have been written.
     fn write_guest(&self, to: GuestVirtual, from: &[u8]) -> Result<(), GuestFault>;
 
-    /// What makes the next write to the same page cheaper, as long as it isn't dropped. The page's frame may be held as *writable*
-    /// meanwhile: so it is dropped before anything but the mappings of pages is changed.
-    type Kept: Default;
-
-    /// As [`Self::write_guest`], of one word, one of several. Each is judged by the tables as they are when it is written.
-    ///
-    /// # Errors
-    /// As [`Self::write_guest`].
+    /// Where the 8-byte word at `to` lies, if the tables let the guest write it at this moment: the frame, and the word's number in it. For
+    /// several writes, which may then hold the frame from one to the next; nothing is held yet, and the frame's owner and type
+    /// haven't been asked. `None`: [`Self::write_guest`] is to write it, or to refuse.
     #[inline(always)]
-    fn write_word_keeping(
-        &self,
-        to: GuestVirtual,
-        word: u64,
-        _kept: &mut Self::Kept,
-    ) -> Result<(), GuestFault> {
-        self.write_guest(to, &word.to_ne_bytes())
+    fn word_place(&self, _to: GuestVirtual) -> Option<(MachineFrame, usize)> {
+        None
     }
 }
 

@@ -5,13 +5,13 @@
 //! gets it ([`GuestContext::save`], [`GuestContext::load`]). The hypervisor itself is compiled without SIMD.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::fmt;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL1, FAR_EL1, Readable};
 use hyp_core::address::MachineFrame;
+use hyp_core::hypercall::Arguments;
 use hyp_core::machine::{Context, FlushScope, Mmu, Roots, StartOfDay};
 use hyp_el2::first_registers;
 use penumbra_abi::errno::Errno;
@@ -28,6 +28,9 @@ const IRQ_MASKED: u64 = 1 << 7;
 /// Bytes of the instruction that makes a hypercall.
 const INSTRUCTION: u64 = 4;
 
+/// x0 to x30.
+const GENERAL: usize = 31;
+
 /// 32 SIMD registers of 128 bits, FPCR and FPSR, as `save_vectors` lays them out.
 #[repr(C, align(16))]
 struct Vectors([u64; 66]);
@@ -35,17 +38,17 @@ struct Vectors([u64; 66]);
 /// The registers of a vCPU. `vectors.s` knows the first three fields.
 #[repr(C, align(16))]
 pub struct GuestContext {
-    general: [AtomicU64; 31],
-    pc: AtomicU64,
-    pstate: AtomicU64,
-    _padding: AtomicU64,
-    system: [AtomicU64; SYSTEM_REGISTERS],
+    general: [Cell<u64>; GENERAL],
+    pc: Cell<u64>,
+    pstate: Cell<u64>,
+    _padding: u64,
+    system: [Cell<u64>; SYSTEM_REGISTERS],
     vectors: UnsafeCell<Vectors>,
 }
 
 const _: () = assert!(offset_of!(GuestContext, pc) == 248 && offset_of!(GuestContext, pstate) == 256);
 
-// SAFETY: all fields but `vectors` are atomic; `vectors` is only touched by `save` and `load`, on the CPU that runs the vCPU.
+// SAFETY: only the CPU that runs the vCPU, or the one that has it stopped, touches it (`Context`'s contract).
 unsafe impl Sync for GuestContext {}
 
 unsafe extern "C" {
@@ -64,13 +67,13 @@ macro_rules! system_registers {
                     let value: u64;
                     // SAFETY: reads a register of EL1, which has no effect.
                     unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack)) };
-                    self.system[$index].store(value, Ordering::Relaxed);
+                    self.system[$index].set(value);
                 })*
             }
 
             fn load_system_registers(&self) {
                 $({
-                    let value = self.system[$index].load(Ordering::Relaxed);
+                    let value = self.system[$index].get();
                     // SAFETY: writes a register that only EL1 and EL0 use; none of them gives a guest memory.
                     unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nomem, nostack)) };
                 })*
@@ -96,41 +99,43 @@ const FLOATING_POINT_ON: u64 = 0b11 << 20;
 impl GuestContext {
     /// A general register; 31 is the zero register.
     pub fn register(&self, number: u8) -> u64 {
-        self.general.get(usize::from(number)).map_or(0, |register| register.load(Ordering::Relaxed))
+        self.general.get(usize::from(number)).map_or(0, Cell::get)
     }
 
     /// Writes a general register; 31 swallows it.
     pub fn set_register(&self, number: u8, value: u64) {
         if let Some(register) = self.general.get(usize::from(number)) {
-            register.store(value, Ordering::Relaxed);
+            register.set(value);
         }
     }
 
     /// A hypercall's arguments: x0 to x5.
-    pub fn arguments(&self) -> [u64; 6] {
-        let [x0, x1, x2, x3, x4, x5, ..] = &self.general;
-        [x0, x1, x2, x3, x4, x5].map(|register| register.load(Ordering::Relaxed))
+    #[inline(always)]
+    pub fn arguments(&self) -> &Arguments {
+        const { assert!(GENERAL >= 6) };
+        // SAFETY: the first six of the array's elements.
+        unsafe { &*self.general.as_ptr().cast() }
     }
 
     /// The next instruction.
     pub fn pc(&self) -> u64 {
-        self.pc.load(Ordering::Relaxed)
+        self.pc.get()
     }
 
     /// The execution state.
     pub fn pstate(&self) -> u64 {
-        self.pstate.load(Ordering::Relaxed)
+        self.pstate.get()
     }
 
     /// Continues elsewhere, in another state. The caller has seen to it that the state is EL1 or EL0.
     pub fn resume_at(&self, pc: u64, pstate: u64) {
-        self.pc.store(pc, Ordering::Relaxed);
-        self.pstate.store(pstate, Ordering::Relaxed);
+        self.pc.set(pc);
+        self.pstate.set(pstate);
     }
 
     /// Goes on after the instruction that has trapped.
     pub fn skip_instruction(&self) {
-        self.pc.store(self.pc().wrapping_add(INSTRUCTION), Ordering::Relaxed);
+        self.pc.set(self.pc().wrapping_add(INSTRUCTION));
     }
 
     /// Keeps what is in the CPU, for another vCPU will use it.
@@ -152,7 +157,7 @@ impl GuestContext {
     /// All registers zero, of a vCPU that doesn't run.
     fn clear(&self) {
         for register in self.general.iter().chain(&self.system) {
-            register.store(0, Ordering::Relaxed);
+            register.set(0);
         }
         // SAFETY: the core resets and starts only a vCPU that doesn't run, so nobody else touches `vectors`.
         unsafe { *self.vectors.get() = Vectors([0; 66]) };
@@ -162,19 +167,19 @@ impl GuestContext {
 impl Context for GuestContext {
     #[allow(clippy::declare_interior_mutable_const)]
     const EMPTY: Self = Self {
-        general: [const { AtomicU64::new(0) }; 31],
-        pc: AtomicU64::new(0),
-        pstate: AtomicU64::new(0),
-        _padding: AtomicU64::new(0),
-        system: [const { AtomicU64::new(0) }; SYSTEM_REGISTERS],
+        general: [const { Cell::new(0) }; GENERAL],
+        pc: Cell::new(0),
+        pstate: Cell::new(0),
+        _padding: 0,
+        system: [const { Cell::new(0) }; SYSTEM_REGISTERS],
         vectors: UnsafeCell::new(Vectors([0; 66])),
     };
 
     fn reset(&self, start: &StartOfDay) {
         self.clear();
         self.set_register(0, start.start_info.bytes());
-        self.system[SP_EL1].store(start.stack.bytes(), Ordering::Relaxed);
-        self.system[CPACR_EL1].store(FLOATING_POINT_ON, Ordering::Relaxed);
+        self.system[SP_EL1].set(start.stack.bytes());
+        self.system[CPACR_EL1].set(FLOATING_POINT_ON);
         self.resume_at(start.entry.bytes(), START_PSTATE);
         // The domain's VMID may have been another's before. This also empties the instruction caches, after the domain builder has
         // written the kernel and cleaned it to where they read: once for each vCPU, which is cheaper than once for each page.
@@ -185,7 +190,7 @@ impl Context for GuestContext {
     fn set_vcpu_info(&self, _frame: MachineFrame, _offset: usize) {}
 
     fn unmask_events(&self) {
-        self.pstate.fetch_and(!IRQ_MASKED, Ordering::Relaxed);
+        self.pstate.set(self.pstate() & !IRQ_MASKED);
     }
 
     fn are_events_masked(&self) -> bool {
@@ -213,7 +218,7 @@ impl Context for GuestContext {
             (CPACR_EL1, FLOATING_POINT_ON),
         ];
         for (place, value) in system {
-            self.system[place].store(value, Ordering::Relaxed);
+            self.system[place].set(value);
         }
         self.resume_at(registers.pc, registers.cpsr);
     }
@@ -227,7 +232,7 @@ impl Context for GuestContext {
             self.set_register(number, argument);
         }
         // The preferred return address of `hvc` is the next instruction.
-        self.pc.store(self.pc().wrapping_sub(INSTRUCTION), Ordering::Relaxed);
+        self.pc.set(self.pc().wrapping_sub(INSTRUCTION));
     }
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -9,10 +9,8 @@
 //! such a buffer works.) Xen's guests keep their hypercall buffers in memory of their own.
 
 use core::arch::asm;
-use core::sync::atomic::Ordering;
 
 use hyp_core::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
-use hyp_core::frame::held::HeldFrame;
 use hyp_core::machine::{FrameMemory, GuestFault, GuestMemory};
 
 use crate::HYPERVISOR;
@@ -109,31 +107,7 @@ fn is_quick(guest: GuestVirtual, ours: *const u8, length: usize) -> bool {
     length.wrapping_sub(1) < room && are_words(guest.bytes(), ours.addr() as u64, length)
 }
 
-/// The page that was written last, held as *writable* by a reference and a use, so that the next write to it has neither to take nor to give
-/// back any. The translation isn't kept: each write asks for it, and finds the same frame or changes over to another one.
-#[derive(Default)]
-pub struct KeptPage(Option<HeldFrame<'static, El2>>);
-
-impl KeptPage {
-    /// Whether it is this frame's.
-    #[inline(always)]
-    fn holds(&self, frame: MachineFrame) -> bool {
-        self.0.as_ref().is_some_and(|held| held.frame() == frame)
-    }
-
-    /// Holds `frame` instead of what was held before.
-    #[inline(never)]
-    fn change(&mut self, frame: MachineFrame) -> Result<(), GuestFault> {
-        self.0 = None;
-        let held = HYPERVISOR.frames().hold_writable(frame, current_domain()?, &El2);
-        self.0 = Some(held.map_err(|_| GuestFault)?);
-        Ok(())
-    }
-}
-
 impl GuestMemory for El2 {
-    type Kept = KeptPage;
-
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
         if !is_quick(from, into.as_ptr(), into.len()) {
             return read_by_pages(from, into);
@@ -166,19 +140,11 @@ impl GuestMemory for El2 {
     }
 
     #[inline(always)]
-    fn write_word_keeping(&self, to: GuestVirtual, word: u64, kept: &mut KeptPage) -> Result<(), GuestFault> {
-        let address = to.bytes();
-        if !address.is_multiple_of(size_of::<u64>() as u64) {
-            return write_by_pages(to, &word.to_ne_bytes());
+    fn word_place(&self, to: GuestVirtual) -> Option<(MachineFrame, usize)> {
+        if !to.bytes().is_multiple_of(size_of::<u64>() as u64) {
+            return None;
         }
-        let machine = translate(address, true).ok_or(GuestFault)?;
-        let frame = MachineFrame::containing(machine);
-        if !kept.holds(frame) {
-            kept.change(frame)?;
-        }
-        let place = El2.shared_word(frame, machine.offset_in_frame() / size_of::<u64>());
-        // Relaxed: data, as any other that is copied.
-        place.ok_or(GuestFault)?.store(word, Ordering::Relaxed);
-        Ok(())
+        let machine = translate(to.bytes(), true)?;
+        Some((MachineFrame::containing(machine), machine.offset_in_frame() / size_of::<u64>()))
     }
 }

@@ -209,6 +209,14 @@ impl FrameMemory for El2 {
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
         entry(frame, index)
     }
+
+    #[inline(always)]
+    fn write_word(&self, frame: MachineFrame, index: usize, word: u64) {
+        if let Some(place) = entry(frame, index) {
+            // Relaxed: data, as any other that is copied.
+            place.store(word, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Copies bytes into a frame, as data: nobody is promised that they can be executed.

@@ -77,7 +77,7 @@ fn hypercall_of(
 #[inline(never)]
 fn carry_out(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext, number: u64) {
     if let Some(domain) = cpu.domain() {
-        HYPERVISOR.hypercall_of(domain, vcpu, number, &context.arguments());
+        HYPERVISOR.hypercall_of(domain, vcpu, number, context.arguments());
     }
 }
 

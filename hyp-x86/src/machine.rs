@@ -198,8 +198,6 @@ impl FrameMemory for X86 {
 }
 
 impl GuestMemory for X86 {
-    type Kept = ();
-
     #[inline(always)]
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
         access::read(from.bytes(), into)

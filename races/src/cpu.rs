@@ -147,8 +147,6 @@ impl FrameMemory for Cpus {
 }
 
 impl GuestMemory for Cpus {
-    type Kept = ();
-
     fn read_guest(&self, _: GuestVirtual, _: &mut [u8]) -> Result<(), GuestFault> {
         Err(GuestFault)
     }

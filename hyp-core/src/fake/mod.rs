@@ -295,8 +295,6 @@ impl FrameMemory for Fake {
 }
 
 impl GuestMemory for Fake {
-    type Kept = ();
-
     fn read_guest(&self, from: GuestVirtual, into: &mut [u8]) -> Result<(), GuestFault> {
         self.each_page(from, into.len(), false, |frame, offset, range| {
             self.read_frame(frame, offset, &mut into[range]);
@@ -307,6 +305,12 @@ impl GuestMemory for Fake {
         self.each_page(to, from.len(), true, |frame, offset, range| {
             self.write_frame(frame, offset, &from[range]);
         })
+    }
+
+    fn word_place(&self, to: GuestVirtual) -> Option<(MachineFrame, usize)> {
+        let offset = (to.bytes() % PAGE_SIZE as u64) as usize;
+        let frame = self.translate(to, true).filter(|_| offset.is_multiple_of(8))?;
+        Some((frame, offset / 8))
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The record is found once, where [`FrameTable::get`] and [`FrameTable::put`] would each look for it.
 
+use core::mem::ManuallyDrop;
+
 use super::FrameError;
 use super::record::FrameRecord;
 use super::table::FrameTable;
@@ -23,15 +25,27 @@ impl<M: Machine> HeldFrame<'_, M> {
     pub fn frame(&self) -> MachineFrame {
         self.frame
     }
+
+    /// Gives back what is held; says whether that freed the frame, as dropping it can't.
+    #[inline(always)]
+    pub fn release(self) -> bool {
+        // Once: nothing is left to be dropped.
+        ManuallyDrop::new(self).give_back()
+    }
+
+    #[inline(always)]
+    fn give_back(&self) -> bool {
+        if self.writable {
+            self.record.drop_type();
+        }
+        self.frames.put_record(self.frame, self.record, self.machine)
+    }
 }
 
 impl<M: Machine> Drop for HeldFrame<'_, M> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.writable {
-            self.record.drop_type();
-        }
-        self.frames.put_record(self.frame, self.record, self.machine);
+        self.give_back();
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Entries are read [`AHEAD`] at a time: what the guest changes in them meanwhile, it changes too late. Each result is written at
 //! once, by the tables that are loaded by then: where an entry takes the list away, nothing after it is done (XSA-213). Entries
-//! that change mappings keep the table lock from one to the next ([`super::va_mapping`]).
+//! that change mappings keep the table lock from one to the next, and the page that their results go to ([`super::va_mapping`]).
 
 use core::cell::Cell;
 use core::mem::offset_of;
@@ -14,7 +14,6 @@ use zerocopy::IntoBytes;
 
 use super::va_mapping::Row;
 use super::{Arguments, Call, Failure, Outcome, immediate, values};
-use crate::address::GuestVirtual;
 use crate::domain::Life;
 use crate::machine::Machine;
 use crate::paging::Budget;
@@ -40,7 +39,6 @@ impl<'a, M: Machine> Call<'a, M> {
     fn entries<const COUNT: usize>(&self, mut next: u64, mut left: u64) -> Outcome {
         let mut ahead = [MulticallEntry::default(); COUNT];
         let mut row = None;
-        let mut kept = M::Kept::default();
         let mut flushes = self.hypervisor.frames.type_flushes();
         // An entry may end the domain itself.
         while left > 0 && self.domain.life() == Life::Alive {
@@ -52,7 +50,7 @@ impl<'a, M: Machine> Call<'a, M> {
             };
             let ahead = ahead.get_mut(..read).unwrap_or_default();
             let start = next;
-            next = self.run_entries(next, ahead, &mut row, &mut kept)?;
+            next = self.run_entries(next, ahead, &mut row)?;
             self.charge_flushes(&mut flushes);
             let done = next.wrapping_sub(start) / ENTRY_BYTES;
             left = left.saturating_sub(done);
@@ -74,7 +72,6 @@ impl<'a, M: Machine> Call<'a, M> {
         mut next: u64,
         entries: &mut [MulticallEntry],
         row: &mut Option<Row<'a, M>>,
-        kept: &mut M::Kept,
     ) -> Result<u64, Errno> {
         for entry in entries {
             if !self.budget.take(Budget::OPERATION) {
@@ -85,7 +82,6 @@ impl<'a, M: Machine> Call<'a, M> {
                 number::UPDATE_VA_MAPPING => self.mapping_in_row(row, arguments),
                 operation => {
                     *row = None;
-                    *kept = M::Kept::default();
                     self.other_operation(operation, arguments)
                 }
             };
@@ -97,7 +93,7 @@ impl<'a, M: Machine> Call<'a, M> {
                     break;
                 }
             };
-            self.write_result(next, result, kept)?;
+            self.write_result(next, result, row)?;
             next = next.wrapping_add(ENTRY_BYTES);
             if entry.operation != number::UPDATE_VA_MAPPING && self.domain.life() != Life::Alive {
                 break;
@@ -108,9 +104,12 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// Writes the result of the entry at `place`.
     #[inline(always)]
-    fn write_result(&self, place: u64, result: u64, kept: &mut M::Kept) -> Result<(), Errno> {
-        let to = GuestVirtual::new(place.wrapping_add(offset_of!(MulticallEntry, result) as u64));
-        self.hypervisor.machine.write_word_keeping(to, result, kept).map_err(|_| Errno::EFAULT)
+    fn write_result(&self, place: u64, result: u64, row: &mut Option<Row<'a, M>>) -> Result<(), Errno> {
+        let to = place.wrapping_add(offset_of!(MulticallEntry, result) as u64);
+        if row.as_mut().is_some_and(|row| row.write(self, to, result)) {
+            return Ok(());
+        }
+        self.write(to, &result)
     }
 
     /// What is left of a preempted entry takes its place.

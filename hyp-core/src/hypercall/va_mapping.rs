@@ -4,7 +4,8 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
 use super::{Arguments, Call, Failure, Outcome, finish, values};
-use crate::address::{DomainId, GuestVirtual};
+use crate::address::{DomainId, GuestVirtual, MachineFrame};
+use crate::frame::held::HeldFrame;
 use crate::machine::{FlushScope, Machine, PageTableFormat};
 use crate::paging::leaf::{self, LeafTable};
 use crate::paging::update::HardwareBits;
@@ -16,6 +17,46 @@ pub(super) struct Row<'a, M: Machine> {
     leaves: LeafTable<M>,
     /// The part of the address space that the table translates.
     region: u64,
+    /// The frame that the last result went to, held as *writable*, so that the next one has neither to take nor to give back anything.
+    /// Under the lock, since whoever changes the types of the domain's frames must not find a use that the domain knows nothing of.
+    results: Option<HeldFrame<'a, M>>,
+}
+
+impl<'a, M: Machine> Row<'a, M> {
+    /// Writes a word to the guest: by the tables as they are by now, whatever is held. `false`: the general way is to write it, or to refuse.
+    #[inline(always)]
+    pub(super) fn write(&mut self, call: &Call<'a, M>, to: u64, word: u64) -> bool {
+        let Some((frame, index)) = call.hypervisor.machine.word_place(GuestVirtual::new(to)) else {
+            return false;
+        };
+        if self.results.as_ref().is_none_or(|held| held.frame() != frame) && !self.hold(call, frame) {
+            return false;
+        }
+        call.hypervisor.machine.write_word(frame, index, word);
+        true
+    }
+
+    /// Holds `frame` instead of what was held before.
+    #[inline(never)]
+    fn hold(&mut self, call: &Call<'a, M>, frame: MachineFrame) -> bool {
+        self.end_results();
+        let (machine, frames) = (&call.hypervisor.machine, &call.hypervisor.frames);
+        self.results = frames.hold_writable(frame, call.domain.id(), machine).ok();
+        self.results.is_some()
+    }
+
+    /// A frame that the guest has unmapped and given back meanwhile is freed here instead of with its last mapping, and costs as much.
+    fn end_results(&mut self) {
+        if self.results.take().is_some_and(HeldFrame::release) {
+            self.space.budget.charge(Budget::FRAME);
+        }
+    }
+}
+
+impl<M: Machine> Drop for Row<'_, M> {
+    fn drop(&mut self) {
+        self.end_results();
+    }
 }
 
 impl<'a, M: Machine> Call<'a, M> {
@@ -49,7 +90,8 @@ impl<'a, M: Machine> Call<'a, M> {
         let mut space = self.tables(self.domain, self.domain.id())?;
         let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
         let leaves = root.and_then(|root| space.leaf_table_at(root, address));
-        Ok(leaves.map(|leaves| Row { space, leaves, region: leaf::region::<M>(address) }))
+        let region = leaf::region::<M>(address);
+        Ok(leaves.map(|leaves| Row { space, leaves, region, results: None }))
     }
 
     /// Arguments: the address; the new entry; flags that say what to flush.

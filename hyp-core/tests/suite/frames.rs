@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use hyp_core::address::{DomainId, MachineFrame};
 use hyp_core::fake::Fake;
 use hyp_core::frame::extent::{NoExtent, Wanted};
-use hyp_core::frame::{BootMemory, FrameRecord, FrameTable, Memory, Unreferenced, allocator};
+use hyp_core::frame::{BootMemory, FrameRecord, FrameTable, FrameType, Memory, Unreferenced, allocator};
 use hyp_core::machine::FrameMemory;
 
 /// The lowest frame of RAM, and how many there are.
@@ -91,6 +91,49 @@ fn uses_of_complete_tables_come_and_go_in_one_step_but_for_the_first_and_the_las
     assert!(!table.get_complete_table(hole, 2, ONE, &machine) && !table.put_one_of_many(hole, &machine));
     table.unlock_table(frame, &machine);
     assert!(!table.put_one_of_many(frame, &machine) && counts() == (Some(1), Some(0)), "no use at all");
+}
+
+/// A frame that is held is neither given out again nor, as *writable*, made a table; let go, it is as it was before, or free.
+#[test]
+fn a_held_frame_is_kept_and_let_go() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let frame = table.allocate(ONE, 1, &machine).expect("a free frame");
+    let counts =
+        || (table.hold(frame).map(|hold| hold.references), table.usage(frame).map(|usage| usage.uses));
+    let reference = table.hold_reference(frame, ONE, &machine).expect("one's own frame");
+    assert_eq!((reference.frame(), counts()), (frame, (Some(2), Some(0))));
+    let writable = table.hold_writable(frame, ONE, &machine).expect("one's own frame");
+    assert_eq!((writable.frame(), counts()), (frame, (Some(3), Some(1))));
+    assert_eq!(table.usage(frame).map(|usage| usage.kind), Some(FrameType::Writable));
+    assert!(table.lock_table(frame, 1, ONE, &machine).is_err(), "writable");
+    drop(writable);
+    assert_eq!(counts(), (Some(2), Some(0)));
+    assert!(!table.put(frame, &machine) && table.free_frames() == FRAMES - 1, "held by the other one");
+    assert!(reference.release() && table.free_frames() == FRAMES);
+    let again = table.allocate(ONE, 1, &machine).expect("a free frame");
+    let kept = table.hold_writable(again, ONE, &machine).expect("one's own frame");
+    assert!(!table.put(again, &machine));
+    drop(kept);
+    assert_eq!(table.free_frames(), FRAMES, "the last one frees");
+}
+
+/// Refused, nothing is held.
+#[test]
+fn who_may_not_have_a_frame_does_not_hold_it() {
+    let (table, machine) = (frame_table(0..0), Fake::new(FRAMES));
+    let frame = table.allocate(ONE, 1, &machine).expect("a free frame");
+    let hole = MachineFrame::new(FIRST - 1).expect("a frame number");
+    for (frame, owner) in [(frame, DomainId::new(2)), (hole, ONE)] {
+        assert!(table.hold_reference(frame, owner, &machine).is_err());
+        assert!(table.hold_writable(frame, owner, &machine).is_err());
+    }
+    table.lock_table(frame, 2, ONE, &machine).expect("a frame that is used as nothing");
+    table.complete(frame);
+    assert!(table.hold_writable(frame, ONE, &machine).is_err(), "a table");
+    let read = table.hold_reference(frame, ONE, &machine).expect("tables can be read");
+    assert!(!read.release());
+    assert_eq!(table.hold(frame).map(|hold| hold.references), Some(2));
+    assert_eq!(table.usage(frame).map(|usage| usage.uses), Some(1));
 }
 
 /// The fake machine's clock goes on by one each time that it is looked at.

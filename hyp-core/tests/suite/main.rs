@@ -19,6 +19,7 @@ mod mmuext;
 mod model;
 mod nonsense;
 mod paging;
+mod results;
 mod rows;
 mod superpages;
 mod type_changes;

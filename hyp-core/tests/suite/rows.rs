@@ -20,10 +20,10 @@ use zerocopy::IntoBytes;
 const LIST: u64 = 1024;
 const OPERATION: u64 = 512;
 /// The page of the table below which the tests change mappings.
-const PAGE: u64 = 6;
+pub const PAGE: u64 = 6;
 
 /// Two level-1 tables, both in their trees and pinned, of which the first translates the returned address.
-fn two_tables(rig: &Rig) -> ([MachineFrame; 2], u64) {
+pub fn two_tables(rig: &Rig) -> ([MachineFrame; 2], u64) {
     let (first, below) = hang(rig, 1, 0, &[]);
     let (second, _) = hang(rig, 1, 1, &[]);
     for one in [first, second] {
@@ -41,7 +41,7 @@ fn remap(rig: &Rig, at: u64, raw: u64) -> Result<u64, Errno> {
     rig.call(1, number::UPDATE_VA_MAPPING, [at, raw, 0, 0, 0, 0])
 }
 
-fn remap_entry(at: u64, raw: u64) -> MulticallEntry {
+pub fn remap_entry(at: u64, raw: u64) -> MulticallEntry {
     MulticallEntry { operation: number::UPDATE_VA_MAPPING, result: 99, arguments: [at, raw, 0, 0, 0, 0] }
 }
 
@@ -60,12 +60,12 @@ fn above_entry(rig: &Rig, place: u64, value: u64) -> MulticallEntry {
     MulticallEntry { operation: number::MMU_UPDATE, result: 99, arguments: [update_at, 1, 0, SELF, 0, 0] }
 }
 
-fn unhook_entry() -> MulticallEntry {
+pub fn unhook_entry() -> MulticallEntry {
     let arguments = [number::PENUMBRA_UNHOOK, mapped(0), 0, 0, 0, 0];
     MulticallEntry { operation: number::PENUMBRA, result: 99, arguments }
 }
 
-fn stands(rig: &Rig, one: MachineFrame) -> bool {
+pub fn stands(rig: &Rig, one: MachineFrame) -> bool {
     rig.entry(one, PAGE as usize) & PRESENT != 0
 }
 
@@ -282,7 +282,7 @@ fn a_table_unhooked_within_a_row_is_back_for_the_next_mapping() {
 }
 
 /// Whether the entry above the tables leads to one of them.
-fn stands_below(rig: &Rig) -> bool {
+pub fn stands_below(rig: &Rig) -> bool {
     rig.entry(rig.pool(1, TABLES), 0) & PRESENT != 0
 }
 

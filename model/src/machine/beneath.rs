@@ -256,6 +256,15 @@ impl<F: Hardware> GuestMemory for Model<F> {
             self.write_frame(frame, offset, &from[part]);
         })
     }
+
+    fn word_place(&self, to: GuestVirtual) -> Option<(MachineFrame, usize)> {
+        let offset = (to.bytes() % PAGE_SIZE as u64) as usize;
+        if Self::in_window(to, 8).is_some() || !offset.is_multiple_of(8) {
+            return None;
+        }
+        let (frame, _) = self.translate(to.bytes(), true)?;
+        Some((MachineFrame::new(frame)?, offset / 8))
+    }
 }
 
 impl<F: Hardware> Board for Model<F> {
