@@ -46,6 +46,7 @@ impl PageSlot {
     }
 
     /// The frame.
+    #[inline]
     pub fn get(&self) -> Option<MachineFrame> {
         // Relaxed, as below: the lock orders, and the CPU that runs the vCPU has changed it itself.
         MachineFrame::new(self.0.load(Ordering::Relaxed).checked_sub(1)?)

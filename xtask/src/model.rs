@@ -22,8 +22,6 @@ use crate::workspace;
 const FORMATS: [(&str, u64); 5] = [("fake", 28), ("x86", 35), ("arm", 35), ("x86-full", 1), ("arm-full", 1)];
 /// Operations of a piece of `cargo xtask fuzz`, which is a process of its own.
 const PIECE: u64 = 2_000_000;
-/// The auditor looks after every so many steps; the specification's own recount is made after each.
-const AUDIT_EVERY: u64 = 16;
 
 /// Names of the tests.
 pub fn names() -> Vec<String> {
@@ -113,14 +111,7 @@ fn run(
 ) -> Result<Outcome> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut command = Command::new(program);
-    command.args([
-        "--format",
-        format,
-        "--audit-every",
-        &AUDIT_EVERY.to_string(),
-        "--seed",
-        &seed.to_string(),
-    ]);
+    command.args(["--format", format, "--seed", &seed.to_string()]);
     command.args(["--operations", &operations.to_string(), "--threads", &threads.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut running = Supervised::start(&mut command)?;
@@ -137,9 +128,7 @@ fn run(
     if running.wait()?.success() {
         return Ok(Outcome::Fine(last));
     }
-    failure.push(format!(
-        "again: target/model/model --format {format} --sessions 1 --seed (the seed above) --audit-every 1"
-    ));
+    failure.push(format!("again: target/model/model --format {format} --sessions 1 --seed (the seed above)"));
     Ok(Outcome::Failed(failure.join("\n    ")))
 }
 

@@ -1,6 +1,7 @@
 //! A vCPU's registers on the modelled machine: the fake machine's, and x86-64's pages of segment descriptors, whatever the table format.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::fake::{FakeContext, FakeStart};
@@ -19,18 +20,20 @@ pub struct ModelContext {
     pub registers: FakeContext,
     global: [PageSlot; GLOBAL_PAGES],
     local: [PageSlot; LOCAL_PAGES],
+    /// Whether it may hold any, so that who recounts a hundred thousand times a second need not look at all of them.
+    some: AtomicBool,
 }
 
 impl ModelContext {
     /// The pages of segment descriptors that it holds, and whether each is in the local table.
     pub fn pages(&self) -> impl Iterator<Item = (bool, MachineFrame)> {
-        let global = self.global.iter().map(|slot| (false, slot));
-        let all = global.chain(self.local.iter().map(|slot| (true, slot)));
-        all.filter_map(|(local, slot)| Some((local, slot.get()?)))
+        let all = self.slots().enumerate();
+        all.filter_map(|(index, slot)| Some((index >= GLOBAL_PAGES, slot.get()?)))
     }
 
     fn slots(&self) -> impl Iterator<Item = &PageSlot> {
-        self.global.iter().chain(&self.local)
+        let some = self.some.load(Relaxed);
+        self.global.iter().chain(&self.local).take(if some { GLOBAL_PAGES + LOCAL_PAGES } else { 0 })
     }
 }
 
@@ -43,6 +46,7 @@ pub(super) fn hypercall<F: Hardware>(
     let [first, second, ..] = values(arguments);
     match number {
         number::SET_GDT => {
+            call.vcpu.context().some.store(true, Relaxed);
             descriptor_tables::set_global(call, first, second, &call.vcpu.context().global)?;
         }
         number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second)?,
@@ -57,6 +61,7 @@ pub(super) fn set_local<F: Hardware>(
     base: GuestVirtual,
     entries: u32,
 ) -> Result<(), Errno> {
+    call.vcpu.context().some.store(true, Relaxed);
     descriptor_tables::set_local(call, base, entries, &call.vcpu.context().local)
 }
 
@@ -65,6 +70,7 @@ impl Context for ModelContext {
         registers: FakeContext::EMPTY,
         global: [const { PageSlot::new() }; GLOBAL_PAGES],
         local: [const { PageSlot::new() }; LOCAL_PAGES],
+        some: AtomicBool::new(false),
     };
 
     fn reset(&self, start: &StartOfDay) {
@@ -101,6 +107,7 @@ impl Context for ModelContext {
         for slot in self.slots() {
             slot.replace(None);
         }
+        self.some.store(false, Relaxed);
     }
 
     fn set_result(&self, value: u64) {
