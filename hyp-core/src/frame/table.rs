@@ -65,6 +65,13 @@ impl<const COUNT: usize> Unreferenced<COUNT> {
     }
 }
 
+/// When a frame that becomes free is scrubbed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scrub {
+    Now,
+    WhenGivenOut,
+}
+
 /// Owners whose frames are counted: every domain there can be.
 pub const OWNERS: usize = 32;
 
@@ -311,7 +318,7 @@ impl FrameTable {
     ) {
         // Someone may have cached a translation of this frame, if only to read it.
         machine.flush(FlushScope::Everything);
-        self.free(frame, record, owner, machine);
+        self.free(frame, record, owner, machine, Scrub::Now);
     }
 
     /// Drops a reference; frees the frame if it was the last, and says so. It is scrubbed when it is given out again: for who can't
@@ -320,7 +327,7 @@ impl FrameTable {
         let Ok(record) = self.record(frame) else { return false };
         let Some(owner) = record.put() else { return false };
         machine.flush(FlushScope::Everything);
-        self.give_back(frame, record, owner, false);
+        self.free(frame, record, owner, machine, Scrub::WhenGivenOut);
         true
     }
 
@@ -340,20 +347,27 @@ impl FrameTable {
         }
         for (frame, owner) in dropped.frames.into_iter().flatten() {
             if let Ok(record) = self.record(frame) {
-                self.free(frame, record, owner, machine);
+                self.free(frame, record, owner, machine, Scrub::Now);
             }
         }
     }
 
-    fn free<M: Machine>(&self, frame: MachineFrame, record: &FrameRecord, owner: DomainId, machine: &M) {
-        self.scrub(frame, machine);
-        self.give_back(frame, record, owner, true);
-    }
-
-    fn give_back(&self, frame: MachineFrame, record: &FrameRecord, owner: DomainId, scrubbed: bool) {
+    /// Makes a frame free that nobody holds any more, and of which no translation is cached.
+    #[inline(always)]
+    fn free<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        owner: DomainId,
+        machine: &M,
+        scrub: Scrub,
+    ) {
         let Some(tables) = self.tables.get() else { return };
+        if scrub == Scrub::Now {
+            self.scrub(frame, machine);
+        }
         tables.m2p.set(frame, None);
-        record.vacate(scrubbed);
+        record.vacate(scrub == Scrub::Now);
         self.count_out(owner, 1);
         if let Some(index) = frame.number().checked_sub(tables.first) {
             tables.free.give(index as usize);

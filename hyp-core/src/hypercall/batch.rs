@@ -8,9 +8,10 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::MMU_UPDATE_PREEMPTED;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use super::ahead::AHEAD;
 use super::{Arguments, Call, Failure, Outcome, values};
 use crate::machine::Machine;
-use crate::paging::{Budget, Refusal, Stop};
+use crate::paging::{Refusal, Stop};
 
 /// Why one operation of a batch was not done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,9 +43,6 @@ impl From<Stop> for NotDone {
     }
 }
 
-/// Operations that are read from the guest at once: what it changes of them meanwhile, it changes too late.
-const AHEAD: usize = 8;
-
 /// The part of a guest's array that was read ahead.
 struct Ahead<T> {
     operations: [T; AHEAD],
@@ -70,19 +68,9 @@ impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
 
     #[inline(never)]
     fn fill<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<(), Errno> {
-        let wanted = usize::try_from(left).unwrap_or(AHEAD).min(AHEAD);
-        // Where the last of them can't be read, the first may be.
-        self.end = match self.read(call, next, wanted) {
-            Ok(()) => wanted,
-            Err(_) => self.read(call, next, 1).map(|()| 1)?,
-        };
+        self.end = call.read_ahead(next, left, &mut self.operations)?.len();
         self.at = 0;
         Ok(())
-    }
-
-    fn read<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, count: usize) -> Result<(), Errno> {
-        let operations = self.operations.get_mut(..count).ok_or(Errno::EFAULT)?;
-        call.read_bytes(next, operations.as_mut_bytes())
     }
 }
 
@@ -111,16 +99,6 @@ impl<M: Machine> Call<'_, M> {
             Err(NotDone::Preempted) => {
                 Err(Failure::Again([place, 1 | MMU_UPDATE_PREEMPTED, done_place, foreign, 0, 0]))
             }
-        }
-    }
-
-    /// Frames that have changed their type since there were `flushes` flushes for that have cost one each.
-    #[inline(always)]
-    pub(super) fn charge_flushes(&self, flushes: &mut u64) {
-        let flushed = self.hypervisor.frames.type_flushes();
-        if flushed != *flushes {
-            self.budget.charge((flushed.wrapping_sub(*flushes) as u32).saturating_mul(Budget::FLUSH));
-            *flushes = flushed;
         }
     }
 

@@ -147,8 +147,7 @@ impl<'a, M: Machine> Call<'a, M> {
     /// The entry that translates a virtual address.
     fn entry_for(&self, space: &TableSpace<'_, M>, address: u64) -> Option<walk::Place> {
         let address = GuestVirtual::new(address);
-        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root())?;
-        space.find(root, address)
+        space.find(self.root_at(address)?, address)
     }
 
     /// Arguments of the hypercall: see [`Self::grant_table_op`].

@@ -5,6 +5,7 @@
 //! preempted. A preempted hypercall is issued again by the guest itself, unknowingly: its registers are set so that it
 //! goes on where it stopped, and whatever waits (interrupts, the end of its turn) comes first.
 
+mod ahead;
 mod batch;
 mod console;
 mod domctl;
@@ -34,7 +35,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::address::{DomainId, GuestVirtual};
+use crate::address::{DomainId, GuestVirtual, MachineFrame};
 use crate::domain::vcpu::Vcpu;
 use crate::domain::{Domain, Life};
 use crate::hypervisor::Hypervisor;
@@ -260,6 +261,12 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         space.target = target;
         Ok(space)
+    }
+
+    /// The root under which the guest's addresses like this one are translated now.
+    #[inline(always)]
+    fn root_at(&self, address: GuestVirtual) -> Option<MachineFrame> {
+        M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root())
     }
 }
 

@@ -10,16 +10,14 @@ use core::mem::offset_of;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::multicall::MulticallEntry;
-use zerocopy::IntoBytes;
 
+use super::ahead::AHEAD;
 use super::va_mapping::Row;
 use super::{Arguments, Call, Failure, Outcome, immediate, values};
 use crate::domain::Life;
 use crate::machine::Machine;
 use crate::paging::Budget;
 
-/// Entries that are read from the guest at once.
-const AHEAD: usize = 8;
 const ENTRY_BYTES: u64 = size_of::<MulticallEntry>() as u64;
 
 impl<'a, M: Machine> Call<'a, M> {
@@ -42,27 +40,18 @@ impl<'a, M: Machine> Call<'a, M> {
         let mut flushes = self.hypervisor.frames.type_flushes();
         // An entry may end the domain itself.
         while left > 0 && self.domain.life() == Life::Alive {
-            let wanted = usize::try_from(left).unwrap_or(COUNT).min(COUNT);
-            // Where the last of them can't be read, the first may be.
-            let read = match self.read_entries(next, ahead.get_mut(..wanted)) {
-                Ok(()) => wanted,
-                Err(_) => self.read_entries(next, ahead.get_mut(..1)).map(|()| 1)?,
-            };
-            let ahead = ahead.get_mut(..read).unwrap_or_default();
+            let read = self.read_ahead(next, left, &mut ahead)?;
+            let count = read.len() as u64;
             let start = next;
-            next = self.run_entries(next, ahead, &mut row)?;
+            next = self.run_entries(next, read, &mut row)?;
             self.charge_flushes(&mut flushes);
             let done = next.wrapping_sub(start) / ENTRY_BYTES;
             left = left.saturating_sub(done);
-            if done < read as u64 && self.domain.life() == Life::Alive {
+            if done < count && self.domain.life() == Life::Alive {
                 return Err(Failure::Again([next, left, 0, 0, 0, 0]));
             }
         }
         Ok(0)
-    }
-
-    fn read_entries(&self, from: u64, into: Option<&mut [MulticallEntry]>) -> Result<(), Errno> {
-        self.read_bytes(from, into.ok_or(Errno::EFAULT)?.as_mut_bytes())
     }
 
     /// Carries out entries that stand at `next`, until one is preempted or the domain is no more. Returns where it stopped.

@@ -4,7 +4,7 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
 use super::{Arguments, Call, Outcome, finish, values};
-use crate::address::{GuestVirtual, MachineFrame};
+use crate::address::GuestVirtual;
 use crate::machine::Machine;
 use crate::paging::{Stop, TableSpace};
 
@@ -46,7 +46,7 @@ impl<M: Machine> Call<'_, M> {
         let [_, address, ..] = values(arguments);
         let address = GuestVirtual::new(address);
         let mut space = self.own_tables();
-        let root = self.root_of(address)?;
+        let root = self.root_at(address).ok_or(Errno::EINVAL)?;
         finish(space.unhook(root, address), arguments)
     }
 
@@ -58,7 +58,8 @@ impl<M: Machine> Call<'_, M> {
             space.hook_all()
         } else {
             let address = GuestVirtual::new(address);
-            space.hook_at(self.root_of(address)?, address).ok_or(Errno::ENOENT)?.map_err(Stop::Refused)
+            let root = self.root_at(address).ok_or(Errno::EINVAL)?;
+            space.hook_at(root, address).ok_or(Errno::ENOENT)?.map_err(Stop::Refused)
         };
         finish(outcome, arguments)
     }
@@ -66,9 +67,5 @@ impl<M: Machine> Call<'_, M> {
     /// The domain's tables as they are, the unhooked ones out of their trees.
     fn own_tables(&self) -> TableSpace<'_, M> {
         self.domain.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget)
-    }
-
-    fn root_of(&self, address: GuestVirtual) -> Result<MachineFrame, Errno> {
-        M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root()).ok_or(Errno::EINVAL)
     }
 }

@@ -75,10 +75,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let index = M::Format::index(address, 1);
         let updated = row.space.update_leaf(&row.leaves, index, entry, HardwareBits::Replace);
         updated.map_err(Refusal::errno)?;
-        if let Some(scope) = scope {
-            self.hypervisor.machine.flush(scope);
-        }
-        Ok(0)
+        self.changed(scope)
     }
 
     /// Finds the table of the first mapping; `None` where the general way is needed.
@@ -88,8 +85,7 @@ impl<'a, M: Machine> Call<'a, M> {
     #[inline(never)]
     fn begin_row(&self, address: GuestVirtual) -> Result<Option<Row<'a, M>>, Stop> {
         let mut space = self.tables(self.domain, self.domain.id())?;
-        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
-        let leaves = root.and_then(|root| space.leaf_table_at(root, address));
+        let leaves = self.root_at(address).and_then(|root| space.leaf_table_at(root, address));
         let region = leaf::region::<M>(address);
         Ok(leaves.map(|leaves| Row { space, leaves, region, results: None }))
     }
@@ -113,24 +109,29 @@ impl<'a, M: Machine> Call<'a, M> {
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
         finish(self.map(address, entry, target), arguments)?;
-        if let Some(scope) = scope {
-            self.hypervisor.machine.flush(scope);
-        }
-        Ok(0)
+        self.changed(scope)
     }
 
     #[inline(always)]
     fn map(&self, address: GuestVirtual, entry: u64, target: DomainId) -> Result<(), Stop> {
         self.budget.charge(Budget::OPERATION);
         let mut space = self.tables(self.domain, target)?;
-        let root = M::root_of(address, self.vcpu.kernel_root(), self.vcpu.user_root());
-        let root = root.ok_or(Refusal::NotMapped)?;
+        let root = self.root_at(address).ok_or(Refusal::NotMapped)?;
         if let Some(leaves) = space.leaf_table_at(root, address) {
             let index = M::Format::index(address, 1);
             return Ok(space.update_leaf(&leaves, index, entry, HardwareBits::Replace)?);
         }
         let place = space.find(root, address).ok_or(Refusal::NotMapped)?;
         space.update(place.table, place.level, place.index, entry, HardwareBits::Replace)
+    }
+
+    /// Flushes what the guest asked for, once the mapping is changed. The hypercall's outcome is then that there is nothing more to do.
+    #[inline(always)]
+    fn changed(&self, scope: Option<FlushScope>) -> Outcome {
+        if let Some(scope) = scope {
+            self.hypervisor.machine.flush(scope);
+        }
+        Ok(0)
     }
 
     /// What the flags ask to be flushed. A set of vCPUs is treated as all of them, unless it is empty. As in Xen, both kinds of flush at once

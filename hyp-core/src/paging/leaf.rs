@@ -187,11 +187,7 @@ impl<M: Machine> TableSpace<'_, M> {
                 self.frames.set_progress(table, index);
                 return Err(refusal.into());
             }
-            self.budget.charge(1);
-            if self.budget.is_spent() {
-                self.frames.set_progress(table, index.saturating_add(1));
-                return Err(Stop::Preempted);
-            }
+            self.charge_entry(table, index.saturating_add(1))?;
         }
         self.frames.complete(table);
         Ok(())
@@ -213,11 +209,7 @@ impl<M: Machine> TableSpace<'_, M> {
         while let Some(index) = progress.checked_sub(1) {
             self.release_leaf(M::Format::decode(1, self.machine.read_in(words, index)));
             progress = index;
-            self.budget.charge(1);
-            if self.budget.is_spent() {
-                self.frames.set_progress(table, progress);
-                return Err(Stop::Preempted);
-            }
+            self.charge_entry(table, progress)?;
         }
         Ok(())
     }

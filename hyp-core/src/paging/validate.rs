@@ -192,11 +192,7 @@ impl<M: Machine> TableSpace<'_, M> {
                 self.frames.set_progress(table, index.saturating_add(usize::from(not_held.taken)));
                 return Err(not_held.stop);
             }
-            self.budget.charge(1);
-            if self.budget.is_spent() {
-                self.frames.set_progress(table, index.saturating_add(1));
-                return Err(Stop::Preempted);
-            }
+            self.charge_entry(table, index.saturating_add(1))?;
         }
         if level == M::Format::LEVELS {
             self.fill_reserved_slots(table);
@@ -265,11 +261,21 @@ impl<M: Machine> TableSpace<'_, M> {
                 return Err(stop);
             }
             progress = index;
-            self.budget.charge(1);
-            if self.budget.is_spent() {
-                self.frames.set_progress(table, progress);
-                return Err(Stop::Preempted);
-            }
+            self.charge_entry(table, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Charges for one entry of a table of which the first `progress` entries hold references now.
+    ///
+    /// # Errors
+    /// Preempted: it is time to stop, and the table remembers where.
+    #[inline(always)]
+    pub(super) fn charge_entry(&self, table: MachineFrame, progress: usize) -> Result<(), Stop> {
+        self.budget.charge(1);
+        if self.budget.is_spent() {
+            self.frames.set_progress(table, progress);
+            return Err(Stop::Preempted);
         }
         Ok(())
     }
