@@ -23,6 +23,20 @@ fn explore(story: impl Fn() + Sync + Send + 'static) {
     model.check(story);
 }
 
+/// A frame that is a table of that level, with one use, and not validated yet.
+fn incomplete_table(world: &World, level: u8) -> MachineFrame {
+    let frame = world.allocate(ONE).expect("a frame");
+    assert_eq!(world.frames.lock_table(frame, level, ONE, &world.machine), Ok(Locked::Incomplete));
+    frame
+}
+
+/// The same, validated.
+fn complete_table(world: &World, level: u8) -> MachineFrame {
+    let frame = incomplete_table(world, level);
+    world.frames.complete(frame);
+    frame
+}
+
 /// One CPU takes a reference while another drops the last: either the reference holds the frame, or there is none to be had.
 /// Never is a frame free, or another's, that somebody holds.
 #[test]
@@ -128,9 +142,7 @@ fn a_frame_that_is_written_while_it_becomes_a_table() {
 fn two_writers_of_what_was_a_table() {
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
-        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
-        world.frames.complete(frame);
+        let frame = complete_table(world, 1);
         world.frames.unlock_table(frame, &world.machine);
         let map = move || {
             world.frames.get_writable(frame, ONE, &world.machine).expect("no table any more");
@@ -149,9 +161,7 @@ fn two_writers_of_what_was_a_table() {
 fn the_last_use_against_a_new_one() {
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
-        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
-        world.frames.complete(frame);
+        let frame = complete_table(world, 2);
         let user = thread::spawn(move || {
             let locked = world.frames.lock_table(frame, 2, ONE, &world.machine).expect("the same type");
             let usage = world.frames.usage(frame).expect("memory");
@@ -194,9 +204,7 @@ fn assert_claim_alone(world: &World, frame: MachineFrame) {
 fn one_of_many_is_never_the_last() {
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
-        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
-        world.frames.complete(frame);
+        let frame = complete_table(world, 2);
         assert!(world.frames.get_complete_table(frame, 2, ONE, &world.machine));
         let drop_one = move || {
             let one_of_many = world.frames.put_one_of_many(frame, &world.machine);
@@ -223,9 +231,7 @@ fn one_of_many_is_never_the_last() {
 fn a_complete_table_against_its_end() {
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
-        assert_eq!(world.frames.lock_table(frame, 2, ONE, &world.machine), Ok(Locked::Incomplete));
-        world.frames.complete(frame);
+        let frame = complete_table(world, 2);
         let getter = thread::spawn(move || {
             if world.frames.get_complete_table(frame, 2, ONE, &world.machine) {
                 let usage = world.frames.usage(frame).expect("memory");
@@ -301,9 +307,8 @@ fn complete_means_the_same_by_the_short_way() {
     use loom::sync::atomic::{AtomicU64, Ordering};
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
+        let frame = incomplete_table(world, 1);
         let entry: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
-        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
         let other = thread::spawn(move || {
             if world.frames.get_complete_table(frame, 1, ONE, &world.machine) {
                 assert_eq!(entry.load(Ordering::Relaxed), 7, "complete, but not to be seen");
@@ -334,9 +339,8 @@ fn complete_means_that_the_entries_are_there() {
     use loom::sync::atomic::{AtomicU64, Ordering};
     explore(|| {
         let world = World::new(1);
-        let frame = world.allocate(ONE).expect("a frame");
+        let frame = incomplete_table(world, 1);
         let entry: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
-        assert_eq!(world.frames.lock_table(frame, 1, ONE, &world.machine), Ok(Locked::Incomplete));
         let other = thread::spawn(move || {
             if world.frames.lock_table(frame, 1, ONE, &world.machine) == Ok(Locked::Complete) {
                 assert_eq!(
