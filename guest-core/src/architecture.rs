@@ -52,15 +52,18 @@ pub type Death<A> = (&'static str, fn(&Guest<A>));
 /// A hypercall that takes a pointer: its name, and what it comes to with this one.
 pub type PointerCall = (&'static str, fn(u64) -> Result<u64, Errno>);
 
-/// Bits that no guest may choose, by the kind of entry, each with its name. Whatever stands there in a good entry, the other value
-/// is refused.
+/// Bits of an entry by number, each with its name.
+pub type Bits = &'static [(u32, &'static str)];
+
+/// Bits that no guest may choose, by the kind of entry, in one list or more. Whatever stands there in a good entry, the other value is
+/// refused.
 pub struct ForbiddenBits {
     /// Of entries that map a page.
-    pub pages: &'static [(u32, &'static str)],
+    pub pages: &'static [Bits],
     /// Of entries that map a superpage.
-    pub superpages: &'static [(u32, &'static str)],
+    pub superpages: &'static [Bits],
     /// Of entries that lead to a table.
-    pub tables: &'static [(u32, &'static str)],
+    pub tables: &'static [Bits],
 }
 
 /// A processor in direct mode: its page-table entries, and the instructions that Rust has no word for.

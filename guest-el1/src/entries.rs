@@ -1,6 +1,6 @@
 //! Page-table entries as VMSAv8-64 has them (4 KiB granule).
 
-use guest_core::architecture::{ForbiddenBits, Mapping};
+use guest_core::architecture::{Bits, ForbiddenBits, Mapping};
 use penumbra_abi::aarch64::ATTRIBUTE_INDEX_NORMAL;
 
 /// Entry bits (Arm ARM, D8.3, 4 KiB granule).
@@ -38,53 +38,43 @@ pub const fn superpage(frame: u64, writable: bool) -> u64 {
     leaf(frame, writable) & !TABLE_OR_PAGE
 }
 
-/// Arm ARM, D8.3: what no guest may choose.
+/// Of entries that map a page or a superpage (Arm ARM, D8.3).
+const FORBIDDEN_IN_LEAVES: Bits = &[
+    (2, "memory attributes"),
+    (3, "memory attributes"),
+    (4, "memory attributes"),
+    (5, "non-secure"),
+    (8, "shareability"),
+    (9, "shareability"),
+    (48, "address bits of larger machines"),
+    (49, "address bits of larger machines"),
+    (50, "guarded page"),
+    (52, "contiguous"),
+    (59, "page-based hardware attributes"),
+    (60, "page-based hardware attributes"),
+    (61, "page-based hardware attributes"),
+    (62, "page-based hardware attributes"),
+    (63, "another meaning by extensions"),
+];
+
+/// What no guest may choose.
 pub const FORBIDDEN_BITS: ForbiddenBits = ForbiddenBits {
-    pages: &[
-        (1, "a reserved encoding"),
-        (2, "memory attributes"),
-        (3, "memory attributes"),
-        (4, "memory attributes"),
-        (5, "non-secure"),
-        (8, "shareability"),
-        (9, "shareability"),
-        (48, "address bits of larger machines"),
-        (49, "address bits of larger machines"),
-        (50, "guarded page"),
-        (52, "contiguous"),
-        (59, "page-based hardware attributes"),
-        (60, "page-based hardware attributes"),
-        (61, "page-based hardware attributes"),
-        (62, "page-based hardware attributes"),
-        (63, "another meaning by extensions"),
-    ],
+    pages: &[FORBIDDEN_IN_LEAVES, &[(1, "a reserved encoding")]],
     superpages: &[
-        (2, "memory attributes"),
-        (3, "memory attributes"),
-        (4, "memory attributes"),
-        (5, "non-secure"),
-        (8, "shareability"),
-        (9, "shareability"),
-        (12, "frame not aligned"),
-        (13, "frame not aligned"),
-        (14, "frame not aligned"),
-        (15, "frame not aligned"),
-        (16, "nT: no translation cached"),
-        (17, "frame not aligned"),
-        (18, "frame not aligned"),
-        (19, "frame not aligned"),
-        (20, "frame not aligned"),
-        (48, "address bits of larger machines"),
-        (49, "address bits of larger machines"),
-        (50, "guarded page"),
-        (52, "contiguous"),
-        (59, "page-based hardware attributes"),
-        (60, "page-based hardware attributes"),
-        (61, "page-based hardware attributes"),
-        (62, "page-based hardware attributes"),
-        (63, "another meaning by extensions"),
+        FORBIDDEN_IN_LEAVES,
+        &[
+            (12, "frame not aligned"),
+            (13, "frame not aligned"),
+            (14, "frame not aligned"),
+            (15, "frame not aligned"),
+            (16, "nT: no translation cached"),
+            (17, "frame not aligned"),
+            (18, "frame not aligned"),
+            (19, "frame not aligned"),
+            (20, "frame not aligned"),
+        ],
     ],
-    tables: &[
+    tables: &[&[
         (2, "memory attributes, as a page"),
         (3, "memory attributes, as a page"),
         (4, "memory attributes, as a page"),
@@ -100,7 +90,7 @@ pub const FORBIDDEN_BITS: ForbiddenBits = ForbiddenBits {
         (61, "APTable, no access for users"),
         (62, "APTable, no writes"),
         (63, "NSTable"),
-    ],
+    ]],
 };
 
 /// The other seven attribute indices, and the other three shareabilities.

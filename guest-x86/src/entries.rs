@@ -1,6 +1,6 @@
 //! Page-table entries as the x86-64 MMU has them.
 
-use guest_core::architecture::{ForbiddenBits, Mapping};
+use guest_core::architecture::{Bits, ForbiddenBits, Mapping};
 
 /// Entry bits (Intel SDM volume 3, 4.5).
 const PRESENT: u64 = 1 << 0;
@@ -30,48 +30,36 @@ pub const fn superpage(frame: u64, writable: bool) -> u64 {
     leaf(frame, writable) | LARGE
 }
 
-/// Intel SDM volume 3, 4.5: what no guest may choose.
+/// Of each kind of entry (Intel SDM volume 3, 4.5).
+const FORBIDDEN_ANYWHERE: Bits = &[
+    (3, "write-through"),
+    (4, "not cached"),
+    (47, "beyond the machine"),
+    (51, "beyond the machine"),
+    (59, "protection key"),
+    (60, "protection key"),
+    (61, "protection key"),
+    (62, "protection key"),
+];
+
+/// What no guest may choose.
 pub const FORBIDDEN_BITS: ForbiddenBits = ForbiddenBits {
-    pages: &[
-        (3, "write-through"),
-        (4, "not cached"),
-        (7, "PAT"),
-        (47, "beyond the machine"),
-        (51, "beyond the machine"),
-        (59, "protection key"),
-        (60, "protection key"),
-        (61, "protection key"),
-        (62, "protection key"),
-    ],
+    pages: &[FORBIDDEN_ANYWHERE, &[(7, "PAT")]],
     superpages: &[
-        (3, "write-through"),
-        (4, "not cached"),
-        (12, "PAT"),
-        (13, "frame not aligned"),
-        (14, "frame not aligned"),
-        (15, "frame not aligned"),
-        (16, "frame not aligned"),
-        (17, "frame not aligned"),
-        (18, "frame not aligned"),
-        (19, "frame not aligned"),
-        (20, "frame not aligned"),
-        (47, "beyond the machine"),
-        (51, "beyond the machine"),
-        (59, "protection key"),
-        (60, "protection key"),
-        (61, "protection key"),
-        (62, "protection key"),
+        FORBIDDEN_ANYWHERE,
+        &[
+            (12, "PAT"),
+            (13, "frame not aligned"),
+            (14, "frame not aligned"),
+            (15, "frame not aligned"),
+            (16, "frame not aligned"),
+            (17, "frame not aligned"),
+            (18, "frame not aligned"),
+            (19, "frame not aligned"),
+            (20, "frame not aligned"),
+        ],
     ],
-    tables: &[
-        (3, "write-through"),
-        (4, "not cached"),
-        (47, "beyond the machine"),
-        (51, "beyond the machine"),
-        (59, "protection key"),
-        (60, "protection key"),
-        (61, "protection key"),
-        (62, "protection key"),
-    ],
+    tables: &[FORBIDDEN_ANYWHERE],
 };
 
 /// Write-through, not cached, both, and what the page-attribute table would choose instead.

@@ -1,7 +1,7 @@
 //! Entries that map what they mustn't, or as they mustn't, by every call that writes entries.
 
 use super::scene::{Extent, Tree};
-use crate::architecture::{Architecture, Level, PAGE_SHIFT, ROOT_LEVEL};
+use crate::architecture::{Architecture, Bits, Level, PAGE_SHIFT, ROOT_LEVEL};
 use crate::guest::Guest;
 use crate::hypercalls::{entry, mmu_update, mmuext, multicall, update_entry, update_va_mapping};
 use crate::tests::Check;
@@ -80,7 +80,7 @@ pub fn bits_of_superpages<A: Architecture>(guest: &Guest<A>, check: &mut Check<A
         return check.that("there is memory for the test", false);
     };
     let good = A::superpage(extent.first, true);
-    for &(bit, name) in A::FORBIDDEN_BITS.superpages {
+    for &(bit, name) in A::FORBIDDEN_BITS.superpages.iter().copied().flatten() {
         for entry in [good ^ 1 << bit, A::superpage(extent.first, false) ^ 1 << bit] {
             check.refused(name, tree.put(2, 6, entry), REFUSED);
         }
@@ -88,7 +88,7 @@ pub fn bits_of_superpages<A: Architecture>(guest: &Guest<A>, check: &mut Check<A
     check.that("the entry is empty", tree.entry(2, 6) == 0);
     check.done("without them it is a good one", tree.put(2, 6, good));
     let stands = tree.entry(2, 6);
-    for &(bit, name) in A::FORBIDDEN_BITS.superpages {
+    for &(bit, name) in A::FORBIDDEN_BITS.superpages.iter().copied().flatten() {
         for kind in KINDS {
             check.refused(name, update_entry::<A>(tree.place(2, 6) | kind, good ^ 1 << bit), REFUSED);
         }
@@ -130,11 +130,11 @@ fn try_each<A: Architecture>(
     check: &mut Check<A>,
     level: Level,
     good: u64,
-    bits: &[(u32, &'static str)],
+    bits: &[Bits],
 ) {
     let in_use = if level == 1 { 9 } else { 0 };
     let before = tree.entry(level, in_use);
-    for &(bit, name) in bits {
+    for &(bit, name) in bits.iter().copied().flatten() {
         check.refused(name, tree.put(level, 10, good ^ 1 << bit), REFUSED);
         for kind in KINDS {
             let over = update_entry::<A>(tree.place(level, in_use) | kind, good ^ 1 << bit);
