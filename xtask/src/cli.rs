@@ -109,8 +109,8 @@ pub struct RunOptions {
     /// The control domain's memory in MiB
     #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub dom0_mem: u64,
-    /// Virtual CPUs of the control domain
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Virtual CPUs of the control domain, at most 8
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub vcpus: u32,
     /// CPUs of the machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -254,9 +254,16 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        for line in
-            ["--gic 4", "--mem 0", "--mem lots", "--arch riscv64", "--cpus 0", "--timeout 0", "--mode fast"]
-        {
+        for line in [
+            "--gic 4",
+            "--mem 0",
+            "--mem lots",
+            "--arch riscv64",
+            "--cpus 0",
+            "--vcpus 9",
+            "--timeout 0",
+            "--mode fast",
+        ] {
             let words = ["xtask", "run"].into_iter().chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");
         }

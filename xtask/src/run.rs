@@ -50,7 +50,6 @@ fn refuse_what_comes_later(options: &RunOptions) -> Result<()> {
         options.guest != "debian",
         "--guest debian is not there yet: use the builtin guests, or a kernel FILE"
     );
-    ensure!(options.vcpus == 1, "--vcpus {}: domains have one virtual CPU today", options.vcpus);
     ensure!(options.cpus == 1, "--cpus {}: the hypervisor uses one CPU today", options.cpus);
     ensure!(
         options.domains.is_none(),
@@ -101,8 +100,9 @@ fn hypervisor_words(options: &RunOptions) -> String {
         Arch::Aarch64 => "",
         Arch::X86_64 => "console=com1 com1=115200 ",
     };
+    let vcpus = if options.vcpus == 1 { String::new() } else { format!("dom0_max_vcpus={} ", options.vcpus) };
     let more = options.hyp_append.as_deref().unwrap_or_default();
-    format!("{console}dom0_mem={}M {more}", options.dom0_mem).trim_end().to_owned()
+    format!("{console}dom0_mem={}M {vcpus}{more}", options.dom0_mem).trim_end().to_owned()
 }
 
 /// The control domain's kernel, its ramdisk if there is one, and beside the builtin guest a second domain.
