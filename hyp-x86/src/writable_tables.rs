@@ -40,8 +40,11 @@ pub fn fault(
     if !may_emulate {
         return hand_on(vcpu, context, address);
     }
-    let written = instruction(vcpu, context).map(|write| emulate(vcpu, context, place, write));
-    match written.unwrap_or_else(|otherwise| otherwise) {
+    let written = match instruction(vcpu, context) {
+        Ok(write) => emulate(vcpu, context, place, write),
+        Err(otherwise) => otherwise,
+    };
+    match written {
         TableWrite::Done => trap::go_on_with(context),
         TableWrite::Again => trap::go_on(context),
         TableWrite::NotATable | TableWrite::Refused => hand_on(vcpu, context, address),
@@ -49,12 +52,14 @@ pub fn fault(
 }
 
 /// The instruction at which the guest stands, or what there is to do if it is none of those that are emulated.
+#[inline(always)]
 fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Result<Write, TableWrite> {
     let mut bytes = [0; 16];
     let address = context.instruction().bytes();
     let in_page = 4096 - (address % 4096) as usize;
     if in_page >= bytes.len() {
-        let code = access::read_code(address, &mut bytes).ok().and_then(|()| table_write::decode(&bytes));
+        let code =
+            access::read_code(address, &mut bytes).ok().and_then(|()| table_write::decode_words(&bytes));
         return code.ok_or(TableWrite::NotATable);
     }
     // Its end may lie on the next page, which an unhooked table may map.
@@ -79,12 +84,32 @@ fn over_two_pages(address: u64, bytes: &mut [u8; 16], in_page: usize) -> Option<
 
 fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write: Write) -> TableWrite {
     let frame = &context.frame;
-    let offset = place.bytes() & 7;
     let source = match write.source {
         Source::Register(number) => frame.general(number).get(),
         Source::HighByte(number) => frame.general(number).get() >> 8,
         Source::Constant(value) => value,
     };
+    if write.operation != Operation::Move || write.size != 8 || place.bytes() & 7 != 0 {
+        return emulate_any(vcpu, frame, place, write, source);
+    }
+    // A whole entry: whatever stood there, and no register or flag changes.
+    let written = HYPERVISOR.write_table(vcpu, place, |_| Some(source));
+    if written == TableWrite::Done {
+        pass(frame, write);
+    }
+    written
+}
+
+/// As [`emulate`], of an instruction that changes a part of an entry, or makes something of what stands there.
+#[inline(never)]
+fn emulate_any(
+    vcpu: &Vcpu<X86>,
+    frame: &Frame,
+    place: GuestVirtual,
+    write: Write,
+    source: u64,
+) -> TableWrite {
+    let offset = place.bytes() & 7;
     // A write over the end of an entry concerns two: that is none that is emulated.
     if table_write::part(0, offset, write.size).is_none() {
         return TableWrite::NotATable;
@@ -118,6 +143,11 @@ fn finish(frame: &Frame, write: Write, effect: Effect) {
         });
     }
     frame.rflags.set(effect.flags.apply(frame.rflags.get()));
+    pass(frame, write);
+}
+
+/// Goes on behind the instruction.
+fn pass(frame: &Frame, write: Write) {
     frame.rip.set(frame.rip.get().wrapping_add(write.length.into()));
     frame.vector.set(BY_IRET);
 }

@@ -14,7 +14,7 @@ use crate::machine::{Entry, Machine, PageTableFormat};
 /// the domain's tables is changed, under the same lock.
 pub struct LeafTable<M: Machine> {
     frame: MachineFrame,
-    words: M::Table,
+    pub(super) words: M::Table,
 }
 
 impl<M: Machine> LeafTable<M> {

@@ -15,7 +15,7 @@ use crate::hypervisor::Hypervisor;
 use crate::machine::{Entry, Machine, PageTableFormat};
 
 /// Emulated writes in a row to one table, after which the next one unhooks it.
-pub const WRITES_BEFORE_UNHOOKING: u32 = 21;
+pub const WRITES_BEFORE_UNHOOKING: u32 = 26;
 
 /// Attempts at an entry that changes while it is being written.
 const ATTEMPTS: u32 = 16;
@@ -156,12 +156,16 @@ impl<M: Machine> TableSpace<'_, M> {
         }
         let index = (address.bytes() % crate::address::PAGE_BYTES / 8) as usize;
         match leaves {
-            Some(leaves) => self.emulate(table, index, change, |space, new, bits| {
-                Ok(space.update_leaf(&leaves, index, new, bits)?)
-            }),
-            None => self.emulate(table, index, change, |space, new, bits| {
-                space.update(table, level, index, new, bits)
-            }),
+            Some(leaves) => {
+                let read = |machine: &M| machine.read_in(leaves.words, index);
+                self.emulate(read, change, |space, new, bits| {
+                    Ok(space.update_leaf(&leaves, index, new, bits)?)
+                })
+            }
+            None => {
+                let read = |machine: &M| machine.read_entry(table, index);
+                self.emulate(read, change, |space, new, bits| space.update(table, level, index, new, bits))
+            }
         }
     }
 
@@ -175,16 +179,16 @@ impl<M: Machine> TableSpace<'_, M> {
         self.unhook_mapped(table, mapping, address)
     }
 
+    /// `read` reads the entry.
     #[inline(always)]
     fn emulate(
         &mut self,
-        table: MachineFrame,
-        index: usize,
+        read: impl Fn(&M) -> u64,
         mut change: impl FnMut(u64) -> Option<u64>,
         mut update: impl FnMut(&mut Self, u64, HardwareBits) -> Result<(), Stop>,
     ) -> TableWrite {
         for _ in 0..ATTEMPTS {
-            let old = self.machine.read_entry(table, index);
+            let old = read(self.machine);
             let Some(new) = change(old) else { return TableWrite::Done };
             match update(self, new, HardwareBits::Exactly(old)) {
                 Ok(()) => return TableWrite::Done,

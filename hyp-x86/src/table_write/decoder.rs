@@ -109,6 +109,34 @@ fn operands(bytes: &mut Bytes<'_>) -> Option<u8> {
     Some(byte >> 3 & 7)
 }
 
+/// As [`decode`], of the 16 bytes from its start on. What kernels write entries with is found at a glance: a move or an exchange of 8
+/// bytes with a register, whose only prefix is REX.W.
+#[inline(always)]
+pub fn decode_words(bytes: &[u8; 16]) -> Option<Write> {
+    let [rex, opcode, operands, scale, ..] = *bytes;
+    let operation = match (rex & 0xf8, opcode) {
+        (0x48, 0x89) => Operation::Move,
+        (0x48, 0x87) => Operation::Exchange,
+        _ => return decode_any(bytes),
+    };
+    let (kind, base) = (operands >> 6, operands & 7);
+    let displacement = match kind {
+        0 if base == 5 || base == 4 && scale & 7 == 5 => 4,
+        0 => 0,
+        1 => 1,
+        2 => 4,
+        _ => return None,
+    };
+    let length = 3 + u8::from(base == 4) + displacement;
+    let source = Source::Register(operands >> 3 & 7 | (rex & REX_REGISTER) << 1);
+    Some(Write { operation, size: 8, source, length })
+}
+
+#[inline(never)]
+fn decode_any(bytes: &[u8; 16]) -> Option<Write> {
+    decode(bytes)
+}
+
 /// What the instruction in `bytes` (as many of [`LONGEST`] as can be read) does to its operand in memory.
 #[inline]
 pub fn decode(bytes: &[u8]) -> Option<Write> {

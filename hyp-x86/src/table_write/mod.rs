@@ -13,7 +13,7 @@
 
 mod decoder;
 
-pub use decoder::decode;
+pub use decoder::{decode, decode_words};
 
 /// Most bytes of an instruction.
 pub const LONGEST: usize = 15;
@@ -359,6 +359,19 @@ mod tests {
                 let _ = write.effect(memory, source, memory);
                 let _ = part(memory, source & 7, write.size).map(|_| with_part(memory, source & 7, write.size, source));
             }
+        }
+
+        /// At a glance or byte by byte, it is the same instruction.
+        #[test]
+        fn both_ways_find_the_same(
+            first in prop::sample::select(vec![0x48u8, 0x49, 0x4a, 0x4c, 0x4f, 0x40, 0x66, 0xf0, 0x89]),
+            opcode in prop::sample::select(vec![0x89u8, 0x87, 0x88, 0xc7, 0x0f, 0x89, 0x87]),
+            rest in any::<[u8; 14]>(),
+        ) {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&[first, opcode]);
+            bytes[2..].copy_from_slice(&rest);
+            prop_assert_eq!(decode_words(&bytes), decode(&bytes));
         }
 
         /// The same, for bytes that begin as instructions do that are recognised.
