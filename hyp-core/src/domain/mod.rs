@@ -169,11 +169,12 @@ impl<M: Machine> Domain<M> {
         frames: &'a FrameTable,
         budget: &'a Budget,
     ) -> TableSpace<'a, M> {
+        let owner = self.id();
         TableSpace {
             machine,
             frames,
-            owner: self.id(),
-            target: self.id(),
+            owner,
+            target: owner,
             budget,
             unhooked: &self.unhooked,
             state: self.tables.lock(),

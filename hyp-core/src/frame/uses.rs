@@ -81,10 +81,9 @@ impl FrameTable {
     /// Gives back a use of any type, and its reference; says whether that freed the frame.
     #[inline(always)]
     pub fn put_use<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
-        self.record(frame).is_ok_and(|record| {
-            record.drop_type();
-            self.put_record(frame, record, machine)
-        })
+        let Ok(record) = self.record(frame) else { return false };
+        record.drop_type();
+        self.put_record(frame, record, machine)
     }
 
     /// Counts a reference and a use as a table of `level`. An incomplete table is the caller's to validate.

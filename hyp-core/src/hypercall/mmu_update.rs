@@ -24,7 +24,7 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         if self.is_single(arguments) {
             return self.single(arguments, |update| {
-                self.one_update(&mut self.tables(owner, target)?, &mut None, update)
+                self.with_tables(owner, target, |space| self.one_update(space, &mut None, update))
             });
         }
         let mut space = self.tables(owner, target).map_err(|_| Failure::Again(values(arguments)))?;

@@ -47,9 +47,13 @@ impl<'a, M: Machine> Call<'a, M> {
         match operation.command {
             command @ mmu::MMUEXT_PIN_L1_TABLE..=mmu::MMUEXT_PIN_L4_TABLE => {
                 let level = command.saturating_sub(mmu::MMUEXT_PIN_L1_TABLE).saturating_add(1) as Level;
-                Ok(self.tables(owner, owner.id())?.pin(frame(argument)?, level)?)
+                let table = frame(argument)?;
+                self.with_tables(owner, owner.id(), |space| Ok(space.pin(table, level)?))
             }
-            mmu::MMUEXT_UNPIN_TABLE => Ok(self.tables(owner, owner.id())?.unpin(frame(argument)?)?),
+            mmu::MMUEXT_UNPIN_TABLE => {
+                let table = frame(argument)?;
+                self.with_tables(owner, owner.id(), |space| Ok(space.unpin(table)?))
+            }
             mmu::MMUEXT_CLEAR_PAGE => self.clear_page(owner, frame(argument)?),
             mmu::MMUEXT_COPY_PAGE => self.copy_page(owner, frame(operation.argument2)?, frame(argument)?),
             // What Xen once had for superpages, and refuses since.
@@ -140,36 +144,38 @@ impl<'a, M: Machine> Call<'a, M> {
     #[inline(never)]
     fn new_kernel_root(&self, root: u64) -> Result<(), NotDone> {
         let root = frame(root)?;
-        let mut space = self.tables(self.domain, self.domain.id())?;
-        if self.vcpu.kernel_root() == Some(root) {
-            // Held already; it is loaded all the same, which drops cached translations.
-            space.settle(None)?;
+        self.with_tables(self.domain, self.domain.id(), |space| {
+            if self.vcpu.kernel_root() == Some(root) {
+                // Held already; it is loaded all the same, which drops cached translations.
+                space.settle(None)?;
+                self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
+                return Ok(());
+            }
+            space.hold(root, M::Format::LEVELS)?;
+            let old = self.vcpu.replace_kernel_root(Some(root));
             self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-            return Ok(());
-        }
-        space.hold(root, M::Format::LEVELS)?;
-        let old = self.vcpu.replace_kernel_root(Some(root));
-        self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-        if let Some(old) = old {
-            space.let_go(old, M::Format::LEVELS);
-        }
-        Ok(())
+            if let Some(old) = old {
+                space.let_go(old, M::Format::LEVELS);
+            }
+            Ok(())
+        })
     }
 
     fn new_user_root(&self, root: Option<MachineFrame>) -> Result<(), NotDone> {
-        let mut space = self.tables(self.domain, self.domain.id())?;
-        match root {
-            Some(root) => space.hold(root, M::Format::LEVELS)?,
-            None => drop(space.settle(None)?),
-        }
-        let old = self.vcpu.replace_user_root(root);
-        if let Some(kernel) = self.vcpu.kernel_root() {
-            self.hypervisor.machine.load_roots(kernel, root);
-        }
-        if let Some(old) = old {
-            space.let_go(old, M::Format::LEVELS);
-        }
-        Ok(())
+        self.with_tables(self.domain, self.domain.id(), |space| {
+            match root {
+                Some(root) => space.hold(root, M::Format::LEVELS)?,
+                None => drop(space.settle(None)?),
+            }
+            let old = self.vcpu.replace_user_root(root);
+            if let Some(kernel) = self.vcpu.kernel_root() {
+                self.hypervisor.machine.load_roots(kernel, root);
+            }
+            if let Some(old) = old {
+                space.let_go(old, M::Format::LEVELS);
+            }
+            Ok(())
+        })
     }
 }
 

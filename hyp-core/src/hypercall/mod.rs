@@ -248,19 +248,51 @@ impl<'a, M: Machine> Call<'a, M> {
         if self.domain.is_control() { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// Locks the tables of `owner`, to map frames of `target`.
+    /// Locks the tables of `owner`, to map frames of `target`: for who keeps them locked over several operations.
     ///
     /// # Errors
     /// Preempted, and nothing else: by what has been unhooked since the hypercall began.
-    #[inline(always)]
     fn tables(&self, owner: &'a Domain<M>, target: DomainId) -> Result<TableSpace<'a, M>, Stop> {
-        let mut space = owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget);
+        let mut space = self.locked_tables(owner);
+        self.in_tree(owner, target, &mut space)?;
+        Ok(space)
+    }
+
+    /// Does `work` with the tables of `owner` locked, to map frames of `target`. They aren't moved about for it, as out of [`Self::tables`].
+    ///
+    /// # Errors
+    /// As [`Self::tables`], and those of `work`.
+    #[inline(always)]
+    fn with_tables<R, E: From<Stop>>(
+        &self,
+        owner: &'a Domain<M>,
+        target: DomainId,
+        work: impl FnOnce(&mut TableSpace<'a, M>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut space = self.locked_tables(owner);
+        self.in_tree(owner, target, &mut space)?;
+        work(&mut space)
+    }
+
+    #[inline(always)]
+    fn locked_tables(&self, owner: &'a Domain<M>) -> TableSpace<'a, M> {
+        owner.table_space(&self.hypervisor.machine, &self.hypervisor.frames, self.budget)
+    }
+
+    /// Has all of the owner's tables in their trees before any is used.
+    #[inline(always)]
+    fn in_tree(
+        &self,
+        owner: &Domain<M>,
+        target: DomainId,
+        space: &mut TableSpace<'_, M>,
+    ) -> Result<(), Stop> {
         // Before the target is set: what the domain has written there by itself may lead to its own frames only.
         if owner.has_unhooked() {
-            hook_rest(&mut space)?;
+            hook_rest(space)?;
         }
         space.target = target;
-        Ok(space)
+        Ok(())
     }
 
     /// The root under which the guest's addresses like this one are translated now.
@@ -289,9 +321,15 @@ fn hook_all<M: Machine>(space: &mut TableSpace<'_, M>) -> Result<(), Stop> {
 
 /// What a guest hears of a table operation that can't be cut in pieces: preempted, it is issued again as it is.
 fn finish(result: Result<(), Stop>, arguments: &Arguments) -> Outcome {
-    match result {
-        Ok(()) => Ok(0),
-        Err(Stop::Refused(refusal)) => Err(refusal.errno().into()),
-        Err(Stop::Preempted) => Err(Failure::Again(values(arguments))),
+    result.map(|()| 0).map_err(|stop| failure(stop, arguments))
+}
+
+/// As [`finish`], of one that wasn't done.
+#[cold]
+#[inline(never)]
+fn failure(stop: Stop, arguments: &Arguments) -> Failure {
+    match stop {
+        Stop::Refused(refusal) => refusal.errno().into(),
+        Stop::Preempted => Failure::Again(values(arguments)),
     }
 }

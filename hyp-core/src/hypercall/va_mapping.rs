@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu;
 
-use super::{Arguments, Call, Failure, Outcome, finish, values};
+use super::{Arguments, Call, Failure, Outcome, failure, values};
 use crate::address::{DomainId, GuestVirtual, MachineFrame};
 use crate::frame::held::HeldFrame;
 use crate::machine::{FlushScope, Machine, PageTableFormat};
@@ -108,21 +108,31 @@ impl<'a, M: Machine> Call<'a, M> {
         let [address, entry, flags, ..] = values(arguments);
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
-        finish(self.map(address, entry, target), arguments)?;
+        self.map(address, entry, target, arguments)?;
         self.changed(scope)
     }
 
+    /// What the guest hears of a refusal is worked out where it is made: success needs no telling from it afterwards.
     #[inline(always)]
-    fn map(&self, address: GuestVirtual, entry: u64, target: DomainId) -> Result<(), Stop> {
+    fn map(
+        &self,
+        address: GuestVirtual,
+        entry: u64,
+        target: DomainId,
+        arguments: &Arguments,
+    ) -> Result<(), Failure> {
         self.budget.charge(Budget::OPERATION);
-        let mut space = self.tables(self.domain, target)?;
-        let root = self.root_at(address).ok_or(Refusal::NotMapped)?;
-        if let Some(leaves) = space.leaf_table_at(root, address) {
+        let mut space = self.locked_tables(self.domain);
+        self.in_tree(self.domain, target, &mut space).map_err(|stop| failure(stop, arguments))?;
+        let root = self.root_at(address);
+        if let Some(root) = root
+            && let Some(leaves) = space.leaf_table_at(root, address)
+        {
             let index = M::Format::index(address, 1);
-            return Ok(space.update_leaf(&leaves, index, entry, HardwareBits::Replace)?);
+            let updated = space.update_leaf(&leaves, index, entry, HardwareBits::Replace);
+            return updated.map_err(|refusal| refusal.errno().into());
         }
-        let place = space.find(root, address).ok_or(Refusal::NotMapped)?;
-        space.update(place.table, place.level, place.index, entry, HardwareBits::Replace)
+        map_otherwise(&mut space, root, address, entry).map_err(|stop| failure(stop, arguments))
     }
 
     /// Flushes what the guest asked for, once the mapping is changed. The hypercall's outcome is then that there is nothing more to do.
@@ -157,4 +167,16 @@ impl<'a, M: Machine> Call<'a, M> {
             place => Ok(self.names_vcpus(place)?.then_some(FlushScope::Everything)),
         }
     }
+}
+
+/// As [`Call::map`], where no level-1 table is found to translate the address.
+#[inline(never)]
+fn map_otherwise<M: Machine>(
+    space: &mut TableSpace<'_, M>,
+    root: Option<MachineFrame>,
+    address: GuestVirtual,
+    entry: u64,
+) -> Result<(), Stop> {
+    let place = root.and_then(|root| space.find(root, address)).ok_or(Refusal::NotMapped)?;
+    space.update(place.table, place.level, place.index, entry, HardwareBits::Replace)
 }
