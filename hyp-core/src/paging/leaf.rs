@@ -182,12 +182,18 @@ impl<M: Machine> TableSpace<'_, M> {
     /// Validates the entries of a locked level-1 table, from `progress` on. On error the table stays incomplete.
     pub(super) fn validate_leaves(&self, table: MachineFrame, progress: usize) -> Result<(), Stop> {
         let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
-        for index in progress..M::Format::entries(1) {
+        let entries = M::Format::entries(1);
+        // Nothing in here but these entries costs anything, so they are paid for together.
+        let end = progress.saturating_add(self.budget.piece(entries.saturating_sub(progress)));
+        for index in progress..end {
             if let Err(refusal) = self.validate_leaf(words, index) {
                 self.frames.set_progress(table, index);
                 return Err(refusal.into());
             }
-            self.charge_entry(table, index.saturating_add(1))?;
+        }
+        if end < entries {
+            self.frames.set_progress(table, end);
+            return Err(Stop::Preempted);
         }
         self.frames.complete(table);
         Ok(())

@@ -143,6 +143,13 @@ impl Budget {
         self.left.set(self.left.get().saturating_sub(entries));
     }
 
+    /// Takes as many of `wanted` entries off as there is budget for, one at least; returns how many.
+    pub fn piece(&self, wanted: usize) -> usize {
+        let piece = wanted.min(self.left.get().max(1) as usize);
+        self.charge(piece as u32);
+        piece
+    }
+
     /// Takes `entries` off, if it isn't time to stop: `false` then.
     #[inline(always)]
     pub fn take(&self, entries: u32) -> bool {
