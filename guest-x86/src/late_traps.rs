@@ -4,18 +4,22 @@
 //! Four tables are out each time, emptied, so that they come back one by one (`guest_core::emptied`).
 
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use guest_core::architecture::Architecture;
 use guest_core::emptied::EmptiedTables;
 use guest_core::events::{self, Events};
 use guest_core::guest::Guest;
+use guest_core::hypercalls::{call, yield_cpu};
 use guest_core::tests::Check;
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
+use penumbra_abi::vcpu::{VCPUOP_DOWN, VCPUOP_IS_UP, VCPUOP_UP};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 use crate::machine::X86;
+use crate::user::User;
 use crate::{direction, traps};
 
 const DEBUG: u8 = 1;
@@ -33,6 +37,22 @@ const A_TURN: u64 = 5_000_000;
 /// Traps that another domain's turn came into the middle of, and how many are tried for that.
 const INTERRUPTED: usize = 3;
 const TRIES: usize = 150;
+
+/// `1: dec rbx; jnz 1b; syscall; jmp .`: a user that counts before its system call.
+const COUNTING: [u64; 2] = [
+    u64::from_le_bytes([0x48, 0xff, 0xcb, 0x75, 0xfb, 0x0f, 0x05, 0xeb]),
+    u64::from_le_bytes([0xfe, 0, 0, 0, 0, 0, 0, 0]),
+];
+/// How far it counts, two instructions each: for several turns, in one of which the other vCPU takes the tables out.
+const FAR: u64 = 40_000_000;
+/// How often the other vCPU is asked whether it is down.
+const PATIENCE: u32 = 1000;
+
+/// The tables that the other vCPU takes out as soon as there are any; and how that went: 1 well, 2 not.
+static TABLES: AtomicPtr<EmptiedTables<'static, X86>> = AtomicPtr::new(ptr::null_mut());
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// The other vCPU's stack; 8 KiB.
+static STACK: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// Traps that came, and what the last one's frame held: rcx, r11, rip, rsp.
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -92,6 +112,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
         check.that(name, matches!(with_tables_out(guest, way), Ok((true, _))));
     }
     upcall(guest, check);
+    check.that("a user's system call", system_call(guest) == Ok(true));
     if guest.words().has("spinner") {
         interrupted(guest, check);
     }
@@ -194,6 +215,45 @@ fn upcall(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.that("an upcall", matches!(came, Ok((true, _))));
     check.done("close the port", events::close::<X86>(port));
     check.done("give the page back", events.close());
+}
+
+/// A user's system call: while the user counts, the second vCPU takes the tables out. (That it is told to only a few instructions before
+/// the user begins makes no difference here, where instructions are counted: a turn never ends between the two.)
+fn system_call(guest: &Guest<X86>) -> Result<bool, Errno> {
+    let tables = EmptiedTables::new(guest)?;
+    let user = User::new(guest, COUNTING)?;
+    let stack = STACK.as_ptr_range().end as u64;
+    X86::initialise_vcpu(1, guest.root_frame(), take_out, stack)?;
+    let up = |operation| call::<X86>(number::VCPU_OP, &[operation, 1]);
+    up(VCPUOP_UP)?;
+    TABLES.store(ptr::from_ref(&tables).cast_mut().cast(), Ordering::Release);
+    user.run(FAR);
+    let came = TAKEN.load(Ordering::Acquire) == 1 && tables.are_in();
+    TABLES.store(ptr::null_mut(), Ordering::Release);
+    let down = (0..PATIENCE).any(|_| {
+        yield_cpu::<X86>();
+        up(VCPUOP_IS_UP) == Ok(0)
+    });
+    user.end()?;
+    tables.put_back()?;
+    Ok(came && down)
+}
+
+/// The second vCPU: takes the tables out and keeps the CPU for as long as it may, until there is nothing to be taken out any more.
+extern "C" fn take_out(vcpu: u64) -> ! {
+    // SAFETY: vCPU 0 keeps the tables until this vCPU is down; `take_out` needs them by reference alone.
+    let tables = || unsafe { TABLES.load(Ordering::Acquire).as_ref() };
+    while tables().is_none() {
+        core::hint::spin_loop();
+    }
+    let taken = tables().map(EmptiedTables::take_out);
+    TAKEN.store(if taken == Some(Ok(())) { 1 } else { 2 }, Ordering::Release);
+    while tables().is_some() {
+        core::hint::spin_loop();
+    }
+    loop {
+        let _ = call::<X86>(number::VCPU_OP, &[VCPUOP_DOWN, vcpu]);
+    }
 }
 
 /// Breakpoints, until another domain's turn has come into the middle of some of them.

@@ -33,6 +33,8 @@ mod registers;
 mod table_writes;
 #[cfg(target_os = "none")]
 mod traps;
+#[cfg(target_os = "none")]
+mod user;
 
 /// Called on the kernel's own stack.
 ///

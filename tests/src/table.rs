@@ -134,7 +134,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         cases.extend(absent_entries(board));
         // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
         let late = Case::new(board, "guest-test/late-traps", "test=late-traps spinner then=poweroff");
-        let late = Case { icount: true, ..late };
+        let late = Case { icount: true, words: "dom0_mem=64M dom0_max_vcpus=2", ..late };
         cases.push(guest_test(late.domain("domain=spinner memory=16M spin")));
     }
     cases.extend(attacks(board));
