@@ -59,6 +59,14 @@ impl Arch {
             Arch::X86_64 => "x86_64",
         }
     }
+
+    /// What a hypervisor's command line begins with, so that Debian's Xen, too, uses the serial line.
+    pub fn console_words(self) -> &'static str {
+        match self {
+            Arch::Aarch64 => "",
+            Arch::X86_64 => "console=com1 com1=115200 ",
+        }
+    }
 }
 
 impl fmt::Display for Arch {

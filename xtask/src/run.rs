@@ -96,10 +96,7 @@ fn machine(options: &RunOptions, artefacts: &Artefacts) -> Result<Machine> {
 }
 
 fn hypervisor_words(options: &RunOptions) -> String {
-    let console = match options.arch {
-        Arch::Aarch64 => "",
-        Arch::X86_64 => "console=com1 com1=115200 ",
-    };
+    let console = options.arch.console_words();
     let vcpus = if options.vcpus == 1 { String::new() } else { format!("dom0_max_vcpus={} ", options.vcpus) };
     let more = options.hyp_append.as_deref().unwrap_or_default();
     format!("{console}dom0_mem={}M {vcpus}{more}", options.dom0_mem).trim_end().to_owned()

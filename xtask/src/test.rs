@@ -222,16 +222,13 @@ fn available_memory() -> Option<u64> {
 
 fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
     let artefacts = &parts.artefacts;
-    let console = match case.board {
-        Board::Virt => "",
-        Board::Q35 => "console=com1 com1=115200 ",
-    };
+    let arch = arch(case.board);
     let modules = case.modules.iter().map(|(file, words)| {
         let kind = if *file == File::Ramdisk { Kind::Ramdisk } else { Kind::Kernel };
         Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
     });
     Ok(Machine {
-        arch: arch(case.board),
+        arch,
         memory: case.memory,
         gic: case.gic,
         cpu: case.cpu,
@@ -243,7 +240,7 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
         },
-        words: format!("{console}{}", case.words),
+        words: format!("{}{}", arch.console_words(), case.words),
         modules: modules.collect::<Result<_>>()?,
     })
 }

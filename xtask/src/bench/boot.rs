@@ -74,17 +74,8 @@ struct Boot {
 
 /// Boots the control domain and nothing more, instructions counted.
 fn boot(arch: Arch, artefacts: &Artefacts) -> Result<Boot> {
-    let machine = Machine {
-        arch,
-        memory: MEMORY,
-        gic: 3,
-        cpu: None,
-        bare: false,
-        icount: true,
-        hypervisor: artefacts.hypervisor.clone(),
-        words: "dom0_mem=256M".into(),
-        modules: vec![Module::kernel(&artefacts.guest, "then=poweroff")],
-    };
+    let machine = machine(arch, artefacts.hypervisor.clone(), artefacts, "then=poweroff", "");
+    let machine = Machine { words: "dom0_mem=256M".into(), ..machine };
     let outcome = run_until(&machine, "boot", Vec::new())?;
     match verdict::lines_of(&outcome.text, verdict::HYPERVISOR).find_map(read) {
         Some(boot) => Ok(boot),

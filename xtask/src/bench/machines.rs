@@ -68,10 +68,6 @@ pub fn measure(arch: Arch, artefacts: &Artefacts) -> Result<Measured> {
 
 /// A machine whose guest does what it is told and ends; by a reset, since Xen only halts when it is asked to switch off.
 pub fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, guest: &str, words: &str) -> Machine {
-    let console = match arch {
-        Arch::Aarch64 => "",
-        Arch::X86_64 => "console=com1 com1=115200 ",
-    };
     Machine {
         arch,
         memory: MEMORY,
@@ -80,7 +76,7 @@ pub fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, guest: &s
         bare: false,
         icount: true,
         hypervisor,
-        words: format!("{console}dom0_mem=256M{words}"),
+        words: format!("{}dom0_mem=256M{words}", arch.console_words()),
         modules: vec![Module::kernel(&artefacts.guest, guest)],
     }
 }
