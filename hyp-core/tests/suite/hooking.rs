@@ -79,6 +79,8 @@ fn a_backend_gets_everything_hooked_in_piece_by_piece() {
     }
     rig.hv.hook_some(rig.domains[1].vcpu());
     assert_eq!(kind(&rig, others).0, FrameType::Writable, "another domain's is its own affair");
+    rig.hv.hook_some(rig.domains[2].vcpu());
+    assert_eq!(kind(&rig, others).0, FrameType::Table(1));
     rig.check();
 }
 
