@@ -2,6 +2,7 @@
 
 use crate::format::{Hardware, Walk};
 use crate::hardware::content::slot;
+use crate::spec::events::Event;
 use crate::spec::operations::{Extended, Update};
 use crate::spec::vcpus::{OnVcpu, VCPUS};
 
@@ -49,6 +50,8 @@ pub enum Operation {
     SetGlobal(Vec<u64>, u64),
     /// `update_descriptor`: a machine address, and what shall stand there.
     UpdateDescriptor(u64, u64),
+    /// `event_channel_op`, and what a guest does to its shared page.
+    Event(Event),
     /// `memory_op` with extents of more than one frame, and exchanges.
     Extents(Extents),
     /// The domain crashes.

@@ -26,6 +26,7 @@ use spin::Mutex;
 use crate::address::{DomainId, MachineFrame};
 use crate::console::line::LineBuffer;
 use crate::event::Events;
+use crate::event::channel::{Channel, Port};
 use crate::frame::FrameTable;
 use crate::frame::extent::Wanted;
 use crate::grant::Grants;
@@ -196,6 +197,11 @@ impl<M: Machine> Domain<M> {
     /// The page that it shares with the hypervisor.
     pub fn shared_info(&self) -> Option<MachineFrame> {
         self.shared_info.get()
+    }
+
+    /// What a port is, if it is open.
+    pub fn channel(&self, port: Port) -> Option<Channel> {
+        self.events.channels.get(port)
     }
 
     /// Frames it may have (`maximum_reservation`).

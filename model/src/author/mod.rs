@@ -4,12 +4,14 @@ use crate::format::{Hardware, Shape};
 use crate::guest::PAGES;
 use crate::hardware::content::{Content, FRAMES, SUPERPAGE, number};
 use crate::operation::Operation;
+use crate::spec::events::Ports;
 use crate::spec::view::{Translation, View};
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life, NOBODY};
 
 mod descriptors;
 mod entries;
+mod events;
 mod grants;
 mod memory;
 mod vcpus;
@@ -21,6 +23,8 @@ pub struct Author<'a> {
     pub chance: &'a mut fastrand::Rng,
     /// What is known.
     pub known: &'a Knowledge,
+    /// Ports.
+    pub ports: &'a Ports,
     /// The world as it is.
     pub world: &'a World,
     /// Memory.
@@ -185,6 +189,9 @@ impl Author<'_> {
         }
         if self.chance.u32(..25) == 0 {
             return self.descriptors::<F>();
+        }
+        if self.chance.u32(..25) == 0 {
+            return self.events();
         }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),

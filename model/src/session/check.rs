@@ -190,6 +190,7 @@ impl<F: Hardware> Session<F> {
         self.follow_the_dying();
         self.refresh()?;
         self.judge()?;
+        self.check_ports()?;
         if !self.is_unfinished() {
             self.compare_records()?;
             self.compare_vcpus()?;

@@ -53,6 +53,7 @@ impl<F: Hardware> Session<F> {
             }
             Operation::UpdateDescriptor(place, raw) => (call::UPDATE_DESCRIPTOR, [*place, *raw, 0, 0, 0, 0]),
             Operation::OnVcpu(number, one) => self.encode_on_vcpu(*number, *one),
+            Operation::Event(event) => self.encode_event(*event),
             Operation::Grant(grant) => self.encode_grant(grant),
             Operation::Extents(extents) => self.encode_extents(extents),
             Operation::Unhook(address) => (call::PENUMBRA, [call::PENUMBRA_UNHOOK, *address, 0, 0, 0, 0]),

@@ -47,6 +47,7 @@ impl<F: Hardware> Session<F> {
 
     pub(super) fn bury(&mut self, domain: usize) {
         self.known.domains[domain].life = Life::Dying;
+        self.ports.bury(domain);
         self.leave(domain);
     }
 

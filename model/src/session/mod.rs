@@ -17,6 +17,7 @@ use crate::author::Author;
 use crate::format::Hardware;
 use crate::machine::{self, Flaws, Model};
 use crate::operation::{MASK_COUNT, Operation};
+use crate::spec::events::Ports;
 use crate::spec::operations::Foreseen;
 use crate::spec::world::World;
 use crate::spec::{DOMAINS, Knowledge, Life};
@@ -25,6 +26,7 @@ mod check;
 mod compare;
 mod cpus;
 mod encode;
+mod events;
 mod extents;
 mod grants;
 mod life;
@@ -96,6 +98,7 @@ pub struct Session<F: Hardware> {
     chance: fastrand::Rng,
     known: Knowledge,
     world: World,
+    ports: Ports,
     /// The same, if nothing has happened since it was counted.
     counted: Option<World>,
     /// On which CPU each vCPU has its roots loaded.
@@ -145,6 +148,7 @@ impl<F: Hardware> Session<F> {
             chance,
             known,
             world,
+            ports: Ports::default(),
             counted: None,
             cpu_of: Default::default(),
             pinned_before: Vec::new(),
@@ -209,7 +213,9 @@ impl<F: Hardware> Session<F> {
         self.take_turn(domain);
         let content = &self.machine().content;
         let (known, world) = (self.known.clone(), self.world);
-        let mut author = Author { chance: &mut self.chance, known: &known, world: &world, content, domain };
+        let ports = &self.ports;
+        let mut author =
+            Author { chance: &mut self.chance, known: &known, ports, world: &world, content, domain };
         let operation = author.operation::<F>();
         self.remember(format!(
             "{}d{domain}v{}: {operation:x?}",
@@ -227,6 +233,7 @@ impl<F: Hardware> Session<F> {
             Operation::Hook(_) => self.hook(domain, &operation),
             Operation::Grant(grant) => self.grant(domain, &operation, grant),
             Operation::Extents(extents) => self.extents(domain, &operation, extents),
+            Operation::Event(event) => self.event(domain, &operation, *event),
             Operation::Crash => self.crash(domain),
             Operation::Destroy(other) => self.destroy(domain, *other),
             Operation::Background(steps) => {

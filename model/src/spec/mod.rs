@@ -7,6 +7,7 @@
 
 pub mod descriptors;
 pub mod errors;
+pub mod events;
 pub mod operations;
 pub mod vcpus;
 pub mod view;
