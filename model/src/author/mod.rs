@@ -172,26 +172,34 @@ impl Author<'_> {
         pages.find(|address| view.translate::<F>(root, *address).is_some_and(&wanted))
     }
 
-    /// Makes up a step.
-    pub fn operation<F: Hardware>(&mut self) -> Operation {
+    /// What has a module of its own, now and then.
+    fn of_a_kind<F: Hardware>(&mut self) -> Option<Operation> {
         // Any hypercall ends it: so what is unhooked must be used at once, or never.
         if self.chance.u32(..9) == 0 || self.known.has_unhooked(self.domain) && !self.one_in(4) {
-            return self.writable::<F>();
+            return Some(self.writable::<F>());
         }
         if self.chance.u32(..10) == 0 {
-            return self.grant::<F>();
+            return Some(self.grant::<F>());
         }
         if self.chance.u32(..40) == 0 {
-            return self.extents();
+            return Some(self.extents());
         }
         if self.chance.u32(..20) == 0 {
-            return self.vcpus::<F>();
+            return Some(self.vcpus::<F>());
         }
         if self.chance.u32(..25) == 0 {
-            return self.descriptors::<F>();
+            return Some(self.descriptors::<F>());
         }
         if self.chance.u32(..25) == 0 {
-            return self.events();
+            return Some(self.events());
+        }
+        None
+    }
+
+    /// Makes up a step.
+    pub fn operation<F: Hardware>(&mut self) -> Operation {
+        if let Some(operation) = self.of_a_kind::<F>() {
+            return operation;
         }
         match self.chance.u32(..200) {
             0..60 => self.updates::<F>(),

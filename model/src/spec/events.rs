@@ -162,19 +162,7 @@ impl Ports {
                 let own = self.bind(known, domain, remote, port)?;
                 (outcome.port, outcome.effects) = (Some(own), vec![Effect::Pending(domain, own, 0)]);
             }
-            Event::Virq { virq, vcpu } => {
-                if virq >= NR_VIRQS || !is_of_a_vcpu(virq) && vcpu != 0 {
-                    return Err(Errno::EINVAL);
-                }
-                vcpu_exists(vcpu)?;
-                let same = |channel: Channel| {
-                    channel.kind == Kind::Virq(virq) && (!is_of_a_vcpu(virq) || channel.vcpu == vcpu)
-                };
-                if self.of(domain).any(|(_, channel)| same(channel)) {
-                    return Err(Errno::EEXIST);
-                }
-                outcome.port = Some(self.open(known, domain, Kind::Virq(virq), vcpu)?);
-            }
+            Event::Virq { virq, vcpu } => outcome.port = Some(self.bind_virq(known, domain, virq, vcpu)?),
             Event::Ipi { vcpu } => {
                 vcpu_exists(vcpu)?;
                 outcome.port = Some(self.open(known, domain, Kind::Ipi, vcpu)?);
@@ -216,6 +204,20 @@ impl Ports {
         let own = self.open(known, domain, Kind::Interdomain(remote as u16, port), 0)?;
         self.set(remote, port, Some(Channel { kind: Kind::Interdomain(domain as u16, own), ..waits }));
         Ok(own)
+    }
+
+    fn bind_virq(&mut self, known: &Knowledge, domain: usize, virq: u32, vcpu: u32) -> Result<u32, Errno> {
+        if virq >= NR_VIRQS || !is_of_a_vcpu(virq) && vcpu != 0 {
+            return Err(Errno::EINVAL);
+        }
+        vcpu_exists(vcpu)?;
+        let same = |channel: Channel| {
+            channel.kind == Kind::Virq(virq) && (!is_of_a_vcpu(virq) || channel.vcpu == vcpu)
+        };
+        if self.of(domain).any(|(_, channel)| same(channel)) {
+            return Err(Errno::EEXIST);
+        }
+        self.open(known, domain, Kind::Virq(virq), vcpu)
     }
 
     fn tell(&mut self, domain: usize, port: u32, vcpu: u32) -> Result<(), Errno> {
