@@ -135,18 +135,36 @@ impl FrameRecord {
     /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
     #[inline]
     pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
-        let mut word = self.holding.load(Ordering::Acquire);
+        if self.get_once(owner) { Some(true) } else { self.get_after_all(owner) }
+    }
+
+    /// One attempt at [`Self::get`], as code of the usual case alone: `false` also when another CPU came in between.
+    #[inline(always)]
+    fn get_once(&self, owner: DomainId) -> bool {
+        let word = self.holding.load(Ordering::Acquire);
+        // Both ends of the count at once: none, and the limit, which is the sign.
+        const { assert!(COUNT_LIMIT == 1 << 31 && COUNT_MASK == u32::MAX as u64) };
+        if (word >> OWNER_SHIFT) as u16 != owner.number() || word as i32 <= 0 {
+            return false;
+        }
+        // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
+        let next = word.wrapping_add(1);
+        self.holding.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_after_all(&self, owner: DomainId) -> Option<bool> {
         loop {
-            // Both ends of the count at once: of zero references, less one is more than any limit.
-            let in_range = (word as u32).wrapping_sub(1) < (COUNT_LIMIT as u32).wrapping_sub(1);
-            if (word >> OWNER_SHIFT) as u16 != owner.number() || !in_range {
-                return Self::is_owned(word, owner).then_some(false);
+            let word = self.holding.load(Ordering::Acquire);
+            if !Self::is_owned(word, owner) {
+                return None;
             }
-            // Acquire: what the owner did before handing the frame out is visible to who holds a reference.
-            let next = word.wrapping_add(1);
-            match self.holding.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(true),
-                Err(now) => word = now,
+            if word & COUNT_MASK >= COUNT_LIMIT {
+                return Some(false);
+            }
+            if self.get_once(owner) {
+                return Some(true);
             }
         }
     }
@@ -156,6 +174,22 @@ impl FrameRecord {
     #[must_use]
     #[inline]
     pub(super) fn put(&self) -> Option<DomainId> {
+        let word = self.holding.load(Ordering::Acquire);
+        // The usual case at once: it isn't the last, and no other CPU comes in between. Release: as below.
+        let put_one = || {
+            self.holding.compare_exchange_weak(
+                word,
+                word.wrapping_sub(1),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+        };
+        if word & COUNT_MASK > 1 && put_one().is_ok() { None } else { self.put_after_all() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_after_all(&self) -> Option<DomainId> {
         let mut word = self.holding.load(Ordering::Acquire);
         while word & COUNT_MASK != 0 {
             // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
@@ -188,14 +222,14 @@ impl FrameRecord {
         // flag along.
         let next = if state ^ (WRITABLE | COMPLETE) < USES_MASK {
             word.wrapping_add(1)
-        } else if state == 0 || state == WRITABLE {
+        } else if state & !WRITABLE == 0 {
             // Never used, or writable before: no translation of another kind can be cached.
             WRITABLE | COMPLETE | 1
         } else {
             return false;
         };
         // AcqRel: as in `take_type`.
-        self.using.compare_exchange(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Counts one more use of a type that holds, as most uses of tables are. Otherwise nothing has changed (`false`), and
@@ -268,14 +302,26 @@ impl FrameRecord {
     /// Drops one use; returns how many are left. A count of zero stays zero.
     #[inline]
     pub(super) fn drop_type(&self) -> u32 {
-        let mut word = self.using.load(Ordering::Acquire);
-        while word & USES_MASK != 0 {
-            // The last use takes the flags along; the type stays, for the flush that its successor may owe.
-            let next = if word & USES_MASK == 1 { word & TYPE_MASK } else { word.wrapping_sub(1) };
-            // Release: what was done under the type comes before who takes another; acquire: after what others did.
-            match self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return (next & USES_MASK) as u32,
-                Err(now) => word = now,
+        self.drop_type_once().unwrap_or_else(|| self.drop_type_after_all())
+    }
+
+    /// One attempt at [`Self::drop_type`]; `None` if there is no use, or another CPU came in between.
+    #[inline(always)]
+    fn drop_type_once(&self) -> Option<u32> {
+        let word = self.using.load(Ordering::Acquire);
+        // The last use takes the flags along; the type stays, for the flush that its successor may owe.
+        let next = if word & USES_MASK == 1 { word & TYPE_MASK } else { word.wrapping_sub(1) };
+        // Release: what was done under the type comes before who takes another; acquire: after what others did.
+        let drop = || self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire);
+        (word & USES_MASK != 0 && drop().is_ok()).then_some((next & USES_MASK) as u32)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_type_after_all(&self) -> u32 {
+        while self.usage().uses != 0 {
+            if let Some(left) = self.drop_type_once() {
+                return left;
             }
         }
         0

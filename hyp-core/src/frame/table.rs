@@ -281,15 +281,6 @@ impl FrameTable {
         }
     }
 
-    /// Fails unless the frame is `owner`'s. It stays so only while somebody holds a reference.
-    ///
-    /// # Errors
-    /// Not memory, or not the owner's.
-    #[inline]
-    pub fn check_owner(&self, frame: MachineFrame, owner: DomainId) -> Result<(), FrameError> {
-        if self.record(frame)?.is_owned_by(owner) { Ok(()) } else { Err(FrameError::NotOwned(frame)) }
-    }
-
     /// Drops a reference; frees the frame if it was the last, and says so.
     #[inline(always)]
     pub fn put<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {

@@ -6,7 +6,7 @@
 use crate::sync::atomic::Ordering;
 
 use super::FrameError;
-use super::record::{Taken, TypeError};
+use super::record::{FrameRecord, Taken, TypeError};
 use super::table::FrameTable;
 use super::words::{EntryPlace, FrameType};
 use crate::address::{DomainId, MachineFrame};
@@ -19,6 +19,18 @@ pub enum Locked {
     Complete,
     /// Some aren't: the caller has to see to it.
     Incomplete,
+}
+
+/// A use of a frame, found by [`FrameTable::use_of`]. Dropped, it stays the caller's.
+#[must_use]
+pub struct FoundUse(&'static FrameRecord);
+
+impl FoundUse {
+    /// Gives the use back, of whatever type, and keeps the reference.
+    #[inline(always)]
+    pub fn end(self) {
+        self.0.drop_type();
+    }
 }
 
 impl FrameTable {
@@ -47,7 +59,7 @@ impl FrameTable {
     ///
     /// # Errors
     /// As [`Self::get_writable`].
-    #[inline]
+    #[inline(always)]
     pub fn use_writable<M: Machine>(
         &self,
         frame: MachineFrame,
@@ -68,6 +80,16 @@ impl FrameTable {
         machine: &M,
     ) -> Result<(), FrameError> {
         self.lock_type(frame, FrameType::Writable, machine).map(drop)
+    }
+
+    /// A use that the caller has, of a frame of `owner`'s, found once: to be judged now and ended later.
+    ///
+    /// # Errors
+    /// Not memory, or not the owner's.
+    #[inline(always)]
+    pub fn use_of(&self, frame: MachineFrame, owner: DomainId) -> Result<FoundUse, FrameError> {
+        let record = self.record(frame)?;
+        if record.is_owned_by(owner) { Ok(FoundUse(record)) } else { Err(FrameError::NotOwned(frame)) }
     }
 
     /// Gives back a use of any type, and keeps the reference.

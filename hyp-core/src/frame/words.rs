@@ -30,8 +30,8 @@ pub enum FrameType {
 }
 
 pub(super) const COUNT_MASK: u64 = 0xffff_ffff;
-/// Counts stop here, far from where an addition could carry into the owner.
-pub(super) const COUNT_LIMIT: u64 = 0x7fff_ffff;
+/// Counts stop here, far from where an addition could carry into the owner: with the sign of a number of 32 bits.
+pub(super) const COUNT_LIMIT: u64 = 0x8000_0000;
 pub(super) const OWNER_SHIFT: u32 = 32;
 pub(super) const ALLOCATED: u64 = 1 << 48;
 pub(super) const SCRUBBED: u64 = 1 << 49;

@@ -152,9 +152,9 @@ impl<M: Machine> TableSpace<'_, M> {
             write().inspect_err(|_| self.frames.drop_use(frame))
         } else {
             // As much the domain's as for any other new entry.
-            self.frames.check_owner(frame, self.target)?;
+            let writable = self.frames.use_of(frame, self.target)?;
             write()?;
-            self.frames.drop_use(frame);
+            writable.end();
             Ok(())
         }
     }
