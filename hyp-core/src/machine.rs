@@ -220,6 +220,10 @@ pub trait Mmu {
     /// As [`Self::write_entry`].
     fn write_in(&self, table: Self::Table, index: usize, raw: u64);
 
+    /// Writes a word of a frame that is no table, found in the same way, and held by the caller as *writable*: atomically, as data to which
+    /// nothing else is ordered.
+    fn write_data_in(&self, frame: Self::Table, index: usize, word: u64);
+
     /// Reads an entry of a table, atomically. `index` is below 512.
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64;
 
@@ -274,10 +278,6 @@ pub trait FrameMemory {
     /// The 8-byte word number `index` (below 512) of a frame that guests may change at the same time; `None` if the frame isn't RAM. The
     /// caller holds the frame as *writable* for as long as it uses the word.
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64>;
-    /// Writes a word of a frame that the caller holds as *writable*, atomically: data, to which nothing else is ordered.
-    fn write_word(&self, frame: MachineFrame, index: usize, word: u64) {
-        self.write_frame(frame, index.saturating_mul(8), &word.to_ne_bytes());
-    }
     /// Two words of one frame, as [`Self::shared_word`].
     fn shared_words(&self, frame: MachineFrame, indices: [usize; 2]) -> Option<[&AtomicU64; 2]> {
         let [first, second] = indices;

@@ -16,7 +16,7 @@ use hyp_core::machine::{FrameMemory, GuestFault, GuestMemory};
 use crate::HYPERVISOR;
 use crate::cpu::Cpu;
 use crate::machine::El2;
-use crate::memory::{are_words, copy_aligned, usual_frame, write_data};
+use crate::memory::{are_words, copy_aligned, direct, write_data};
 use crate::oracle;
 
 /// Addresses in machine memory that a translation gave, 48 bits.
@@ -115,12 +115,11 @@ impl GuestMemory for El2 {
         let owner = current_domain()?;
         let machine = translate(from.bytes(), false).ok_or(GuestFault)?;
         let frame = MachineFrame::containing(machine);
-        let Some(page) = usual_frame(frame) else { return read_by_pages(from, into) };
-        let place = page.wrapping_add(machine.offset_in_frame());
         let _held = HYPERVISOR.frames().hold_reference(frame, owner, &El2).map_err(|_| GuestFault)?;
-        // SAFETY: `is_quick`: words, within the frame, which is RAM in the direct map; `into` is ours and no guest's. A guest may write at
-        // the same time: any bytes may come out, and all of them are judged as claims.
-        unsafe { copy_aligned(place, into.as_mut_ptr(), into.len()) };
+        // SAFETY: `is_quick`: words, within the frame. It is held as a domain's, and domains are given frames of RAM, all of which is in the
+        // direct map; `into` is ours and no guest's. A guest may write at the same time: any bytes may come out, and all of them are
+        // judged as claims.
+        unsafe { copy_aligned(direct(machine.bytes()), into.as_mut_ptr(), into.len()) };
         Ok(())
     }
 
@@ -131,11 +130,9 @@ impl GuestMemory for El2 {
         let owner = current_domain()?;
         let machine = translate(to.bytes(), true).ok_or(GuestFault)?;
         let frame = MachineFrame::containing(machine);
-        let Some(page) = usual_frame(frame) else { return write_by_pages(to, from) };
-        let place = page.wrapping_add(machine.offset_in_frame());
         let _held = HYPERVISOR.frames().hold_writable(frame, owner, &El2).map_err(|_| GuestFault)?;
         // SAFETY: as in `read_guest`, the other way round. The frame is the guest's, and writable, while this is done.
-        unsafe { copy_aligned(from.as_ptr(), place, from.len()) };
+        unsafe { copy_aligned(from.as_ptr(), direct(machine.bytes()), from.len()) };
         Ok(())
     }
 

@@ -62,13 +62,6 @@ fn frame_pointer(frame: MachineFrame) -> Option<*mut u8> {
     is_ram(start).then(|| direct(start))
 }
 
-/// As [`frame_pointer`], for the largest range of RAM alone.
-#[inline(always)]
-pub fn usual_frame(frame: MachineFrame) -> Option<*mut u8> {
-    let start = frame.start().bytes();
-    is_in_largest(start).then(|| direct(start))
-}
-
 /// How many bytes of `length` from `offset` lie within a frame.
 fn clip(offset: usize, length: usize) -> usize {
     PAGE_SIZE.saturating_sub(offset).min(length)
@@ -101,6 +94,14 @@ impl Mmu for El2 {
     fn read_in(&self, table: Self::Table, index: usize) -> u64 {
         // Acquire: what the entry leads to was written before.
         table.get(index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    fn write_data_in(&self, frame: Self::Table, index: usize, word: u64) {
+        if let Some(place) = frame.get(index) {
+            // Relaxed: data, as any other that is copied.
+            place.store(word, Ordering::Relaxed);
+        }
     }
 
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
@@ -209,14 +210,6 @@ impl FrameMemory for El2 {
     fn shared_word(&self, frame: MachineFrame, index: usize) -> Option<&AtomicU64> {
         entry(frame, index)
     }
-
-    #[inline(always)]
-    fn write_word(&self, frame: MachineFrame, index: usize, word: u64) {
-        if let Some(place) = entry(frame, index) {
-            // Relaxed: data, as any other that is copied.
-            place.store(word, Ordering::Relaxed);
-        }
-    }
 }
 
 /// Copies bytes into a frame, as data: nobody is promised that they can be executed.
@@ -234,7 +227,7 @@ pub fn write_data(frame: MachineFrame, offset: usize, from: &[u8]) {
 #[inline(always)]
 pub const fn are_words(one: u64, other: u64, length: usize) -> bool {
     let places = one | other;
-    length == 4 && places.is_multiple_of(4) || (places | length as u64).is_multiple_of(8)
+    (places | length as u64).is_multiple_of(8) || length == 4 && places.is_multiple_of(4)
 }
 
 /// Copies bytes.

@@ -91,6 +91,14 @@ impl Mmu for X86 {
         }
     }
 
+    #[inline(always)]
+    fn write_data_in(&self, frame: Self::Table, index: usize, word: u64) {
+        if let Some(place) = frame.get(index) {
+            // Relaxed: data, as any other that is copied.
+            place.store(word, Ordering::Relaxed);
+        }
+    }
+
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         memory::entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))

@@ -112,6 +112,10 @@ impl Mmu for Cpus {
         self.write_entry(table, index, raw);
     }
 
+    fn write_data_in(&self, frame: MachineFrame, index: usize, word: u64) {
+        self.write_entry(frame, index, word);
+    }
+
     fn read_entry(&self, _: MachineFrame, _: usize) -> u64 {
         0
     }

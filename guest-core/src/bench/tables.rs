@@ -100,15 +100,21 @@ pub fn multicall_unmap<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> 
     multicall(guest, Say::Writable, Say::Absent)
 }
 
+/// In one page, as a kernel's static buffer is: where the compiler puts it on the stack would decide whether it crosses two.
+#[repr(align(2048))]
+struct List([MulticallEntry; CALLS]);
+
+const _: () = assert!(size_of::<List>() == 2048);
+
 fn multicall<A: Architecture>(guest: &Guest<A>, from: Say, to: Say) -> Result<u64, Errno> {
     in_window(guest, |window| {
-        let calls: RefCell<[MulticallEntry; CALLS]> = RefCell::new(core::array::from_fn(|index| {
+        let calls = RefCell::new(List(core::array::from_fn(|index| {
             let arguments = [window.address(index as u64), window.entry(index as u64, to), UVMF_NONE];
             hypercalls::entry(number::UPDATE_VA_MAPPING, &arguments)
-        }));
-        let arguments = [address_of_mut(&mut *calls.borrow_mut()), CALLS as u64, 0, 0, 0, 0];
+        })));
+        let arguments = [address_of_mut(&mut calls.borrow_mut().0), CALLS as u64, 0, 0, 0, 0];
         let all = meter::calls::<A>(1, || window.set(from), |issue, _| issue(number::MULTICALL, arguments))?;
-        let first_failure = calls.borrow().iter().find_map(|call| Errno::from_return(call.result).err());
+        let first_failure = calls.borrow().0.iter().find_map(|call| Errno::from_return(call.result).err());
         first_failure.map_or_else(|| Ok(meter::each(all, CALLS as u64)), Err)
     })
 }

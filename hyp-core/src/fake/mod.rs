@@ -215,6 +215,10 @@ impl Mmu for Fake {
         self.write_entry(table, index, raw);
     }
 
+    fn write_data_in(&self, frame: MachineFrame, index: usize, word: u64) {
+        self.write_entry(frame, index, word);
+    }
+
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         self.word(table, index).map_or(0, |word| word.load(Ordering::SeqCst))
     }

@@ -87,13 +87,13 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn single<T: FromBytes + IntoBytes>(
         &self,
         arguments: &Arguments,
-        one: impl FnOnce(T) -> Result<(), NotDone>,
+        one: impl FnOnce(&T) -> Result<(), NotDone>,
     ) -> Outcome {
         let [place, _, done_place, foreign, ..] = values(arguments);
         // Not by way of a result: beside an error of two bytes, compiled code moves the structure about in halfwords.
         let mut operation = T::new_zeroed();
         let read = self.read_into(place, &mut operation).map_err(NotDone::from);
-        match read.and_then(|()| one(operation)) {
+        match read.and_then(|()| one(&operation)) {
             Ok(()) => Ok(0),
             Err(NotDone::Errno(errno)) => Err(errno.into()),
             Err(NotDone::Preempted) => {
@@ -108,7 +108,7 @@ impl<M: Machine> Call<'_, M> {
     pub(super) fn batch<T: FromBytes + IntoBytes + Copy>(
         &self,
         arguments: &Arguments,
-        mut one: impl FnMut(T) -> Result<(), NotDone>,
+        mut one: impl FnMut(&T) -> Result<(), NotDone>,
     ) -> Outcome {
         let [mut next, count, done_place, foreign, ..] = values(arguments);
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
@@ -123,7 +123,7 @@ impl<M: Machine> Call<'_, M> {
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                ahead.take(self, next, left).and_then(|operation| one(*operation))
+                ahead.take(self, next, left).and_then(&mut one)
             };
             self.charge_flushes(&mut flushes);
             match result {

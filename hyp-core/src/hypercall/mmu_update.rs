@@ -46,7 +46,7 @@ impl<'a, M: Machine> Call<'a, M> {
         &self,
         space: &mut TableSpace<'_, M>,
         leaves: &mut Option<LeafTable<M>>,
-        update: MmuUpdate,
+        update: &MmuUpdate,
     ) -> Result<(), NotDone> {
         // Charged before anything is judged: a guest can have refusals by the thousand, too.
         self.budget.charge(Budget::OPERATION);
@@ -68,7 +68,7 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     #[inline(never)]
-    fn other_update(&self, space: &mut TableSpace<'_, M>, update: MmuUpdate) -> Result<(), NotDone> {
+    fn other_update(&self, space: &mut TableSpace<'_, M>, update: &MmuUpdate) -> Result<(), NotDone> {
         let place = MachineAddress::new(update.pointer & !mmu::MMU_UPDATE_KIND_MASK).ok_or(Errno::EINVAL)?;
         match update.pointer & mmu::MMU_UPDATE_KIND_MASK {
             mmu::MMU_NORMAL_PT_UPDATE | mmu::MMU_PT_UPDATE_NO_TRANSLATE => {

@@ -28,7 +28,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     /// What is the most frequent by far goes first.
     #[inline(always)]
-    fn one_operation(&self, owner: &'a Domain<M>, operation: MmuextOp) -> Result<(), NotDone> {
+    fn one_operation(&self, owner: &'a Domain<M>, operation: &MmuextOp) -> Result<(), NotDone> {
         self.budget.charge(Budget::OPERATION);
         let own = core::ptr::eq(owner, self.domain);
         match operation.command {
@@ -37,7 +37,7 @@ impl<'a, M: Machine> Call<'a, M> {
                 self.flush(FlushScope::Page(GuestVirtual::new(operation.argument1)))
             }
             mmu::MMUEXT_NEW_BASEPTR if own => self.new_kernel_root(operation.argument1),
-            _ => self.slower_operation(owner, &operation),
+            _ => self.slower_operation(owner, operation),
         }
     }
 

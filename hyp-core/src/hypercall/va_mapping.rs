@@ -19,7 +19,7 @@ pub(super) struct Row<'a, M: Machine> {
     region: u64,
     /// The frame that the last result went to, held as *writable*, so that the next one has neither to take nor to give back anything.
     /// Under the lock, since whoever changes the types of the domain's frames must not find a use that the domain knows nothing of.
-    results: Option<HeldFrame<'a, M>>,
+    results: Option<(HeldFrame<'a, M>, M::Table)>,
 }
 
 impl<'a, M: Machine> Row<'a, M> {
@@ -29,25 +29,29 @@ impl<'a, M: Machine> Row<'a, M> {
         let Some((frame, index)) = call.hypervisor.machine.word_place(GuestVirtual::new(to)) else {
             return false;
         };
-        if self.results.as_ref().is_none_or(|held| held.frame() != frame) && !self.hold(call, frame) {
-            return false;
-        }
-        call.hypervisor.machine.write_word(frame, index, word);
+        let words = match &self.results {
+            Some((held, words)) if held.frame() == frame => Some(*words),
+            _ => self.hold(call, frame),
+        };
+        let Some(words) = words else { return false };
+        call.hypervisor.machine.write_data_in(words, index, word);
         true
     }
 
     /// Holds `frame` instead of what was held before.
     #[inline(never)]
-    fn hold(&mut self, call: &Call<'a, M>, frame: MachineFrame) -> bool {
+    fn hold(&mut self, call: &Call<'a, M>, frame: MachineFrame) -> Option<M::Table> {
         self.end_results();
         let (machine, frames) = (&call.hypervisor.machine, &call.hypervisor.frames);
-        self.results = frames.hold_writable(frame, call.domain.id(), machine).ok();
-        self.results.is_some()
+        let held = frames.hold_writable(frame, call.domain.id(), machine).ok()?;
+        let words = machine.table(frame)?;
+        self.results = Some((held, words));
+        Some(words)
     }
 
     /// A frame that the guest has unmapped and given back meanwhile is freed here instead of with its last mapping, and costs as much.
     fn end_results(&mut self) {
-        if self.results.take().is_some_and(HeldFrame::release) {
+        if self.results.take().is_some_and(|(held, _)| held.release()) {
             self.space.budget.charge(Budget::FRAME);
         }
     }
@@ -68,8 +72,7 @@ impl<'a, M: Machine> Call<'a, M> {
         let address = GuestVirtual::new(address);
         let scope = self.flush_scope(address, flags)?;
         if row.as_ref().is_none_or(|row| row.region != leaf::region::<M>(address)) {
-            *row = None;
-            *row = self.begin_row(address).map_err(|_| Failure::Again(values(arguments)))?;
+            self.begin_row(row, address).map_err(|_| Failure::Again(values(arguments)))?;
         }
         let Some(row) = row else { return self.update_va_mapping(arguments) };
         let index = M::Format::index(address, 1);
@@ -78,16 +81,18 @@ impl<'a, M: Machine> Call<'a, M> {
         self.changed(scope)
     }
 
-    /// Finds the table of the first mapping; `None` where the general way is needed.
+    /// Ends the row, and finds the table of the next one's first mapping; `None` where the general way is needed.
     ///
     /// # Errors
     /// As [`Self::tables`].
     #[inline(never)]
-    fn begin_row(&self, address: GuestVirtual) -> Result<Option<Row<'a, M>>, Stop> {
+    fn begin_row(&self, row: &mut Option<Row<'a, M>>, address: GuestVirtual) -> Result<(), Stop> {
+        *row = None;
         let mut space = self.tables(self.domain, self.domain.id())?;
         let leaves = self.root_at(address).and_then(|root| space.leaf_table_at(root, address));
         let region = leaf::region::<M>(address);
-        Ok(leaves.map(|leaves| Row { space, leaves, region, results: None }))
+        *row = leaves.map(|leaves| Row { space, leaves, region, results: None });
+        Ok(())
     }
 
     /// Arguments: the address; the new entry; flags that say what to flush.

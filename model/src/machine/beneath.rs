@@ -63,6 +63,10 @@ impl<F: Hardware> Mmu for Model<F> {
         self.write_entry(table, index, raw);
     }
 
+    fn write_data_in(&self, frame: MachineFrame, index: usize, word: u64) {
+        self.write_frame(frame, index * 8, &word.to_le_bytes());
+    }
+
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         let Some(at) = slot(table.number()) else { return 0 };
