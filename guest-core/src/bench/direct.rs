@@ -18,7 +18,7 @@ use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 const ASSIST_ENABLE: u64 = 0;
 const ASSIST_WRITABLE_TABLES: u64 = 2;
 /// Writes in a row that Penumbra carries out before it lets the guest write (`hyp-core`, `paging/table_write.rs`).
-const CARRIED_OUT: u64 = 21;
+const CARRIED_OUT: u64 = 26;
 
 /// One write that the hypervisor carries out, from absent to writable.
 pub fn single_map<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {

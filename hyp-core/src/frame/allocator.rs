@@ -16,6 +16,8 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Frames to the word.
 const WORD: usize = 64;
+/// log2 of a word's frames.
+const WORD_ORDER: usize = WORD.ilog2() as usize;
 /// log2 of a chunk's frames: the largest order there is.
 pub const MAX_ORDER: u32 = 9;
 /// Frames to the chunk.
@@ -165,9 +167,8 @@ impl FreeMap {
         let fresh = change_run(words, at, count, true);
         self.free.fetch_add(fresh, Ordering::Relaxed);
         let old = (0..CLASSES).rev().find(|class| self.is_in_class(chunk, *class));
-        // Only runs that the given frames are part of can have grown: each holds one of half its size.
-        let grows = |class: &usize| has_run_around(words, at, count, *class as u32);
-        let grown = (0..CLASSES).take_while(grows).last();
+        // Only runs that the given frames are part of can have grown.
+        let grown = if count == 1 { class_at(words, at) } else { class_around(words, at, count) };
         self.move_chunk(hints, chunk, old, old.max(grown));
         fresh
     }
@@ -263,6 +264,26 @@ fn run_starts(word: u64, order: u32) -> u64 {
     // Two runs of half the length, the second right after the first.
     let join = |word: u64, (step, aligned): (usize, &u64)| word & word >> (1u64 << step) & aligned;
     ALIGNED.iter().enumerate().take(order as usize).fold(word, join)
+}
+
+/// The class of the longest run that overlaps the frames `at..at + count` of the chunk. Each run holds one of half its size there.
+fn class_around(words: &[AtomicU64], at: usize, count: usize) -> Option<usize> {
+    (0..CLASSES).take_while(|class| has_run_around(words, at, count, *class as u32)).last()
+}
+
+/// As [`class_around`], of one frame: its runs of less than a word are all found in that word.
+fn class_at(words: &[AtomicU64], at: usize) -> Option<usize> {
+    let word = words.get(at / WORD)?.load(Ordering::Relaxed);
+    if word == u64::MAX {
+        let grows = |class: &usize| is_run(words, at & !(1usize << class).wrapping_sub(1), 1usize << class);
+        return (WORD_ORDER..CLASSES).take_while(grows).last();
+    }
+    let is_free = |class: &usize| {
+        let size = 1usize << class;
+        let mask = low_bits(size) << (at % WORD & !size.wrapping_sub(1));
+        word & mask == mask
+    };
+    (0..WORD_ORDER).take_while(is_free).last()
 }
 
 /// Whether an aligned run of `2^order` free frames overlaps the frames `at..at + count` of the chunk.
@@ -409,6 +430,14 @@ mod tests {
     }
 
     proptest! {
+        /// The short way for one frame says what the general one says.
+        #[test]
+        fn the_class_of_one_frame(full in any::<[bool; CHUNK_WORDS]>(), mut word in any::<u64>(), mask in any::<u64>(), at in 0..CHUNK) {
+            word |= mask;
+            let words = full.map(|full| AtomicU64::new(if full { u64::MAX } else { word }));
+            prop_assert_eq!(class_at(&words, at), class_around(&words, at, 1));
+        }
+
         /// Against a set of numbers: what is given out was free, is aligned, and is refused only if there is none.
         #[test]
         fn runs_are_found_exactly_when_there_are_some(
