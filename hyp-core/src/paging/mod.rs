@@ -37,6 +37,8 @@ pub enum Refusal {
     Frame(FrameError),
     /// The frame can't be a table of that level.
     Table(FrameError),
+    /// The frame that is to be written to isn't one that the domain may write.
+    Place(FrameError),
     /// The entry isn't one that a guest may write.
     Entry(EntryFault),
     /// The place of the entry isn't aligned to an entry.
@@ -74,13 +76,17 @@ impl From<EntryFault> for Refusal {
 }
 
 impl Refusal {
-    /// The error code that the guest sees, as Xen 4.17 answers where Xen has the same refusal.
+    /// The error code that the guest sees, as Xen 4.17 answers where Xen has the same refusal (`xen/arch/x86/mm.c`): of the place to be written,
+    /// EINVAL, be it not the domain's or one of segment descriptors (`do_mmu_update`), or a slot of Xen's own (`mod_l4_entry`); of what a
+    /// leaf would map, EPERM or EBUSY (`get_page_from_l1e`).
     pub fn errno(self) -> penumbra_abi::errno::Errno {
         use penumbra_abi::errno::Errno;
         match self {
-            Self::Frame(FrameError::NotMemory(_)) | Self::ReservedSlot => Errno::EPERM,
+            Self::Frame(FrameError::NotMemory(_)) => Errno::EPERM,
             Self::Frame(_) | Self::Changed | Self::TooManyUnhooked => Errno::EBUSY,
             Self::Table(_)
+            | Self::Place(_)
+            | Self::ReservedSlot
             | Self::Entry(_)
             | Self::Unaligned
             | Self::Superpage

@@ -45,7 +45,7 @@ impl<M: Machine> TableSpace<'_, M> {
     #[cold]
     fn write_plain(&mut self, frame: MachineFrame, index: usize, raw: u64) -> Result<(), Stop> {
         self.settle(None)?;
-        self.frames.get_writable(frame, self.owner, self.machine).map_err(Refusal::from)?;
+        self.frames.get_writable(frame, self.owner, self.machine).map_err(Refusal::Place)?;
         self.machine.write_frame(frame, index.saturating_mul(8) % PAGE_SIZE, &raw.to_le_bytes());
         self.frames.put_use(frame, self.machine);
         Ok(())

@@ -433,7 +433,7 @@ fn xsa_109_tables_are_those_of_the_domain_that_is_named() {
                 let may = asker == 0 || named == asker as u64;
                 let right = match (may, owner == named) {
                     (false, _) => Err(Errno::EPERM),
-                    (true, false) => Err(Errno::EBUSY),
+                    (true, false) => Err(Errno::EINVAL),
                     (true, true) => Ok(0),
                 };
                 assert_eq!(result, right, "d{asker} on d{owner}'s table, which it calls d{named}'s");

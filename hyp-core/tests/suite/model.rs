@@ -328,7 +328,7 @@ impl Model {
     fn may_write(&self, who: usize, frame: MachineFrame, index: usize, raw: u64, whose: usize) -> Vec<Errno> {
         let mut world = self.world();
         if self.owner(frame.number()) != Some(who as u16) {
-            return vec![Errno::EBUSY];
+            return vec![Errno::EINVAL];
         }
         let Some((Role::Table(level), _)) = world.uses.get(&frame.number()).copied() else {
             return Vec::new();
@@ -337,7 +337,7 @@ impl Model {
             return vec![Errno::EINVAL];
         }
         if level == 3 && (10..12).contains(&index) {
-            return vec![Errno::EPERM];
+            return vec![Errno::EINVAL];
         }
         let old = self.rig.entry(frame, index);
         // Rights and target alone decide whether anything changes.

@@ -159,9 +159,9 @@ fn places_that_are_no_entries_are_refused() {
     let root = rig.domains[1].root;
     let (one, index) = some_entry(&rig, 1);
     for reserved in [10, 11] {
-        assert_eq!(try_entry(&rig, 1, (root, reserved), 0), Err(Errno::EPERM));
+        assert_eq!(try_entry(&rig, 1, (root, reserved), 0), Err(Errno::EINVAL));
         let raw = table(frame((rig.entry(root, 16) >> 20) & 0x3fff_ffff));
-        assert_eq!(try_entry(&rig, 1, (root, reserved), raw), Err(Errno::EPERM));
+        assert_eq!(try_entry(&rig, 1, (root, reserved), raw), Err(Errno::EINVAL));
     }
     assert_eq!(try_entry(&rig, 1, (root, 32), 0), Err(Errno::EINVAL), "past the root's end");
     assert_eq!(try_entry(&rig, 1, (one, 16), 0), Err(Errno::EINVAL), "past the table's end");
@@ -186,8 +186,8 @@ fn places_that_are_no_entries_are_refused() {
 fn tables_of_others_are_no_tables_of_mine() {
     let rig = Rig::new(2);
     let (other, index) = some_entry(&rig, 2);
-    assert_eq!(try_entry(&rig, 1, (other, index), 0), Err(Errno::EBUSY), "XSA-109");
-    assert_eq!(try_entry(&rig, 1, (rig.pool(2, 0), 0), 7), Err(Errno::EBUSY), "nor is their data mine");
+    assert_eq!(try_entry(&rig, 1, (other, index), 0), Err(Errno::EINVAL), "XSA-109");
+    assert_eq!(try_entry(&rig, 1, (rig.pool(2, 0), 0), 7), Err(Errno::EINVAL), "nor is their data mine");
     let naming = [2, 3 << 16 | SELF, 3 << 16 | 2, 1 << 16 | SELF, 0];
     for foreign in naming {
         assert_eq!(

@@ -108,16 +108,9 @@ impl<'a> Foreseen<'a> {
             return refused(Errno::EINVAL);
         }
         let index = (place % 4096 / 8) as usize;
-        let Some(at) = slot(place >> 12) else {
-            return refused(Errno::EPERM);
-        };
         let world = self.world::<F>();
-        if world.owner(&self.known, at) != Some(owner) {
-            return refused(Errno::EBUSY);
-        }
-        if world.descriptors[at] > 0 {
-            return refused(Errno::EBUSY);
-        }
+        let own = |at: &usize| world.owner(&self.known, *at) == Some(owner) && world.descriptors[*at] == 0;
+        let Some(at) = slot(place >> 12).filter(own) else { return refused(Errno::EINVAL) };
         if world.table[at] == 0 {
             self.change().writes.push(at, index, update.value);
             return Ok(());
@@ -140,7 +133,7 @@ impl<'a> Foreseen<'a> {
             return Err(Errors::only(Errno::EINVAL));
         }
         if level == F::LEVELS && F::reserved_root_slots().contains(&index) {
-            return Err(Errors::only(Errno::EPERM));
+            return Err(Errors::only(Errno::EINVAL));
         }
         let Some(stands) = admitted::<F>(level, raw) else { return Err(Errors::only(Errno::EINVAL)) };
         let (old, new) = (F::walk(level, self.view().read(table, index)), F::walk(level, stands));
