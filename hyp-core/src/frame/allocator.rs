@@ -280,7 +280,7 @@ fn class_at(words: &[AtomicU64], at: usize) -> Option<usize> {
     }
     let is_free = |class: &usize| {
         let size = 1usize << class;
-        let mask = low_bits(size) << (at % WORD & !size.wrapping_sub(1));
+        let mask = low_bits(size) << ((at % WORD) & !size.wrapping_sub(1));
         word & mask == mask
     };
     (0..WORD_ORDER).take_while(is_free).last()
