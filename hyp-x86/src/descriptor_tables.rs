@@ -4,7 +4,8 @@
 //! can write to it while it is one, and [`update`] judges what it writes. Each vCPU has pages of its own, in [`PageSlot`]s of its context; how
 //! the processor comes to see them is the program's part (`guest_descriptors.rs`).
 //!
-//! What a vCPU's context says it holds is changed under its domain's table lock, since the audit counts it.
+//! What a vCPU's context says it holds is changed under its domain's table lock, since the audit counts it. What it held before is let go
+//! only after the program has shown the processor the new ones (`show`): a page that the processor may read descriptors from is held.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,7 +62,7 @@ impl PageSlot {
 }
 
 /// `set_gdt`: the frames of the guest's part of the global table, `entries` descriptors in all, which `slots` hold from now on; none takes it
-/// away.
+/// away. `show` makes the processor use what `slots` hold.
 ///
 /// # Errors
 /// EINVAL: too many, or a page that can't be one of descriptors. EFAULT: the list can't be read. What was before stays then.
@@ -70,6 +71,7 @@ pub fn set_global<M: Machine>(
     list: u64,
     entries: u64,
     slots: &[PageSlot; GLOBAL_PAGES],
+    show: impl FnOnce(),
 ) -> Result<(), Errno> {
     if entries > u64::from(FIRST_RESERVED_GDT_ENTRY) {
         return Err(Errno::EINVAL);
@@ -80,12 +82,12 @@ pub fn set_global<M: Machine>(
         let number: u64 = call.read(list.wrapping_add(index as u64 * 8))?;
         pages.add(MachineFrame::new(number).ok_or(Errno::EINVAL)?)?;
     }
-    pages.replace(slots);
+    pages.replace(slots, show);
     Ok(())
 }
 
 /// `MMUEXT_SET_LDT`: the local table lies at `base`, as the guest's tables map it now, `entries` descriptors, whose frames `slots` hold from now
-/// on; no entries take it away.
+/// on; no entries take it away. `show` makes the processor use what `slots` hold.
 ///
 /// # Errors
 /// EINVAL: too many, an address that is no page's, or a page that can't be one of descriptors. What was before stays then.
@@ -94,6 +96,7 @@ pub fn set_local<M: Machine>(
     base: GuestVirtual,
     entries: u32,
     slots: &[PageSlot; LOCAL_PAGES],
+    show: impl FnOnce(),
 ) -> Result<(), Errno> {
     if entries > MOST_LOCAL || !base.bytes().is_multiple_of(PAGE_SIZE as u64) {
         return Err(Errno::EINVAL);
@@ -104,7 +107,7 @@ pub fn set_local<M: Machine>(
         let address = base.bytes().wrapping_add((index * PAGE_SIZE) as u64);
         pages.add(frame_at(call, GuestVirtual::new(address)).ok_or(Errno::EINVAL)?)?;
     }
-    pages.replace(slots);
+    pages.replace(slots, show);
     Ok(())
 }
 
@@ -153,12 +156,15 @@ impl<'a, M: Machine, const MOST: usize> Pages<'a, M, MOST> {
         Ok(())
     }
 
-    /// Puts them in the place of those that a table has, which go when this is dropped.
-    fn replace(&mut self, slots: &[PageSlot; MOST]) {
-        let _tables = self.call.domain.tables.lock();
-        for (slot, frame) in slots.iter().zip(&mut self.frames) {
-            *frame = slot.replace(*frame);
+    /// Puts them in the place of those that a table has, which go once the processor no longer uses them.
+    fn replace(mut self, slots: &[PageSlot; MOST], show: impl FnOnce()) {
+        {
+            let _tables = self.call.domain.tables.lock();
+            for (slot, frame) in slots.iter().zip(&mut self.frames) {
+                *frame = slot.replace(*frame);
+            }
         }
+        show();
     }
 }
 

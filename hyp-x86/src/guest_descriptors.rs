@@ -33,9 +33,7 @@ pub fn set_window(table: MachineFrame) {
 /// As [`descriptor_tables::set_global`].
 pub fn set_global(call: &Call<'_, X86>, list: u64, entries: u64) -> Result<(), Errno> {
     let context = call.vcpu.context();
-    descriptor_tables::set_global(call, list, entries, &context.global_pages)?;
-    show(context);
-    Ok(())
+    descriptor_tables::set_global(call, list, entries, &context.global_pages, || show(context))
 }
 
 /// `MMUEXT_SET_LDT`
@@ -44,10 +42,10 @@ pub fn set_global(call: &Call<'_, X86>, list: u64, entries: u64) -> Result<(), E
 /// As [`descriptor_tables::set_local`].
 pub fn set_local(call: &Call<'_, X86>, base: GuestVirtual, entries: u32) -> Result<(), Errno> {
     let context = call.vcpu.context();
-    descriptor_tables::set_local(call, base, entries, &context.local_pages)?;
-    context.local_entries.set(entries);
-    show(context);
-    Ok(())
+    descriptor_tables::set_local(call, base, entries, &context.local_pages, || {
+        context.local_entries.set(entries);
+        show(context);
+    })
 }
 
 /// Makes the window show a vCPU's pages, and the processor use them.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::fake::{FakeContext, FakeStart};
+use hyp_core::frame::FrameType;
 use hyp_core::hypercall::{Arguments, Call, Outcome, values};
 use hyp_core::machine::{Context, Roots, StartOfDay};
 use hyp_x86::descriptor_tables::{self, GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
@@ -20,6 +21,8 @@ pub struct ModelContext {
     pub registers: FakeContext,
     global: [PageSlot; GLOBAL_PAGES],
     local: [PageSlot; LOCAL_PAGES],
+    /// The pages that the processor was last shown: where it reads descriptors.
+    shown: [PageSlot; GLOBAL_PAGES + LOCAL_PAGES],
     /// Whether it may hold any, so that who recounts a hundred thousand times a second need not look at all of them.
     some: AtomicBool,
 }
@@ -29,6 +32,24 @@ impl ModelContext {
     pub fn pages(&self) -> impl Iterator<Item = (bool, MachineFrame)> {
         let all = self.slots().enumerate();
         all.filter_map(|(index, slot)| Some((index >= GLOBAL_PAGES, slot.get()?)))
+    }
+
+    /// Shows the processor the pages that it holds, in the place of those that it was shown before: which must still be pages of
+    /// descriptors, or the processor could have read anything there.
+    fn show<F: Hardware>(&self, call: &Call<'_, Model<F>>) {
+        for (shown, slot) in self.shown.iter().zip(self.global.iter().chain(&self.local)) {
+            if let Some(before) = shown.replace(slot.get()) {
+                let usage = call.hypervisor.frames().usage(before);
+                let held = usage.is_some_and(|usage| usage.uses > 0 && usage.kind == FrameType::Descriptors);
+                if !held {
+                    let frame = before.number();
+                    let machine = call.hypervisor.machine();
+                    machine.violate(format!(
+                        "mfn {frame:#x} was let go while it was in a descriptor table that is loaded"
+                    ));
+                }
+            }
+        }
     }
 
     fn slots(&self) -> impl Iterator<Item = &PageSlot> {
@@ -46,8 +67,9 @@ pub(super) fn hypercall<F: Hardware>(
     let [first, second, ..] = values(arguments);
     match number {
         number::SET_GDT => {
-            call.vcpu.context().some.store(true, Relaxed);
-            descriptor_tables::set_global(call, first, second, &call.vcpu.context().global)?;
+            let context = call.vcpu.context();
+            context.some.store(true, Relaxed);
+            descriptor_tables::set_global(call, first, second, &context.global, || context.show(call))?;
         }
         number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second)?,
         _ => return Err(Errno::ENOSYS.into()),
@@ -61,8 +83,9 @@ pub(super) fn set_local<F: Hardware>(
     base: GuestVirtual,
     entries: u32,
 ) -> Result<(), Errno> {
-    call.vcpu.context().some.store(true, Relaxed);
-    descriptor_tables::set_local(call, base, entries, &call.vcpu.context().local)
+    let context = call.vcpu.context();
+    context.some.store(true, Relaxed);
+    descriptor_tables::set_local(call, base, entries, &context.local, || context.show(call))
 }
 
 impl Context for ModelContext {
@@ -70,6 +93,7 @@ impl Context for ModelContext {
         registers: FakeContext::EMPTY,
         global: [const { PageSlot::new() }; GLOBAL_PAGES],
         local: [const { PageSlot::new() }; LOCAL_PAGES],
+        shown: [const { PageSlot::new() }; GLOBAL_PAGES + LOCAL_PAGES],
         some: AtomicBool::new(false),
     };
 
@@ -104,7 +128,8 @@ impl Context for ModelContext {
     }
 
     fn forget_descriptor_pages(&self) {
-        for slot in self.slots() {
+        // It doesn't run any more.
+        for slot in self.slots().chain(&self.shown) {
             slot.replace(None);
         }
         self.some.store(false, Relaxed);
