@@ -6,7 +6,6 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Call;
 use crate::machine::Machine;
-use crate::paging::Budget;
 
 /// Operations that are read from the guest at once: what it changes of them meanwhile, it changes too late.
 pub(super) const AHEAD: usize = 8;
@@ -40,13 +39,9 @@ impl<M: Machine> Call<'_, M> {
         self.read_bytes(from, into.ok_or(Errno::EFAULT)?.as_mut_bytes())
     }
 
-    /// Frames that have changed their type since there were `flushes` flushes for that have cost one each.
+    /// Frames that have changed their type since this was last called have cost a flush each.
     #[inline(always)]
-    pub(super) fn charge_flushes(&self, flushes: &mut u64) {
-        let flushed = self.hypervisor.frames.type_flushes();
-        if flushed != *flushes {
-            self.budget.charge((flushed.wrapping_sub(*flushes) as u32).saturating_mul(Budget::FLUSH));
-            *flushes = flushed;
-        }
+    pub(super) fn charge_flushes(&self) {
+        self.budget.charge_flushes(self.hypervisor.frames.type_flushes());
     }
 }

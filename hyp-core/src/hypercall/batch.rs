@@ -115,7 +115,7 @@ impl<M: Machine> Call<'_, M> {
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };
         let mut ahead = Ahead::new();
-        let mut flushes = self.hypervisor.frames.type_flushes();
+        self.charge_flushes();
         let outcome = loop {
             if left == 0 {
                 break Ok(0);
@@ -125,7 +125,7 @@ impl<M: Machine> Call<'_, M> {
             } else {
                 ahead.take(self, next, left).and_then(&mut one)
             };
-            self.charge_flushes(&mut flushes);
+            self.charge_flushes();
             match result {
                 Ok(()) => {}
                 Err(NotDone::Errno(errno)) => break Err(errno.into()),

@@ -37,14 +37,14 @@ impl<'a, M: Machine> Call<'a, M> {
     fn entries<const COUNT: usize>(&self, mut next: u64, mut left: u64) -> Outcome {
         let mut ahead = [MulticallEntry::default(); COUNT];
         let mut row = None;
-        let mut flushes = self.hypervisor.frames.type_flushes();
+        self.charge_flushes();
         // An entry may end the domain itself.
         while left > 0 && self.domain.life() == Life::Alive {
             let read = self.read_ahead(next, left, &mut ahead)?;
             let count = read.len() as u64;
             let start = next;
             next = self.run_entries(next, read, &mut row)?;
-            self.charge_flushes(&mut flushes);
+            self.charge_flushes();
             let done = next.wrapping_sub(start) / ENTRY_BYTES;
             left = left.saturating_sub(done);
             if done < count && self.domain.life() == Life::Alive {

@@ -179,11 +179,22 @@ impl<M: Machine> TableSpace<'_, M> {
         }
     }
 
+    /// As [`Self::release_page`], of one of hundreds that go in one stretch: a frame that this frees is scrubbed later.
+    pub(super) fn release_page_of_many(&self, frame: MachineFrame, writable: bool) {
+        if writable {
+            self.frames.drop_use(frame);
+        }
+        if self.frames.put_unscrubbed(frame, self.machine) {
+            self.budget.charge(Budget::FRAME);
+        }
+    }
+
     /// Validates the entries of a locked level-1 table, from `progress` on. On error the table stays incomplete.
     pub(super) fn validate_leaves(&self, table: MachineFrame, progress: usize) -> Result<(), Stop> {
         let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         let entries = M::Format::entries(1);
-        // Nothing in here but these entries costs anything, so they are paid for together.
+        // They are paid for together: the entries before, and afterwards the flushes of those frames that were tables last.
+        self.budget.charge_flushes(self.frames.type_flushes());
         let end = progress.saturating_add(self.budget.piece(entries.saturating_sub(progress)));
         for index in progress..end {
             if let Err(refusal) = self.validate_leaf(words, index) {
@@ -191,6 +202,7 @@ impl<M: Machine> TableSpace<'_, M> {
                 return Err(refusal.into());
             }
         }
+        self.budget.charge_flushes(self.frames.type_flushes());
         if end < entries {
             self.frames.set_progress(table, end);
             return Err(Stop::Preempted);

@@ -117,7 +117,11 @@ impl<T: Into<Refusal>> From<T> for Stop {
 /// How much may be done before the next preemption point, counted in page-table entries.
 #[derive(Debug)]
 pub struct Budget {
+    /// What there was at the beginning.
+    whole: u32,
     left: Cell<u32>,
+    /// How many flushes changes of type had caused when they were last charged for.
+    flushes: Cell<Option<u64>>,
 }
 
 impl Budget {
@@ -134,9 +138,12 @@ impl Budget {
     /// What a flush costs that a change of a frame's type causes: of itself, and in the walks that follow.
     pub const FLUSH: u32 = 16;
 
+    /// What may have been spent by who has hardly begun: on being called, and on the way to the first piece of work.
+    const ENTRANCE: u32 = 64;
+
     /// A budget of so many entries.
     pub const fn new(entries: u32) -> Self {
-        Self { left: Cell::new(entries) }
+        Self { whole: entries, left: Cell::new(entries), flushes: Cell::new(None) }
     }
 
     /// A budget for work that no guest chose the length of.
@@ -162,6 +169,30 @@ impl Budget {
         let left = self.left.get();
         self.left.set(left.saturating_sub(entries));
         left != 0
+    }
+
+    /// Charges for the flushes since the last time; `flushes`: how many changes of type have caused so far. The first time, there is
+    /// nothing to charge for.
+    #[inline(always)]
+    pub fn charge_flushes(&self, flushes: u64) {
+        if self.flushes.get() != Some(flushes) {
+            self.charge_more_flushes(flushes);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn charge_more_flushes(&self, flushes: u64) {
+        if let Some(before) = self.flushes.replace(Some(flushes)) {
+            self.charge((flushes.wrapping_sub(before) as u32).saturating_mul(Self::FLUSH));
+        }
+    }
+
+    /// Whether a piece of work of `cost` that can't be cut should wait for a whole budget. `false` if hardly anything of this one is spent:
+    /// then it would be no better off with another.
+    pub fn lacks(&self, cost: u32) -> bool {
+        let left = self.left.get();
+        left < cost && self.whole.saturating_sub(left) > Self::ENTRANCE
     }
 
     /// Whether it is time to stop.

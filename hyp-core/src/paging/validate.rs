@@ -146,6 +146,7 @@ impl<M: Machine> TableSpace<'_, M> {
             return Err(Refusal::Superpage);
         }
         self.budget.charge(span as u32);
+        self.budget.charge_flushes(self.frames.type_flushes());
         for taken in 0..span {
             let frame = leaf.frame.checked_add(taken).ok_or(Refusal::Superpage)?;
             if let Err(refusal) = self.acquire_page(frame, leaf.writable) {
@@ -153,13 +154,14 @@ impl<M: Machine> TableSpace<'_, M> {
                 return Err(refusal);
             }
         }
+        self.budget.charge_flushes(self.frames.type_flushes());
         Ok(())
     }
 
     /// Gives back what the first `count` frames of a leaf hold.
     fn release_pages(&self, leaf: Leaf, count: u64) {
         for frame in (0..count).filter_map(|index| leaf.frame.checked_add(index)) {
-            self.release_page(frame, leaf.writable);
+            self.release_page_of_many(frame, leaf.writable);
         }
     }
 

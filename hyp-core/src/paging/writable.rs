@@ -192,7 +192,7 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     /// Hooks in those tables that `wanted` says. A table that the guest has emptied may free a frame for each of its entries: so the first
-    /// is hooked in whatever the budget, and each further one only if there is some left.
+    /// is hooked in by a budget of which hardly anything is spent, and each further one only if there is enough left.
     ///
     /// # Errors
     /// As [`Self::hook_all`].
@@ -207,7 +207,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let (mut outcome, mut some) = (Ok(()), false);
         for slot in 0..MAX_UNHOOKED {
             let is_wanted = self.state.slots.get(slot).and_then(Slot::unhooked).is_some_and(&wanted);
-            if is_wanted && some && self.budget.is_spent() {
+            if is_wanted && (self.lacks_room_to_hook() || some && self.budget.is_spent()) {
                 return Err(Stop::Preempted);
             }
             if is_wanted {
@@ -216,6 +216,11 @@ impl<M: Machine> TableSpace<'_, M> {
             }
         }
         outcome
+    }
+
+    /// Whether hooking a table in should wait for a whole budget: each of its entries may free a frame, if the guest has emptied it.
+    pub fn lacks_room_to_hook(&self) -> bool {
+        self.budget.lacks(Budget::FRAME.saturating_mul(M::Format::entries(1) as u32))
     }
 
     /// Hooks the table of a slot in again, or empties the entry above it.
@@ -308,14 +313,10 @@ impl<M: Machine> TableSpace<'_, M> {
         Ok(())
     }
 
-    /// Gives back what an entry held. All of a table's entries go in one stretch, so frames that this frees are scrubbed later.
+    /// Gives back what an entry held. All of a table's entries go in one stretch.
     fn release_leaf_of_many(&self, entry: Entry) {
-        let Entry::Leaf(leaf) = entry else { return };
-        if leaf.writable {
-            self.frames.drop_use(leaf.frame);
-        }
-        if self.frames.put_unscrubbed(leaf.frame, self.machine) {
-            self.budget.charge(Budget::FRAME);
+        if let Entry::Leaf(leaf) = entry {
+            self.release_page_of_many(leaf.frame, leaf.writable);
         }
     }
 

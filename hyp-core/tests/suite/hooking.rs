@@ -140,7 +140,8 @@ fn a_hypercall_waits_until_hooking_in_is_paid_for() {
 #[test]
 fn what_is_unhooked_in_the_middle_of_a_hypercall_is_hooked_in_piece_by_piece() {
     let mut cut = 0;
-    for budget in (1..200).step_by(7) {
+    let full = Budget::FRAME * ENTRIES as u32;
+    for budget in (1..200).chain(full..full + 200).step_by(7) {
         let rig = Rig::new(1);
         let tables: Vec<_> = (0..TABLES_OUT).map(|index| hang(&rig, 1, index, &[]).0).collect();
         let (at, entry) = (address(300), leaf(rig.pool(1, 0), false));

@@ -95,6 +95,13 @@ struct Request<'a, M: Machine> {
     end: u64,
 }
 
+impl<M: Machine> Request<'_, M> {
+    /// Frames of a chunk.
+    fn chunk_frames(&self) -> u32 {
+        1u32 << self.exchange.input.extent_order.saturating_add(self.old_order).min(MAX_ORDER)
+    }
+}
+
 impl<'a, M: Machine> Call<'a, M> {
     /// How many old extents are done is written to the guest in any case.
     pub(super) fn exchange(&self, arguments: &Arguments) -> Outcome {
@@ -136,7 +143,9 @@ impl<'a, M: Machine> Call<'a, M> {
         let end = exchange.input.nr_extents >> request.old_order;
         for number in first..end {
             exchange.nr_exchanged = number << request.old_order;
-            if number > first && self.budget.is_spent() {
+            // All of its frames may be scrubbed.
+            let cost = Budget::FRAME.saturating_mul(request.chunk_frames());
+            if self.budget.lacks(cost) || number > first && self.budget.is_spent() {
                 return Err(NotDone::Preempted);
             }
             self.one_chunk(request, number)?;
