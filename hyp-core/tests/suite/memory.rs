@@ -11,6 +11,7 @@ use penumbra_abi::memory::{
     self, ForeignMemoryMap, MEMORY_MAP_RAM, MachphysMapping, MemoryExchange, MemoryMap, MemoryMapEntry,
     MemoryReservation,
 };
+use penumbra_abi::multicall::MulticallEntry;
 use zerocopy::{FromBytes, IntoBytes};
 
 const INCREASE: u64 = memory::XENMEM_INCREASE_RESERVATION;
@@ -301,6 +302,38 @@ fn ask(rig: &Rig, who: usize, exchange: MemoryExchange) -> (Result<u64, Errno>, 
     let at = rig.give(who, 16, exchange.as_bytes());
     let result = rig.call(who, number::MEMORY_OP, [memory::XENMEM_EXCHANGE, at, 0, 0, 0, 0]);
     (result, rig.word(who, 16 + 64))
+}
+
+/// A chunk can't be cut: it waits for a whole budget if others have spent too much of this one, and only then.
+#[test]
+fn an_exchange_late_in_a_multicall_waits_for_the_next_turn() {
+    for (before, waits) in [(0, false), (3, false), (9, true)] {
+        let rig = Rig::new(1);
+        let old: Vec<_> = rig.unmap(1, POOL, 4);
+        let at = rig.give(1, 16, Exchange::new(&old, 0, &[7], 2).structure(&rig, 1).as_bytes());
+        let entry = |operation, first, second| MulticallEntry {
+            operation,
+            result: 0,
+            arguments: [first, second, 0, 0, 0, 0],
+        };
+        let mut list = vec![entry(number::XEN_VERSION, 0, 0); before];
+        list.push(entry(number::MEMORY_OP, memory::XENMEM_EXCHANGE, at));
+        let at = rig.give(1, 3 * LIST, list.as_bytes());
+        let vcpu = rig.domains[1].vcpu();
+        let mut arguments = [at, list.len() as u64, 0, 0, 0, 0];
+        let mut turns = 0;
+        loop {
+            vcpu.context().take();
+            rig.hv.hypercall_within(vcpu, number::MULTICALL, arguments, &Budget::new(4 * Budget::FRAME + 70));
+            turns += 1;
+            let Some(again) = vcpu.context().take().again else { break };
+            assert_eq!(again[1], 1, "the exchange alone");
+            arguments = again;
+        }
+        assert_eq!(turns, 1 + u32::from(waits), "{before} calls before it");
+        assert_eq!(rig.word(1, 16 + 64), 4, "extents exchanged");
+        rig.check();
+    }
 }
 
 fn new_list(rig: &Rig, who: usize, count: usize) -> Vec<u64> {

@@ -5,6 +5,9 @@
 //! (`races/tests/frames.rs`); here, that each way of changing a type flushes, once, and only when it must.
 
 use crate::common::{POOL, Rig, leaf, table};
+use hyp_core::fake::FakeFormat;
+use hyp_core::machine::PageTableFormat;
+use hyp_core::paging::Budget;
 use penumbra_abi::errno::Errno;
 
 /// Everything that was flushed while `action` ran.
@@ -57,6 +60,27 @@ fn xsa_408_what_decides_is_the_type_that_was() {
     for level in [1, 2, 1] {
         assert!(flushed(&rig, || changed(rig.pin(1, frame, level), "an empty table")) >= 1, "level {level}");
         rig.unpin(1, frame).expect("pinned");
+        rig.check();
+    }
+}
+
+/// Each frame that was a table costs its flush where it is mapped, so that a batch of such tables stops in time.
+#[test]
+fn flushes_of_a_table_s_frames_are_charged_while_it_is_validated() {
+    let (entries, former) = (FakeFormat::entries(1) as u32, 4);
+    for (spare, spent) in [(0, true), (1, false)] {
+        let rig = Rig::new(1);
+        let frames: Vec<_> = (0..former).map(|index| rig.free_up(1, index)).collect();
+        for frame in &frames {
+            rig.pin(1, *frame, 1).expect("an empty table");
+            rig.unpin(1, *frame).expect("pinned");
+        }
+        let leaves: Vec<_> =
+            frames.iter().enumerate().map(|(index, frame)| (index, leaf(*frame, true))).collect();
+        let low = rig.prepare(1, former, &leaves);
+        let budget = Budget::new(entries + former as u32 * Budget::FLUSH + spare);
+        assert_eq!(rig.space(1, &budget).pin(low, 1), Ok(()));
+        assert_eq!(budget.is_spent(), spent, "{spare} more than that");
         rig.check();
     }
 }
