@@ -309,7 +309,13 @@ fn ask(rig: &Rig, who: usize, exchange: MemoryExchange) -> (Result<u64, Errno>, 
 fn an_exchange_late_in_a_multicall_waits_for_the_next_turn() {
     for (before, waits) in [(0, false), (3, false), (9, true)] {
         let rig = Rig::new(1);
-        let old: Vec<_> = rig.unmap(1, POOL, 4);
+        // A run of four that needs no scrubbing is free.
+        let spare = rig.unmap(1, POOL + 4, 4);
+        assert_eq!(rig.reserve(1, DECREASE, &spare, own(0)), Ok(4));
+        assert_eq!(rig.reserve(1, POPULATE, &[POOL + 4], own(2)), Ok(1));
+        let run = rig.list(1, 1);
+        assert_eq!(rig.reserve(1, DECREASE, &run, own(2)), Ok(1));
+        let old = rig.unmap(1, POOL, 4);
         let at = rig.give(1, 16, Exchange::new(&old, 0, &[7], 2).structure(&rig, 1).as_bytes());
         let entry = |operation, first, second| MulticallEntry {
             operation,
