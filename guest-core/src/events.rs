@@ -124,6 +124,11 @@ impl<'a, A: Architecture> Events<'a, A> {
         self.guest.release(self.page)
     }
 
+    /// Where the shared-info page is mapped, which begins with vCPU 0's `vcpu_info`.
+    pub const fn address(&self) -> u64 {
+        self.guest.address(&self.page)
+    }
+
     /// Keeps events from the vCPU that executes this, or lets them through.
     pub fn mask(&self, masked: bool) {
         A::mask_events(info(A::vcpu_number()), masked);

@@ -221,7 +221,7 @@ fn upcall(guest: &Guest<X86>, check: &mut Check<X86>) {
 /// the user begins makes no difference here, where instructions are counted: a turn never ends between the two.)
 fn system_call(guest: &Guest<X86>) -> Result<bool, Errno> {
     let tables = EmptiedTables::new(guest)?;
-    let user = User::new(guest, COUNTING)?;
+    let user = User::new(guest, &COUNTING)?;
     let stack = STACK.as_ptr_range().end as u64;
     X86::initialise_vcpu(1, guest.root_frame(), take_out, stack)?;
     let up = |operation| call::<X86>(number::VCPU_OP, &[operation, 1]);

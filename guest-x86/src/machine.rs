@@ -2,7 +2,7 @@
 
 use crate::{
     absent_entries, bench, descriptors, entries, events, forbidden, late_traps, made_up, registers,
-    table_writes, traps,
+    table_writes, traps, user_mode,
 };
 use core::arch::asm;
 use core::mem::offset_of;
@@ -49,6 +49,7 @@ impl Architecture for X86 {
         ("descriptors", descriptors::run),
         ("absent-entries", absent_entries::run),
         ("late-traps", late_traps::run),
+        ("user-mode", user_mode::run),
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[

@@ -35,6 +35,8 @@ mod table_writes;
 mod traps;
 #[cfg(target_os = "none")]
 mod user;
+#[cfg(target_os = "none")]
+mod user_mode;
 
 /// Called on the kernel's own stack.
 ///

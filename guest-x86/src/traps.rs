@@ -86,7 +86,7 @@ unsafe extern "C" {
 }
 
 /// Reports a fault that nobody expected, and crashes the domain.
-extern "C" fn fatal(vector: u64, error: u64, rip: u64) -> ! {
+pub(crate) extern "C" fn fatal(vector: u64, error: u64, rip: u64) -> ! {
     guest_core::say!(X86, "guest kernel: fault {vector}, error code {error:#x}, at {rip:#x}");
     hypercalls::shutdown::<X86>(SHUTDOWN_CRASH)
 }

@@ -23,10 +23,10 @@ const SYSTEM_CALL: u64 = 2;
 /// In an entry: users may use it.
 const USER: u64 = 1 << 2;
 /// Where the user's page is: the first entry of each table, but for the last.
-const USER_CODE: u64 = PAGE_SIZE;
+pub const USER_CODE: u64 = PAGE_SIZE;
 
-/// The kernel's stack pointer while the user runs.
-static KERNEL_STACK: AtomicU64 = AtomicU64::new(0);
+/// The kernel's stack pointer while the user runs: who loads it and executes `ret` ends the user's run.
+pub static KERNEL_STACK: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     r#"
@@ -100,12 +100,24 @@ pub struct User<'a> {
 }
 
 impl<'a> User<'a> {
-    /// A user whose code is at most these 16 bytes. There is one at a time.
+    /// A user whose code these bytes are, of a page at most. There is one at a time.
     ///
     /// # Errors
     /// There is no memory, or what the hypervisor refuses.
-    pub fn new(guest: &'a Guest<X86>, code: [u64; 2]) -> Result<Self, Errno> {
-        let argument = [SYSTEM_CALL, user_system_call as *const () as u64];
+    pub fn new(guest: &'a Guest<X86>, code: &[u64]) -> Result<Self, Errno> {
+        Self::with_entry(guest, code, user_system_call)
+    }
+
+    /// The same, with system calls that come to `entry`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_entry(
+        guest: &'a Guest<X86>,
+        code: &[u64],
+        entry: unsafe extern "C" fn(),
+    ) -> Result<Self, Errno> {
+        let argument = [SYSTEM_CALL, entry as *const () as u64];
         call::<X86>(number::CALLBACK_OP, &[REGISTER, address_of(&argument)])?;
         let stack = guest.pages.allocate().ok_or(Errno::ENOMEM)?;
         call::<X86>(number::STACK_SWITCH, &[FLAT_RING3_SS64.into(), guest.address(&stack) + PAGE_SIZE])?;
@@ -146,10 +158,10 @@ impl<'a> User<'a> {
 }
 
 /// The user's page and the tables that lead to it, lowest first: all of them read-only, as tables must be.
-fn tree(guest: &Guest<X86>, code: [u64; 2]) -> Result<[Page; 5], Errno> {
+fn tree(guest: &Guest<X86>, code: &[u64]) -> Result<[Page; 5], Errno> {
     let page = || guest.zeroed_page().ok_or(Errno::ENOMEM);
     let tree = [page()?, page()?, page()?, page()?, page()?];
-    code.into_iter().enumerate().for_each(|(index, word)| guest.write(&tree[0], index, word));
+    code.iter().enumerate().for_each(|(index, &word)| guest.write(&tree[0], index, word));
     let index = (USER_CODE / PAGE_SIZE) as usize;
     guest.write(&tree[1], index, X86::leaf(guest.frame(&tree[0]), false) | USER);
     for upper in 2..5 {

@@ -119,6 +119,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         ("guest-test/console", "test=console then=poweroff"),
         ("guest-test/events", "test=events then=poweroff"),
         ("guest-test/grant-table", "test=grant-table then=poweroff"),
+        ("guest-test/balloon", "test=balloon then=poweroff"),
         // One after another: what a test leaves behind must not disturb the next.
         ("guest-test/all-in-one-run", "test=all then=poweroff"),
     ];
@@ -128,6 +129,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
         for (name, words) in [
             ("guest-test/table-writes", "test=table-writes then=poweroff"),
             ("guest-test/descriptors", "test=descriptors then=poweroff"),
+            ("guest-test/user-mode", "test=user-mode then=poweroff"),
         ] {
             cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
         }
@@ -138,8 +140,6 @@ fn guest_tests(board: Board) -> Vec<Case> {
         cases.push(guest_test(late.domain("domain=spinner memory=16M spin")));
     }
     cases.extend(attacks(board));
-    let balloon = Case::new(board, "guest-test/balloon", "test=balloon then=poweroff");
-    cases.push(guest_test(balloon.domain(NEIGHBOUR)));
     // Neither domain ever gives the CPU away.
     let preemption = Case::new(board, "guest-test/preemption", "test=preemption then=poweroff");
     cases.push(guest_test(preemption.domain("domain=spinner memory=16M spin")));

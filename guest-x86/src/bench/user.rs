@@ -15,7 +15,7 @@ const LOOP: [u64; 2] = [
 
 /// `count` system calls of a user's, the loop around them taken away.
 pub fn system_calls(guest: &Guest<X86>, count: u64) -> Result<u64, Errno> {
-    let user = User::new(guest, LOOP)?;
+    let user = User::new(guest, &LOOP)?;
     let taken = run(&user, count).saturating_sub(run(&user, 0)).saturating_sub(empty_loop(count));
     user.end()?;
     Ok(taken)
