@@ -1,8 +1,8 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
 use crate::{
-    absent_entries, bench, descriptors, entries, events, forbidden, late_traps, made_up, registers,
-    table_writes, traps, user_mode,
+    absent_entries, bench, descriptor_stretches, descriptors, entries, events, forbidden, late_traps,
+    made_up, registers, table_writes, traps, user_mode,
 };
 use core::arch::asm;
 use core::mem::offset_of;
@@ -53,6 +53,9 @@ impl Architecture for X86 {
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[
+        ("multicall-trap-table", descriptor_stretches::trap_tables),
+        ("multicall-set-gdt", descriptor_stretches::known_tables),
+        ("multicall-set-gdt-anew", descriptor_stretches::new_tables),
         ("breakpoint-4-emptied-tables", late_traps::measured_breakpoint),
         ("page-fault-4-emptied-tables", late_traps::measured_page_fault),
     ];

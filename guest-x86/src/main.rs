@@ -9,6 +9,8 @@ mod absent_entries;
 #[cfg(target_os = "none")]
 mod bench;
 #[cfg(target_os = "none")]
+mod descriptor_stretches;
+#[cfg(target_os = "none")]
 mod descriptors;
 #[cfg(target_os = "none")]
 mod direction;

@@ -27,6 +27,10 @@ pub const GLOBAL_PAGES: usize = crate::layout::GUEST_DESCRIPTOR_PAGES as usize;
 pub const LOCAL_PAGES: usize = crate::layout::LOCAL_TABLE_PAGES as usize;
 /// Descriptors on a page.
 const ON_A_PAGE: usize = PAGE_SIZE / 8;
+/// What it costs of the budget to hold a page in place of another: it may be looked up first, and is shown to the processor.
+const PAGE_COST: u32 = 8;
+/// What it costs to judge all descriptors of a page.
+const JUDGED_COST: u32 = ON_A_PAGE as u32 / 2;
 /// Most descriptors of a local table.
 const MOST_LOCAL: u32 = 8192;
 
@@ -149,6 +153,7 @@ impl<'a, M: Machine, const MOST: usize> Pages<'a, M, MOST> {
 
     fn add(&mut self, frame: MachineFrame) -> Result<(), Errno> {
         let slot = self.frames.get_mut(self.count).ok_or(Errno::EINVAL)?;
+        self.call.budget.charge(PAGE_COST);
         let _tables = self.call.domain.tables.lock();
         hold(self.call, frame)?;
         *slot = Some(frame);
@@ -158,6 +163,7 @@ impl<'a, M: Machine, const MOST: usize> Pages<'a, M, MOST> {
 
     /// Puts them in the place of those that a table has, which go once the processor no longer uses them.
     fn replace(mut self, slots: &[PageSlot; MOST], show: impl FnOnce()) {
+        self.call.budget.charge(Budget::OPERATION);
         {
             let _tables = self.call.domain.tables.lock();
             for (slot, frame) in slots.iter().zip(&mut self.frames) {
@@ -183,7 +189,7 @@ fn hold<M: Machine>(call: &Call<'_, M>, frame: MachineFrame) -> Result<(), Errno
         Err(_) => Err(Errno::EINVAL),
         Ok(Locked::Complete) => Ok(()),
         Ok(Locked::Incomplete) => {
-            call.budget.charge(Budget::FRAME);
+            call.budget.charge(JUDGED_COST);
             if admit_page(machine, frame) {
                 frames.complete(frame);
                 Ok(())

@@ -4,6 +4,7 @@
 
 use hyp_core::Vcpu;
 use hyp_core::hypercall::{Arguments, Call, Outcome, immediate, values};
+use hyp_core::paging::Budget;
 use hyp_x86::{descriptor_tables, layout};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
@@ -17,6 +18,8 @@ use crate::{bounce, cpu, guest_descriptors, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
+/// What each of them costs of the budget.
+const TRAP_COST: u32 = 1;
 
 /// Carries out the hypercall that the guest's kernel asks for. Returns who goes on, as [`trap::go_on`].
 #[inline(always)]
@@ -82,10 +85,12 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
 /// Registers handlers; a null table takes all away. Handlers before a bad entry stay registered, as in Xen.
 fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> Result<(), Errno> {
     if table == 0 {
+        call.budget.charge(Budget::OPERATION);
         context.traps.iter().for_each(|trap| trap.address.set(0));
         return Ok(());
     }
     for index in 0..MOST_TRAPS {
+        call.budget.charge(TRAP_COST);
         let from = table.checked_add(index * size_of::<TrapInfo>() as u64).ok_or(Errno::EFAULT)?;
         let entry: TrapInfo = call.read(from)?;
         if entry.address == 0 {

@@ -5,6 +5,7 @@
 //! window, so that a small kernel can hand over a hundred thousand.
 
 use super::window::{self, Say, Window};
+use super::{multicalls, pins_then_superpage};
 use crate::architecture::{Architecture, PAGE_SIZE, TABLE_ENTRIES};
 use crate::emptied::EmptiedTables;
 use crate::guest::Guest;
@@ -38,13 +39,16 @@ pub type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 7] = [
+    let operations: [(&str, Operation<A>); 10] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
         ("balloon-512", balloon),
         ("exchange-512", exchange_for_a_superpage),
         ("hook-4-emptied-tables", hook_emptied_tables),
+        ("multicall-poll-128", multicalls::polls),
+        ("multicall-reset", multicalls::resets),
+        ("pins-then-superpage", pins_then_superpage::run),
         ("destroy-domain", destroy),
     ];
     for &(name, operation) in operations.iter().chain(A::STRETCHES) {
@@ -56,12 +60,13 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
     say!(A, "STRETCH end");
 }
 
-fn longest<A: Architecture>(reset: bool) -> Result<u64, Errno> {
+/// The longest stretch so far, in units of the counter; from now on, if it is forgotten.
+pub(super) fn longest<A: Architecture>(reset: bool) -> Result<u64, Errno> {
     call::<A>(number::PENUMBRA, &[number::PENUMBRA_LONGEST_STRETCH, reset.into()])
 }
 
 /// Hands `request` a list that repeats `page` over the whole window.
-fn with_long_list<A: Architecture>(
+pub(super) fn with_long_list<A: Architecture>(
     guest: &Guest<A>,
     page: &Page,
     request: impl FnOnce(u64) -> Result<(), Errno>,

@@ -13,8 +13,6 @@ use crate::paging::Budget;
 
 /// Bytes copied at a time.
 const PIECE: usize = 256;
-/// Bytes that cost as much as a page-table entry.
-const BYTES_A_UNIT: u32 = 64;
 
 /// A page that is held.
 struct Claimed<'a, M: Machine> {
@@ -34,7 +32,7 @@ impl<'a, M: Machine> Call<'a, M> {
         if copy.len == 0 {
             return Ok(());
         }
-        self.budget.charge(u32::from(copy.len) / BYTES_A_UNIT);
+        self.charge_copy(usize::from(copy.len));
         let from_grant = copy.flags & abi::GNTCOPY_SOURCE_GREF != 0;
         let to_grant = copy.flags & abi::GNTCOPY_DEST_GREF != 0;
         let (from, to) = (self.copied(&copy.source, from_grant)?, self.copied(&copy.dest, to_grant)?);

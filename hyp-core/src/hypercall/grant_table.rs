@@ -15,6 +15,9 @@ use crate::grant::{GrantTable, MAX_FRAMES, NotDone};
 use crate::machine::Machine;
 use crate::paging::Budget;
 
+/// What it costs of the budget to tell the guest one frame of its table.
+const TOLD_COST: u32 = 4;
+
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: the operation; guest address of an array of its structures; how many.
     #[inline(never)]
@@ -161,6 +164,7 @@ impl<'a, M: Machine> Call<'a, M> {
 
     fn tell_frames(&self, list: u64, frames: impl Iterator<Item = MachineFrame>) -> GrantStatus {
         for (index, frame) in (0u64..).zip(frames) {
+            self.budget.charge(TOLD_COST);
             let place = list.wrapping_add(index.wrapping_mul(8));
             if self.write(place, &frame.number()).is_err() {
                 return GrantStatus::BAD_VIRT_ADDR;

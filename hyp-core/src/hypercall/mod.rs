@@ -67,6 +67,9 @@ impl From<Errno> for Failure {
     }
 }
 
+/// Bytes copied to or from the guest that cost as much as one entry of a table.
+const BYTES_AN_ENTRY: usize = 64;
+
 /// What a hypercall comes to.
 pub type Outcome = Result<u64, Failure>;
 
@@ -229,6 +232,11 @@ impl<'a, M: Machine> Call<'a, M> {
     /// As [`Self::write`].
     pub fn write_bytes(&self, to: u64, from: &[u8]) -> Result<(), Errno> {
         self.hypervisor.machine.write_guest(GuestVirtual::new(to), from).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Charges the budget for a copy of so many bytes. For large structures: a small one is part of what its operation costs.
+    fn charge_copy(&self, bytes: usize) {
+        self.budget.charge(u32::try_from(bytes / BYTES_AN_ENTRY).unwrap_or(u32::MAX));
     }
 
     /// The domain that the guest names, if the guest may deal with it: itself always, others only for the control domain.

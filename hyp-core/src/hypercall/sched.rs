@@ -9,6 +9,8 @@ use crate::machine::Machine;
 
 /// Ports that a vCPU can wait for at once.
 const MOST_POLLED: u32 = 128;
+/// What each of them costs of the budget: its number is read from the guest by itself.
+const POLLED_COST: u32 = 2;
 
 impl<M: Machine> Call<'_, M> {
     /// Arguments: the operation; guest address of its structure.
@@ -39,6 +41,7 @@ impl<M: Machine> Call<'_, M> {
         // Said before the ports are looked at: an event that comes after that ends the wait.
         self.vcpu.poll_any();
         for index in 0..u64::from(poll.nr_ports) {
+            self.budget.charge(POLLED_COST);
             let number: u32 = self.read(poll.ports.wrapping_add(index.saturating_mul(4)))?;
             if number as usize >= PORTS {
                 return Err(Errno::EINVAL);

@@ -6,9 +6,12 @@ use penumbra_abi::sysctl::{self, GetDomainInfoList, ReadConsole, Sysctl};
 
 use super::{Arguments, Call, Outcome, values};
 use crate::machine::Machine;
+use crate::paging::Budget;
 
 /// Bytes of the log copied at a time.
 const PIECE: usize = 256;
+/// What each piece costs of the budget: it is taken out of the log byte by byte.
+const PIECE_COST: u32 = 64;
 
 impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`Sysctl`].
@@ -47,6 +50,7 @@ impl<M: Machine> Call<'_, M> {
         let mut written = 0u32;
         let mut bytes = [0; PIECE];
         while written < request.count {
+            self.budget.charge(PIECE_COST);
             let room = (request.count.saturating_sub(written) as usize).min(PIECE);
             let piece = bytes.get_mut(..room).ok_or(Errno::EINVAL)?;
             // The lock isn't held while the guest's memory is written: that may log something.
@@ -74,6 +78,7 @@ impl<M: Machine> Call<'_, M> {
         request.num_domains = 0;
         let mut place = request.buffer;
         for domain in present.take(request.max_domains as usize) {
+            self.budget.charge(Budget::OPERATION);
             self.write(place, &self.hypervisor.describe_domain(domain))?;
             place = place.checked_add(size_of::<DomainInfo>() as u64).ok_or(Errno::EFAULT)?;
             request.num_domains = request.num_domains.saturating_add(1);

@@ -22,7 +22,12 @@ impl<M: Machine> Call<'_, M> {
         let [operation, number, place, ..] = values(arguments);
         let vcpu = self.domain.vcpu(number).ok_or(Errno::ENOENT)?;
         match operation {
-            abi::VCPUOP_INITIALISE => return self.initialise_vcpu(vcpu, arguments),
+            abi::VCPUOP_INITIALISE => {
+                let outcome = self.initialise_vcpu(vcpu, arguments);
+                // Only now, so that the reading never uses up what the validation of the roots needs to get on.
+                self.charge_copy(size_of::<GuestStart<M>>());
+                return outcome;
+            }
             abi::VCPUOP_UP => self.vcpu_up(vcpu)?,
             abi::VCPUOP_DOWN => self.vcpu_down(vcpu)?,
             abi::VCPUOP_IS_UP => return Ok(u64::from(vcpu.state() != RunState::Offline)),

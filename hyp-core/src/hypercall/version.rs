@@ -67,6 +67,7 @@ impl<M: Machine> Call<'_, M> {
 
     /// Writes a string, ended and filled with zero bytes, into a buffer of `SIZE` bytes.
     fn write_text<const SIZE: usize>(&self, buffer: u64, parts: &[&str]) -> Outcome {
+        self.charge_copy(SIZE);
         let mut text = [0u8; SIZE];
         let bytes = parts.iter().flat_map(|part| part.bytes());
         for (slot, byte) in text.iter_mut().take(SIZE.saturating_sub(1)).zip(bytes) {

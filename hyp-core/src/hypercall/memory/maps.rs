@@ -10,6 +10,10 @@ use crate::machine::Machine;
 
 /// Entries that a domain's map can have.
 const MAX_ENTRIES: usize = 32;
+/// Bytes that are copied of a map of that many: from the guest or to it, and once more within the hypervisor.
+const MAP_BYTES: usize = 2 * size_of::<StoredMap>();
+/// What it costs of the budget to tell of one region of the machine's memory.
+const REGION_COST: u32 = 4;
 const NO_ENTRY: MemoryMapEntry = MemoryMapEntry { address: 0, size: 0, kind: 0 };
 
 /// A domain's map, if one has been set. It is what guests say it is: nothing else looks at it.
@@ -36,6 +40,7 @@ impl<M: Machine> Call<'_, M> {
     /// domain may have, from pseudo-physical address 0.
     pub(super) fn memory_map(&self, place: u64) -> Outcome {
         let mut map: MemoryMap = self.read(place)?;
+        self.charge_copy(MAP_BYTES);
         let all = MemoryMapEntry {
             address: 0,
             size: self.domain.max_pages().saturating_mul(PAGE_BYTES),
@@ -57,6 +62,7 @@ impl<M: Machine> Call<'_, M> {
     /// Argument: guest address of a [`ForeignMemoryMap`].
     pub(super) fn set_memory_map(&self, place: u64) -> Outcome {
         let request: ForeignMemoryMap = self.read(place)?;
+        self.charge_copy(MAP_BYTES);
         let count = request.map.nr_entries as usize;
         if count > MAX_ENTRIES {
             return Err(Errno::EINVAL.into());
@@ -79,6 +85,7 @@ impl<M: Machine> Call<'_, M> {
                 return Err(Errno::EINVAL.into());
             }
             for (number, (start, end)) in (0u64..).zip(self.hypervisor.frames.ram()) {
+                self.budget.charge(REGION_COST);
                 let entry =
                     MemoryMapEntry { address: start, size: end.saturating_sub(start), kind: MEMORY_MAP_RAM };
                 let offset = number.saturating_mul(size_of::<MemoryMapEntry>() as u64);
