@@ -7,6 +7,7 @@ mod common;
 
 mod attacks;
 mod auditor;
+mod charges;
 mod control;
 mod defects;
 mod domains;
