@@ -27,7 +27,7 @@ pub fn trap_tables(guest: &Guest<X86>) -> Result<(), Errno> {
         guest.write(&table, index * 2, UNUSED_VECTOR);
         guest.write(&table, index * 2 + 1, X86::VIRT_BASE);
     }
-    let result = repeat(guest, &[[SET_TRAP_TABLE, guest.address(&table), 0]], Ok(()));
+    let result = repeat(guest, &[[SET_TRAP_TABLE, guest.address(&table), 0, 0]], Ok(()));
     guest.pages.free(table);
     result
 }
@@ -39,7 +39,7 @@ pub fn known_tables(guest: &Guest<X86>) -> Result<(), Errno> {
 
 /// What is measured as `multicall-set-gdt-anew`: 14 pages that are taken away each time, and have to be judged each time.
 pub fn new_tables(guest: &Guest<X86>) -> Result<(), Errno> {
-    with_pages(guest, |set| repeat(guest, &[set, [SET_GDT, 0, 0]], Ok(())))
+    with_pages(guest, |set| repeat(guest, &[set, [SET_GDT, 0, 0, 0]], Ok(())))
 }
 
 /// Does `work` with the hypercall that makes 14 full pages the global table.
@@ -51,7 +51,7 @@ fn with_pages(guest: &Guest<X86>, work: impl FnOnce(Repeated) -> Result<(), Errn
         guest.set_writable(page, false)?;
         guest.write(&list, index, guest.frame(page));
     }
-    let result = work([SET_GDT, guest.address(&list), (PAGES * ON_A_PAGE) as u64]);
+    let result = work([SET_GDT, guest.address(&list), (PAGES * ON_A_PAGE) as u64, 0]);
     call::<X86>(SET_GDT, &[0, 0])?;
     for page in pages.into_iter().flatten() {
         guest.release(page)?;

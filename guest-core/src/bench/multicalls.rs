@@ -9,6 +9,7 @@ use crate::guest::Guest;
 use crate::hypercalls::{address_of, call};
 use penumbra_abi::event_channel::{EVTCHNOP_RESET, Reset};
 use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
+use penumbra_abi::vcpu::VCPUOP_INITIALISE;
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
 /// Calls in the multicall.
@@ -21,8 +22,8 @@ const POLLED: u32 = 128;
 /// No port has this number.
 const NO_PORT: u64 = 9999;
 
-/// One call of those that are repeated: its number and its first two arguments.
-pub type Repeated = [u64; 3];
+/// One call of those that are repeated: its number and its first three arguments.
+pub type Repeated = [u64; 4];
 
 /// A multicall of 2000 entries that are these calls, in turn.
 ///
@@ -34,8 +35,8 @@ pub fn repeat<A: Architecture>(
     expected: Result<(), Errno>,
 ) -> Result<(), Errno> {
     let page = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
-    for (entry, [operation, first, second]) in calls.iter().cycle().take(ENTRIES).enumerate() {
-        let words = [*operation, 0, *first, *second];
+    for (entry, [operation, first, second, third]) in calls.iter().cycle().take(ENTRIES).enumerate() {
+        let words = [*operation, 0, *first, *second, *third];
         words
             .iter()
             .enumerate()
@@ -54,7 +55,7 @@ pub fn polls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     (0..64).for_each(|pair| guest.write(&ports, pair, 1 << 32 | 1));
     guest.write(&ports, 63, NO_PORT << 32 | 1);
     let poll = SchedPoll { ports: guest.address(&ports), nr_ports: POLLED, ..Default::default() };
-    let calls = [[number::SCHED_OP, SCHEDOP_POLL, address_of(&poll)]];
+    let calls = [[number::SCHED_OP, SCHEDOP_POLL, address_of(&poll), 0]];
     let result = repeat(guest, &calls, Err(Errno::EINVAL));
     guest.pages.free(ports);
     result
@@ -63,5 +64,10 @@ pub fn polls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
 /// Resets of ports that are all closed by then.
 pub fn resets<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     let reset = Reset { dom: DOMID_SELF };
-    repeat(guest, &[[number::EVENT_CHANNEL_OP, EVTCHNOP_RESET, address_of(&reset)]], Ok(()))
+    repeat(guest, &[[number::EVENT_CHANNEL_OP, EVTCHNOP_RESET, address_of(&reset), 0]], Ok(()))
+}
+
+/// First registers for a vCPU that has them already: they are read all the same, from the start of this kernel.
+pub fn second_starts<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    repeat(guest, &[[number::VCPU_OP, VCPUOP_INITIALISE, 0, A::VIRT_BASE]], Err(Errno::EEXIST))
 }

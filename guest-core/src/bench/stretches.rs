@@ -39,7 +39,7 @@ pub type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 10] = [
+    let operations: [(&str, Operation<A>); 11] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
@@ -48,6 +48,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
         ("hook-4-emptied-tables", hook_emptied_tables),
         ("multicall-poll-128", multicalls::polls),
         ("multicall-reset", multicalls::resets),
+        ("multicall-initialise-vcpu", multicalls::second_starts),
         ("pins-then-superpage", pins_then_superpage::run),
         ("destroy-domain", destroy),
     ];
