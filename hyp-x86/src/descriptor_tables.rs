@@ -31,6 +31,12 @@ const ON_A_PAGE: usize = PAGE_SIZE / 8;
 const PAGE_COST: u32 = 8;
 /// What it costs to judge all descriptors of a page.
 const JUDGED_COST: u32 = ON_A_PAGE as u32 / 2;
+
+/// What a table of so many descriptors may cost, if all of them have to be judged: that can't be cut in pieces.
+pub fn cost(entries: u64) -> u32 {
+    (entries.min(MOST_LOCAL.into()) as u32).div_ceil(ON_A_PAGE as u32).saturating_mul(JUDGED_COST)
+}
+
 /// Most descriptors of a local table.
 const MOST_LOCAL: u32 = 8192;
 

@@ -3,7 +3,7 @@
 //! Number in rax, arguments in rdi, rsi, rdx, r10, r8, r9, result in rax; `syscall` itself changes rcx and r11.
 
 use hyp_core::Vcpu;
-use hyp_core::hypercall::{Arguments, Call, Outcome, immediate, values};
+use hyp_core::hypercall::{Arguments, Call, Failure, Outcome, immediate, values};
 use hyp_core::paging::Budget;
 use hyp_x86::{descriptor_tables, layout};
 use penumbra_abi::errno::Errno;
@@ -67,6 +67,9 @@ pub fn own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome 
 fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome {
     let context = call.vcpu.context();
     let [first, second, ..] = values(arguments);
+    if number == number::SET_GDT && call.budget.lacks(descriptor_tables::cost(second)) {
+        return Err(Failure::Again(values(arguments)));
+    }
     match number {
         number::SET_TRAP_TABLE => set_trap_table(call, context, first),
         number::SET_GDT => guest_descriptors::set_global(call, first, second),

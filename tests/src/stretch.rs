@@ -6,7 +6,7 @@
 use crate::case::{Board, Case};
 use crate::verdict;
 
-/// No stretch may be longer, in instructions. The longest one hooks an emptied table in: it may free a page for each of 512 entries.
+/// No stretch may be longer, in instructions. The longest one exchanges 512 frames, all of which may have to be scrubbed.
 pub const LONGEST: u64 = 600_000;
 /// What is measured.
 const OPERATIONS: [&str; 11] = [

@@ -10,6 +10,9 @@ use crate::domain::{Domain, MAX_VCPUS};
 use crate::machine::{FlushScope, Level, Machine, PageTableFormat};
 use crate::paging::Budget;
 
+/// Segment descriptors that are judged for one unit of the budget.
+const DESCRIPTORS_TO_THE_UNIT: u32 = 2;
+
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuextOp`]; their number; where to write how many were done, or 0; whose
     /// tables are meant.
@@ -87,6 +90,10 @@ impl<'a, M: Machine> Call<'a, M> {
             mmu::MMUEXT_SET_LDT => {
                 // The number of entries is an unsigned int in Xen's interface.
                 let entries = operation.argument2 as u32;
+                // All of its descriptors may have to be judged, in one piece.
+                if self.budget.lacks(entries / DESCRIPTORS_TO_THE_UNIT) {
+                    return Err(NotDone::Preempted);
+                }
                 Ok(M::set_local_descriptors(self, GuestVirtual::new(argument), entries)?)
             }
             _ => Err(Errno::ENOSYS.into()),

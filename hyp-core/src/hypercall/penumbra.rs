@@ -3,7 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 
-use super::{Arguments, Call, Failure, Outcome, finish, values};
+use super::{Arguments, Call, Outcome, finish, values};
 use crate::address::GuestVirtual;
 use crate::machine::Machine;
 use crate::paging::{Stop, TableSpace};
@@ -59,9 +59,6 @@ impl<M: Machine> Call<'_, M> {
         } else {
             let address = GuestVirtual::new(address);
             let root = self.root_at(address).ok_or(Errno::EINVAL)?;
-            if space.lacks_room_to_hook() {
-                return Err(Failure::Again(values(arguments)));
-            }
             space.hook_at(root, address).ok_or(Errno::ENOENT)?.map_err(Stop::Refused)
         };
         finish(outcome, arguments)

@@ -22,6 +22,9 @@ use crate::machine::{Entry, FlushScope, Leaf, Machine, PageTableFormat};
 
 /// Tables that a domain can have unhooked at once.
 pub const MAX_UNHOOKED: usize = 4;
+/// What has to be left of a budget before a table is hooked in, or hardly anything spent of it: if the guest has emptied it, each of its
+/// entries may free a frame, in one piece.
+pub const ROOM_TO_HOOK: u32 = Budget::HYPERCALL / 2;
 /// Entries of the largest table.
 const MAX_ENTRIES: usize = 512;
 
@@ -143,17 +146,17 @@ impl<M: Machine> TableSpace<'_, M> {
         // The change of type flushes: from here on nobody walks the table, nor sets its accessed and dirty bits.
         let held = self.frames.get_writable(table, self.owner, self.machine);
         self.budget.charge(M::Format::entries(1) as u32);
-        let Some(slot) = self.state.slots.get_mut(slot) else { return Err(Refusal::TooManyUnhooked) };
-        for (index, word) in slot.snapshot.iter_mut().take(M::Format::entries(1)).enumerate() {
+        let Some(taken) = self.state.slots.get_mut(slot) else { return Err(Refusal::TooManyUnhooked) };
+        for (index, word) in taken.snapshot.iter_mut().take(M::Format::entries(1)).enumerate() {
             *word = self.machine.read_entry(table, index);
         }
-        slot.unhooked = Some(unhooked);
+        taken.unhooked = Some(unhooked);
         self.unhooked.fetch_add(1, Ordering::Relaxed);
         match held {
             Ok(()) => Ok(()),
             // As many uses as can be counted, by somebody whom the domain has granted the frame: the table is lost to its tree.
             Err(error) => {
-                let _ = self.hook_those(|other| other.table == table);
+                let _ = self.hook(slot);
                 Err(error.into())
             }
         }
@@ -207,7 +210,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let (mut outcome, mut some) = (Ok(()), false);
         for slot in 0..MAX_UNHOOKED {
             let is_wanted = self.state.slots.get(slot).and_then(Slot::unhooked).is_some_and(&wanted);
-            if is_wanted && (self.lacks_room_to_hook() || some && self.budget.is_spent()) {
+            if is_wanted && (self.budget.lacks(ROOM_TO_HOOK) || some && self.budget.is_spent()) {
                 return Err(Stop::Preempted);
             }
             if is_wanted {
@@ -218,11 +221,6 @@ impl<M: Machine> TableSpace<'_, M> {
         outcome
     }
 
-    /// Whether hooking a table in should wait for a whole budget: each of its entries may free a frame, if the guest has emptied it.
-    pub fn lacks_room_to_hook(&self) -> bool {
-        self.budget.lacks(Budget::FRAME.saturating_mul(M::Format::entries(1) as u32))
-    }
-
     /// Hooks the table of a slot in again, or empties the entry above it.
     fn hook(&mut self, slot: usize) -> Result<(), Refusal> {
         let Some(unhooked) = self.state.slots.get_mut(slot).and_then(|slot| slot.unhooked.take()) else {
@@ -231,8 +229,10 @@ impl<M: Machine> TableSpace<'_, M> {
         self.forget_found();
         self.unhooked.fetch_sub(1, Ordering::Relaxed);
         self.budget.charge(M::Format::entries(1) as u32);
+        self.budget.charge_flushes(self.frames.type_flushes());
         self.forbid_write(unhooked);
         let outcome = self.revalidate(slot, unhooked.table);
+        self.budget.charge_flushes(self.frames.type_flushes());
         if outcome.is_ok() {
             self.put_back(unhooked);
         } else {

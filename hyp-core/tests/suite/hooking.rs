@@ -6,6 +6,7 @@ use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::frame::FrameType;
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
+use hyp_core::paging::writable::ROOM_TO_HOOK;
 use hyp_core::paging::{Budget, Stop};
 use penumbra_abi::hypercall as number;
 use penumbra_abi::multicall::MulticallEntry;
@@ -54,7 +55,7 @@ fn hooking_in_is_preempted_between_tables_and_always_gets_further() {
     let back = || tables.iter().filter(|one| kind(&rig, **one).0 == FrameType::Table(1)).count();
     assert!((0..4).all(|index| unhook(&rig, 1, mapped(index)) == Ok(0)));
     for (budget, outcome, now) in
-        [(0, Err(Stop::Preempted), 1), (17, Err(Stop::Preempted), 3), (0, Ok(()), 4), (0, Ok(()), 4)]
+        [(0, Err(Stop::Preempted), 1), (33, Err(Stop::Preempted), 3), (0, Ok(()), 4), (0, Ok(()), 4)]
     {
         assert_eq!(
             (rig.space(1, &Budget::new(budget)).hook_all(), back()),
@@ -140,8 +141,7 @@ fn a_hypercall_waits_until_hooking_in_is_paid_for() {
 #[test]
 fn what_is_unhooked_in_the_middle_of_a_hypercall_is_hooked_in_piece_by_piece() {
     let mut cut = 0;
-    let full = Budget::FRAME * ENTRIES as u32;
-    for budget in (1..200).chain(full..full + 200).step_by(7) {
+    for budget in (1..200).chain(ROOM_TO_HOOK..ROOM_TO_HOOK + 200).step_by(7) {
         let rig = Rig::new(1);
         let tables: Vec<_> = (0..TABLES_OUT).map(|index| hang(&rig, 1, index, &[]).0).collect();
         let (at, entry) = (address(300), leaf(rig.pool(1, 0), false));
