@@ -432,6 +432,23 @@ mod tests {
         assert_eq!(record.usage(), writable);
     }
 
+    /// The ways that are taken when another CPU came in between, and when there is nothing to count: they answer as the short ones do.
+    #[test]
+    fn the_long_ways_answer_as_the_short_ones_do() {
+        let record = owned();
+        assert_eq!((record.get_after_all(TWO), record.get_after_all(ONE)), (None, Some(true)));
+        assert_eq!((record.hold().references, record.hold().owner), (2, Some(ONE)));
+        assert_eq!(
+            (record.put_after_all(), record.put_after_all(), record.put_after_all()),
+            (None, Some(ONE), None)
+        );
+        assert_eq!((record.get_after_all(ONE), record.hold().references), (None, 0));
+        assert!(record.take_writable() && record.take_writable() && record.take_writable());
+        assert_eq!((record.drop_type_after_all(), record.usage().uses), (2, 2));
+        assert_eq!((record.drop_type_after_all(), record.drop_type_after_all()), (1, 0));
+        assert_eq!((record.drop_type_after_all(), record.usage().uses), (0, 0));
+    }
+
     /// The short way to a use of what is complete, which it has in common with the long one that it counts.
     #[test]
     fn a_use_of_what_is_complete_is_counted_at_once() {

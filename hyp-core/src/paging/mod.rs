@@ -254,3 +254,26 @@ pub struct TableSpace<'a, M: Machine> {
     /// The lock.
     pub state: MutexGuard<'a, TableState>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest budget that is too small, and the least spending after which another budget would do better.
+    #[test]
+    fn a_piece_of_work_waits_for_a_budget_that_covers_it() {
+        let budget = Budget::new(1000);
+        budget.charge(Budget::ENTRANCE);
+        assert!(!budget.lacks(2000), "hardly begun: no other budget would be better");
+        budget.charge(1);
+        assert!(budget.lacks(2000), "begun");
+        let left = 1000 - Budget::ENTRANCE - 1;
+        assert_eq!(
+            (budget.lacks(left), budget.lacks(left + 1)),
+            (false, true),
+            "what is left is enough, or one too few"
+        );
+        budget.charge(left);
+        assert!(budget.is_spent() && budget.lacks(1) && !budget.lacks(0));
+    }
+}

@@ -1,6 +1,6 @@
 //! Hooking tables in again takes long if the guest has emptied them: it is cut in pieces, wherever it happens.
 
-use super::writable::{hang, kind, mapped, unhook, write};
+use super::writable::{SLOT, hang, kind, mapped, unhook, write};
 use crate::common::{self, Rig, address, leaf};
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::frame::FrameType;
@@ -61,6 +61,41 @@ fn hooking_in_is_preempted_between_tables_and_always_gets_further() {
             (rig.space(1, &Budget::new(budget)).hook_all(), back()),
             (outcome, now),
             "a budget of {budget}"
+        );
+        rig.check();
+    }
+}
+
+/// What a table costs that the guest has emptied can't be cut: it waits for a whole budget if too much of this one is spent, and only then.
+#[test]
+fn hooking_in_waits_for_a_budget_that_covers_it() {
+    let cost = Budget::FRAME * ENTRIES as u32;
+    for (spent, waits) in [(0, false), (cost, true)] {
+        let spent_budget = || {
+            let budget = Budget::new(cost + 200);
+            budget.charge(spent);
+            budget
+        };
+        let rig = Rig::new(1);
+        let tables = emptied(&rig, 1);
+        let outcome = rig.space(1, &spent_budget()).hook_all();
+        assert_eq!(
+            (outcome == Err(Stop::Preempted), out(&rig, &tables) == 1),
+            (waits, waits),
+            "{spent} spent"
+        );
+        let rig = Rig::new(1);
+        let tables = emptied(&rig, 1);
+        let vcpu = rig.domains[1].vcpu();
+        let arguments = [number::PENUMBRA_HOOK, (SLOT as u64) << 19, 0, 0, 0, 0];
+        rig.hv.machine().set_root(rig.domains[1].root);
+        vcpu.context().take();
+        rig.hv.hypercall_within(vcpu, number::PENUMBRA, arguments, &spent_budget());
+        let again = vcpu.context().take().again;
+        assert_eq!(
+            (again, out(&rig, &tables)),
+            (waits.then_some(arguments), usize::from(waits)),
+            "{spent} spent"
         );
         rig.check();
     }
