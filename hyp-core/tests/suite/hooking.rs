@@ -66,39 +66,41 @@ fn hooking_in_is_preempted_between_tables_and_always_gets_further() {
     }
 }
 
-/// What a table costs that the guest has emptied can't be cut: it waits for a whole budget if too much of this one is spent, and only then.
+/// What a table costs that the guest has emptied can't be cut: it waits for another budget if too much of this one is spent, and only then.
 #[test]
 fn hooking_in_waits_for_a_budget_that_covers_it() {
-    let cost = Budget::FRAME * ENTRIES as u32;
-    for (spent, waits) in [(0, false), (cost, true)] {
-        let spent_budget = || {
-            let budget = Budget::new(cost + 200);
-            budget.charge(spent);
-            budget
-        };
+    for (spent, waits) in [(0, false), (200, false), (201, true)] {
         let rig = Rig::new(1);
         let tables = emptied(&rig, 1);
-        let outcome = rig.space(1, &spent_budget()).hook_all();
+        let budget = Budget::new(ROOM_TO_HOOK + 200);
+        budget.charge(spent);
+        let outcome = rig.space(1, &budget).hook_all();
         assert_eq!(
             (outcome == Err(Stop::Preempted), out(&rig, &tables) == 1),
             (waits, waits),
             "{spent} spent"
         );
-        let rig = Rig::new(1);
-        let tables = emptied(&rig, 1);
-        let vcpu = rig.domains[1].vcpu();
-        let arguments = [number::PENUMBRA_HOOK, (SLOT as u64) << 19, 0, 0, 0, 0];
-        rig.hv.machine().set_root(rig.domains[1].root);
-        vcpu.context().take();
-        rig.hv.hypercall_within(vcpu, number::PENUMBRA, arguments, &spent_budget());
-        let again = vcpu.context().take().again;
-        assert_eq!(
-            (again, out(&rig, &tables)),
-            (waits.then_some(arguments), usize::from(waits)),
-            "{spent} spent"
-        );
         rig.check();
     }
+}
+
+/// One entry of a multicall takes a table out, the next has it hooked in.
+#[test]
+fn a_multicall_takes_out_and_hooks_in() {
+    let rig = Rig::new(1);
+    let (table, _) = hang(&rig, 1, 0, &[]);
+    rig.hv.machine().set_root(rig.domains[1].root);
+    let entry = |operation, address| MulticallEntry {
+        operation: number::PENUMBRA,
+        result: 99,
+        arguments: [operation, address, 0, 0, 0, 0],
+    };
+    let list = [entry(number::PENUMBRA_UNHOOK, mapped(0)), entry(number::PENUMBRA_HOOK, (SLOT as u64) << 19)];
+    let arguments = [rig.give(1, LIST, list.as_bytes()), 2, 0, 0, 0, 0];
+    assert_eq!(rig.call(1, number::MULTICALL, arguments), Ok(0));
+    assert_eq!([0, 1].map(|index| rig.word(1, LIST + index * 64 + 8)), [0, 0]);
+    assert_eq!(kind(&rig, table).0, FrameType::Table(1));
+    rig.check();
 }
 
 /// Before a backend reads a guest's memory by itself, nothing may be hidden from it. It has its own preemption points in between.
