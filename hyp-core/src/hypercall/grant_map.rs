@@ -175,7 +175,7 @@ impl<'a, M: Machine> Call<'a, M> {
         owed: &mut Owed,
     ) -> Result<(), Failure> {
         for _ in 0..(*left).min(PIECE as u64) {
-            self.budget.charge(Budget::OPERATION);
+            self.budget.charge(Budget::GRANT);
             let mut request: T = self.read(*next)?;
             *request.status() = match self.detach(request.unmapping(), owed) {
                 Ok(()) => GrantStatus::OKAY,

@@ -67,7 +67,7 @@ impl<'a, M: Machine> Call<'a, M> {
             if self.budget.is_spent() {
                 return Err(again);
             }
-            self.budget.charge(Budget::OPERATION);
+            self.budget.charge(Budget::GRANT);
             let mut structure: T = self.read(next)?;
             one(&mut structure).map_err(|Preempted| again)?;
             self.write(next, &structure)?;

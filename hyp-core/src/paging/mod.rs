@@ -114,6 +114,10 @@ impl<T: Into<Refusal>> From<T> for Stop {
     }
 }
 
+/// What has to be left of a budget, or hardly anything spent of it, before as many frames as a table has entries may be freed in one piece: when a
+/// table is hooked in that the guest has emptied, or a superpage goes.
+pub const ROOM_FOR_A_TABLE: u32 = Budget::HYPERCALL / 2;
+
 /// How much may be done before the next preemption point, counted in page-table entries.
 #[derive(Debug)]
 pub struct Budget {
@@ -134,6 +138,9 @@ impl Budget {
 
     /// What a frame costs that is freed or given out: it is scrubbed, and perhaps flushed.
     pub const FRAME: u32 = 64;
+
+    /// What mapping, unmapping or copying by a grant costs: two domains' lists are looked through and changed for it, and an entry.
+    pub const GRANT: u32 = 32;
 
     /// What a flush costs that a change of a frame's type causes: of itself, and in the walks that follow.
     pub const FLUSH: u32 = 16;

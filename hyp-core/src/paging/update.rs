@@ -5,7 +5,7 @@
 //! reference at all; whether it is one is judged by the neutral form, never by comparing bits of its own (XSA-148, XSA-182).
 
 use super::validate::NotHeld;
-use super::{Refusal, Stop, TableSpace};
+use super::{ROOM_FOR_A_TABLE, Refusal, Stop, TableSpace};
 use crate::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use crate::machine::{Entry, Level, Machine, PageTableFormat};
 
@@ -82,6 +82,11 @@ impl<M: Machine> TableSpace<'_, M> {
         // Then nothing unfinished was gone on with: that is incomplete, and no complete table leads to it.
         if old == new {
             return Ok(self.write(table, level, index, admitted, bits)?);
+        }
+        // The frames of superpages come and go in one piece.
+        let is_large = |entry: Entry| matches!(entry, Entry::Leaf(leaf) if leaf.level > 1);
+        if (is_large(old) || is_large(new)) && self.budget.lacks(ROOM_FOR_A_TABLE) {
+            return Err(Stop::Preempted);
         }
         self.hold_entry(level, new)?;
         if let Err(refusal) = self.write(table, level, index, admitted, bits) {

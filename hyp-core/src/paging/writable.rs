@@ -15,16 +15,13 @@
 use core::sync::atomic::Ordering;
 
 use super::walk::Place;
-use super::{Budget, Refusal, Stop, TableSpace};
+use super::{ROOM_FOR_A_TABLE, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame};
 use crate::frame::uses::Locked;
 use crate::machine::{Entry, FlushScope, Leaf, Machine, PageTableFormat};
 
 /// Tables that a domain can have unhooked at once.
 pub const MAX_UNHOOKED: usize = 4;
-/// What has to be left of a budget before a table is hooked in, or hardly anything spent of it: if the guest has emptied it, each of its
-/// entries may free a frame, in one piece.
-pub const ROOM_TO_HOOK: u32 = Budget::HYPERCALL / 2;
 /// Entries of the largest table.
 const MAX_ENTRIES: usize = 512;
 
@@ -210,7 +207,7 @@ impl<M: Machine> TableSpace<'_, M> {
         let (mut outcome, mut some) = (Ok(()), false);
         for slot in 0..MAX_UNHOOKED {
             let is_wanted = self.state.slots.get(slot).and_then(Slot::unhooked).is_some_and(&wanted);
-            if is_wanted && (self.budget.lacks(ROOM_TO_HOOK) || some && self.budget.is_spent()) {
+            if is_wanted && (self.budget.lacks(ROOM_FOR_A_TABLE) || some && self.budget.is_spent()) {
                 return Err(Stop::Preempted);
             }
             if is_wanted {

@@ -3,7 +3,7 @@
 use crate::common::{Rig, SELF};
 use hyp_core::paging::Budget;
 use penumbra_abi::event_channel::{EVTCHNOP_RESET, Reset};
-use penumbra_abi::grant_table::{GNTTABOP_SETUP_TABLE, SetupTable};
+use penumbra_abi::grant_table::{GNTTABOP_SETUP_TABLE, GNTTABOP_UNMAP_GRANT_REF, SetupTable, UnmapGrantRef};
 use penumbra_abi::hypercall as number;
 use penumbra_abi::memory::{MemoryMap, XENMEM_MEMORY_MAP};
 use penumbra_abi::multicall::MulticallEntry;
@@ -88,4 +88,19 @@ fn a_large_structure_costs_more_than_an_operation() {
 
 fn pad([first, second, third]: [u64; 3]) -> [u64; 6] {
     [first, second, third, 0, 0, 0]
+}
+
+#[test]
+fn grants_cost_more_than_other_operations() {
+    let rig = Rig::new(1);
+    // All refused, which spares them little.
+    let requests = [UnmapGrantRef { handle: u32::MAX, ..UnmapGrantRef::default() }; 130];
+    let at = rig.give(1, 0, requests.as_bytes());
+    let vcpu = rig.domains[1].vcpu();
+    vcpu.context().take();
+    let arguments = [GNTTABOP_UNMAP_GRANT_REF.into(), at, 130, 0, 0, 0];
+    rig.hv.hypercall_within(vcpu, number::GRANT_TABLE_OP, arguments, &Budget::new(Budget::HYPERCALL));
+    let left = vcpu.context().take().again.map(|[_, _, left, ..]| left);
+    assert_eq!(left, Some(2), "128 within a hypercall's budget");
+    rig.check();
 }

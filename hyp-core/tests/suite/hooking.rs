@@ -6,8 +6,7 @@ use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::frame::FrameType;
 use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
-use hyp_core::paging::writable::ROOM_TO_HOOK;
-use hyp_core::paging::{Budget, Stop};
+use hyp_core::paging::{Budget, ROOM_FOR_A_TABLE, Stop};
 use penumbra_abi::hypercall as number;
 use penumbra_abi::multicall::MulticallEntry;
 use zerocopy::IntoBytes;
@@ -72,7 +71,7 @@ fn hooking_in_waits_for_a_budget_that_covers_it() {
     for (spent, waits) in [(0, false), (200, false), (201, true)] {
         let rig = Rig::new(1);
         let tables = emptied(&rig, 1);
-        let budget = Budget::new(ROOM_TO_HOOK + 200);
+        let budget = Budget::new(ROOM_FOR_A_TABLE + 200);
         budget.charge(spent);
         let outcome = rig.space(1, &budget).hook_all();
         assert_eq!(
@@ -178,7 +177,7 @@ fn a_hypercall_waits_until_hooking_in_is_paid_for() {
 #[test]
 fn what_is_unhooked_in_the_middle_of_a_hypercall_is_hooked_in_piece_by_piece() {
     let mut cut = 0;
-    for budget in (1..200).chain(ROOM_TO_HOOK..ROOM_TO_HOOK + 200).step_by(7) {
+    for budget in (1..200).chain(ROOM_FOR_A_TABLE..ROOM_FOR_A_TABLE + 200).step_by(7) {
         let rig = Rig::new(1);
         let tables: Vec<_> = (0..TABLES_OUT).map(|index| hang(&rig, 1, index, &[]).0).collect();
         let (at, entry) = (address(300), leaf(rig.pool(1, 0), false));

@@ -7,7 +7,8 @@ use crate::common::{POOL, Rig, frame, leaf, place, table};
 use hyp_core::address::MachineFrame;
 use hyp_core::fake::format::READ_ONLY;
 use hyp_core::frame::FrameType;
-use hyp_core::paging::{Budget, Stop};
+use hyp_core::paging::update::HardwareBits;
+use hyp_core::paging::{Budget, ROOM_FOR_A_TABLE, Stop};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::memory;
 
@@ -60,6 +61,25 @@ fn a_superpage_counts_each_of_its_frames() {
     assert_eq!(put(&rig, 1, at, leaf(first, true)), Ok(0));
     assert_eq!(put(&rig, 1, at, 0), Ok(0));
     assert_eq!(references(&rig), before);
+}
+
+/// All of its frames come and go in one piece: that waits for another budget if too much of this one is spent, and only then.
+#[test]
+fn a_superpage_waits_for_a_budget_that_covers_it() {
+    let rig = Rig::new(1);
+    let (table, index) = empty_entry(&rig, 1);
+    let (_, first) = run(&rig, 1);
+    let set = |raw, spent| {
+        let budget = Budget::new(ROOM_FOR_A_TABLE + 200);
+        budget.charge(spent);
+        rig.space(1, &budget).update(table, 2, index, raw, HardwareBits::Replace)
+    };
+    for raw in [leaf(first, true), leaf(first, false), 0] {
+        assert_eq!(set(raw, 201), Err(Stop::Preempted));
+        assert_eq!(set(raw, 200), Ok(()));
+        assert_eq!(rig.entry(table, index), raw);
+        rig.check();
+    }
 }
 
 /// XSA-148: the writable bit of a superpage must count, or a guest writes to its own page tables through it.
