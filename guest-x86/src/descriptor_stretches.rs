@@ -2,11 +2,13 @@
 
 use guest_core::architecture::Architecture;
 use guest_core::bench::multicalls::{Repeated, repeat};
+use guest_core::bench::window::Window;
 use guest_core::guest::Guest;
-use guest_core::hypercalls::call;
+use guest_core::hypercalls::{address_of, call, mmuext, update_entry};
 use guest_core::pages::Page;
-use penumbra_abi::Errno;
-use penumbra_abi::hypercall::{SET_GDT, SET_TRAP_TABLE};
+use penumbra_abi::hypercall::{MMUEXT_OP, SET_GDT, SET_TRAP_TABLE};
+use penumbra_abi::mmu::{MMUEXT_SET_LDT, MmuextOp};
+use penumbra_abi::{DOMID_SELF, Errno};
 
 use crate::machine::X86;
 
@@ -14,8 +16,9 @@ use crate::machine::X86;
 const UNUSED_VECTOR: u64 = 255;
 /// Handlers in a table: with the entry that ends it, a page.
 const HANDLERS: usize = 255;
-/// Pages of a guest's part of the global table, and descriptors on a page.
-const PAGES: usize = 14;
+/// Pages of a guest's part of the global table, and of the local one; descriptors on a page.
+const GLOBAL_PAGES: usize = 14;
+const LOCAL_PAGES: usize = 16;
 const ON_A_PAGE: usize = 512;
 /// Writable data for ring 3, flat, and loaded before.
 const DATA: u64 = 0x00cf_f300_0000_ffff;
@@ -27,7 +30,7 @@ pub fn trap_tables(guest: &Guest<X86>) -> Result<(), Errno> {
         guest.write(&table, index * 2, UNUSED_VECTOR);
         guest.write(&table, index * 2 + 1, X86::VIRT_BASE);
     }
-    let result = repeat(guest, &[[SET_TRAP_TABLE, guest.address(&table), 0, 0]], Ok(()));
+    let result = repeat(guest, &[[SET_TRAP_TABLE, guest.address(&table), 0, 0, 0]], Ok(()));
     guest.pages.free(table);
     result
 }
@@ -39,23 +42,51 @@ pub fn known_tables(guest: &Guest<X86>) -> Result<(), Errno> {
 
 /// What is measured as `multicall-set-gdt-anew`: 14 pages that are taken away each time, and have to be judged each time.
 pub fn new_tables(guest: &Guest<X86>) -> Result<(), Errno> {
-    with_pages(guest, |set| repeat(guest, &[set, [SET_GDT, 0, 0, 0]], Ok(())))
+    with_pages(guest, |set| repeat(guest, &[set, [SET_GDT, 0, 0, 0, 0]], Ok(())))
 }
 
 /// Does `work` with the hypercall that makes 14 full pages the global table.
 fn with_pages(guest: &Guest<X86>, work: impl FnOnce(Repeated) -> Result<(), Errno>) -> Result<(), Errno> {
     let list = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
-    let pages = [const { None }; PAGES].map(|_: Option<Page>| guest.zeroed_page());
+    let pages = full_pages::<GLOBAL_PAGES>(guest)?;
+    pages.iter().flatten().enumerate().for_each(|(index, page)| guest.write(&list, index, guest.frame(page)));
+    let result = work([SET_GDT, guest.address(&list), (GLOBAL_PAGES * ON_A_PAGE) as u64, 0, 0]);
+    call::<X86>(SET_GDT, &[0, 0])?;
+    guest.pages.free(list);
+    result.and(release(guest, pages))
+}
+
+/// What is measured as `multicall-set-ldt-anew`: 16 pages become the local table and are taken away, in turn.
+pub fn new_local_tables(guest: &Guest<X86>) -> Result<(), Errno> {
+    let pages = full_pages::<LOCAL_PAGES>(guest)?;
+    let window = Window::open_number(guest, 1)?;
     for (index, page) in pages.iter().flatten().enumerate() {
+        update_entry::<X86>(window.slot(index as u64), X86::leaf(guest.frame(page), false))?;
+    }
+    let operation = |entries: usize| MmuextOp {
+        command: MMUEXT_SET_LDT,
+        pad: 0,
+        argument1: window.address(0),
+        argument2: entries as u64,
+    };
+    let operations = [operation(LOCAL_PAGES * ON_A_PAGE), operation(0)];
+    let calls = operations.each_ref().map(|one| [MMUEXT_OP, address_of(one), 1, 0, DOMID_SELF.into()]);
+    let result = repeat(guest, &calls, Ok(()));
+    mmuext::<X86>(MMUEXT_SET_LDT, 0, 0)?;
+    window.close()?;
+    result.and(release(guest, pages))
+}
+
+/// Pages full of descriptors, which are mapped to be read.
+fn full_pages<const COUNT: usize>(guest: &Guest<X86>) -> Result<[Option<Page>; COUNT], Errno> {
+    let pages = [const { None }; COUNT].map(|_: Option<Page>| guest.zeroed_page());
+    for page in pages.iter().flatten() {
         (0..ON_A_PAGE).for_each(|descriptor| guest.write(page, descriptor, DATA));
         guest.set_writable(page, false)?;
-        guest.write(&list, index, guest.frame(page));
     }
-    let result = work([SET_GDT, guest.address(&list), (PAGES * ON_A_PAGE) as u64, 0]);
-    call::<X86>(SET_GDT, &[0, 0])?;
-    for page in pages.into_iter().flatten() {
-        guest.release(page)?;
-    }
-    guest.pages.free(list);
-    result
+    Ok(pages)
+}
+
+fn release<const COUNT: usize>(guest: &Guest<X86>, pages: [Option<Page>; COUNT]) -> Result<(), Errno> {
+    pages.into_iter().flatten().try_for_each(|page| guest.release(page))
 }

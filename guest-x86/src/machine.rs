@@ -56,6 +56,7 @@ impl Architecture for X86 {
         ("multicall-trap-table", descriptor_stretches::trap_tables),
         ("multicall-set-gdt", descriptor_stretches::known_tables),
         ("multicall-set-gdt-anew", descriptor_stretches::new_tables),
+        ("multicall-set-ldt-anew", descriptor_stretches::new_local_tables),
         ("breakpoint-4-emptied-tables", late_traps::measured_breakpoint),
         ("page-fault-4-emptied-tables", late_traps::measured_page_fault),
     ];

@@ -11,6 +11,7 @@
 
 mod calls;
 mod direct;
+mod grants;
 mod memory;
 mod meter;
 pub mod multicalls;
@@ -20,7 +21,7 @@ mod roots;
 pub mod stretches;
 mod tables;
 pub mod upcall;
-mod window;
+pub mod window;
 
 use crate::architecture::Architecture;
 use crate::guest::Guest;

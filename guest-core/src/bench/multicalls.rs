@@ -22,31 +22,33 @@ const POLLED: u32 = 128;
 /// No port has this number.
 const NO_PORT: u64 = 9999;
 
-/// One call of those that are repeated: its number and its first three arguments.
-pub type Repeated = [u64; 4];
+/// One call of those that are repeated: its number and its first four arguments.
+pub type Repeated = [u64; 5];
 
 /// A multicall of 2000 entries that are these calls, in turn.
 ///
 /// # Errors
-/// There is no memory, the multicall is refused, or the first entry comes to something else than `expected`.
+/// There is no memory, the multicall is refused, or an entry comes to something else than `expected`.
 pub fn repeat<A: Architecture>(
     guest: &Guest<A>,
     calls: &[Repeated],
     expected: Result<(), Errno>,
 ) -> Result<(), Errno> {
     let page = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
-    for (entry, [operation, first, second, third]) in calls.iter().cycle().take(ENTRIES).enumerate() {
-        let words = [*operation, 0, *first, *second, *third];
+    for (entry, [operation, first, second, third, fourth]) in calls.iter().cycle().take(ENTRIES).enumerate() {
+        let words = [*operation, 0, *first, *second, *third, *fourth];
         words
             .iter()
             .enumerate()
             .for_each(|(word, value)| guest.write(&page, entry * ENTRY_WORDS + word, *value));
     }
     let result = with_long_list(guest, &page, |list| call::<A>(number::MULTICALL, &[list, CALLS]).map(drop));
-    let first = Errno::from_return(guest.read(&page, 1)).map(drop);
+    let results =
+        (0..ENTRIES).map(|entry| Errno::from_return(guest.read(&page, entry * ENTRY_WORDS + 1)).map(drop));
+    let other = results.into_iter().find(|result| *result != expected);
     guest.pages.free(page);
     result?;
-    if first == expected { Ok(()) } else { Err(first.err().unwrap_or(Errno::EINVAL)) }
+    other.map_or(Ok(()), |other| Err(other.err().unwrap_or(Errno::EINVAL)))
 }
 
 /// Polls of 128 ports, of which the last one is none, so that nobody ever waits.
@@ -55,7 +57,7 @@ pub fn polls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     (0..64).for_each(|pair| guest.write(&ports, pair, 1 << 32 | 1));
     guest.write(&ports, 63, NO_PORT << 32 | 1);
     let poll = SchedPoll { ports: guest.address(&ports), nr_ports: POLLED, ..Default::default() };
-    let calls = [[number::SCHED_OP, SCHEDOP_POLL, address_of(&poll), 0]];
+    let calls = [[number::SCHED_OP, SCHEDOP_POLL, address_of(&poll), 0, 0]];
     let result = repeat(guest, &calls, Err(Errno::EINVAL));
     guest.pages.free(ports);
     result
@@ -64,10 +66,10 @@ pub fn polls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
 /// Resets of ports that are all closed by then.
 pub fn resets<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     let reset = Reset { dom: DOMID_SELF };
-    repeat(guest, &[[number::EVENT_CHANNEL_OP, EVTCHNOP_RESET, address_of(&reset), 0]], Ok(()))
+    repeat(guest, &[[number::EVENT_CHANNEL_OP, EVTCHNOP_RESET, address_of(&reset), 0, 0]], Ok(()))
 }
 
 /// First registers for a vCPU that has them already: they are read all the same, from the start of this kernel.
 pub fn second_starts<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
-    repeat(guest, &[[number::VCPU_OP, VCPUOP_INITIALISE, 0, A::VIRT_BASE]], Err(Errno::EEXIST))
+    repeat(guest, &[[number::VCPU_OP, VCPUOP_INITIALISE, 0, A::VIRT_BASE, 0]], Err(Errno::EEXIST))
 }

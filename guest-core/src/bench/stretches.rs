@@ -5,7 +5,7 @@
 //! window, so that a small kernel can hand over a hundred thousand.
 
 use super::window::{self, Say, Window};
-use super::{multicalls, pins_then_superpage};
+use super::{grants, multicalls, pins_then_superpage};
 use crate::architecture::{Architecture, PAGE_SIZE, TABLE_ENTRIES};
 use crate::emptied::EmptiedTables;
 use crate::guest::Guest;
@@ -39,7 +39,7 @@ pub type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 11] = [
+    let operations: [(&str, Operation<A>); 12] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
@@ -49,6 +49,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>) {
         ("multicall-poll-128", multicalls::polls),
         ("multicall-reset", multicalls::resets),
         ("multicall-initialise-vcpu", multicalls::second_starts),
+        ("grants-500", grants::run),
         ("pins-then-superpage", pins_then_superpage::run),
         ("destroy-domain", destroy),
     ];

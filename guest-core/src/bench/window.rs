@@ -1,6 +1,6 @@
 //! A table of level 1 that is hooked into the running tree, and pages to map by it.
 //!
-//! The window lies 256 MiB above the kernel's first address, where nothing else is. The pages are the highest of the domain,
+//! There can be several. The first window lies 256 MiB above the kernel's first address, where nothing else is. The pages are the highest of the domain,
 //! which nothing maps, so that each mapping changes a frame's type, as the first mapping of a page does.
 
 use crate::architecture::{Architecture, PAGE_SHIFT, PAGE_SIZE};
@@ -10,8 +10,9 @@ use crate::pages::Page;
 use penumbra_abi::mmu::MmuUpdate;
 use penumbra_abi::{DOMID_SELF, Errno};
 
-/// Where the window lies, counted from the kernel's first address.
+/// Where the first window lies, counted from the kernel's first address, and how far the next one is from each (bytes).
 const OFFSET: u64 = 256 << 20;
+const SPAN: u64 = 2 << 20;
 /// Entries that one batch changes.
 pub const BATCH: usize = 128;
 
@@ -30,6 +31,8 @@ pub enum Say {
 pub struct Window<'a, A: Architecture> {
     guest: &'a Guest<A>,
     table: Page,
+    /// Virtual address of its first page.
+    base: u64,
     /// Machine address of the entry that leads to the table.
     hook: u64,
 }
@@ -40,12 +43,21 @@ impl<'a, A: Architecture> Window<'a, A> {
     /// # Errors
     /// Why the hypervisor refuses.
     pub fn open(guest: &'a Guest<A>) -> Result<Self, Errno> {
-        let last = guest.walk(A::VIRT_BASE + OFFSET).last().filter(|step| step.level == 2);
+        Self::open_number(guest, 0)
+    }
+
+    /// The same for the window behind `number` others.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_number(guest: &'a Guest<A>, number: u64) -> Result<Self, Errno> {
+        let base = A::VIRT_BASE + OFFSET + number * SPAN;
+        let last = guest.walk(base).last().filter(|step| step.level == 2);
         let hook = last.filter(|step| A::decode(2, step.entry).is_none()).ok_or(Errno::EEXIST)?;
         let table = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
         guest.set_writable(&table, false)?;
         update_entry::<A>(hook.machine_address(), A::table(guest.frame(&table)))?;
-        Ok(Self { guest, table, hook: hook.machine_address() })
+        Ok(Self { guest, table, base, hook: hook.machine_address() })
     }
 
     /// Takes the table out and frees it.
@@ -59,7 +71,7 @@ impl<'a, A: Architecture> Window<'a, A> {
 
     /// Virtual address of page `index`.
     pub const fn address(&self, index: u64) -> u64 {
-        A::VIRT_BASE + OFFSET + index * PAGE_SIZE
+        self.base + index * PAGE_SIZE
     }
 
     /// Machine address of entry `index`.
