@@ -1,7 +1,7 @@
 //! Long lists of grants: 500 pages that the domain lends itself are copied, mapped, and given back, each in one hypercall.
 
 use super::window;
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, PAGE_SIZE};
 use crate::grants::Table;
 use crate::guest::Guest;
 use crate::hypercalls::{call, mmuext};
@@ -12,7 +12,7 @@ use penumbra_abi::grant_table::{
     UnmapGrantRef,
 };
 use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_UNPIN_TABLE};
-use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
+use penumbra_abi::{Errno, hypercall as number};
 
 /// Pages lent: what one frame of the grant table has room for, and less than a table maps.
 const LENT: usize = 500;
@@ -62,7 +62,7 @@ fn copy<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
     let mut requests = core::array::from_fn(|index| GrantCopy {
         source: end(index),
         dest: end(index + 1),
-        len: crate::architecture::PAGE_SIZE as u16,
+        len: PAGE_SIZE as u16,
         flags: GNTCOPY_SOURCE_GREF | GNTCOPY_DEST_GREF,
         ..GrantCopy::default()
     });
