@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aarch64;
+pub mod callback;
 pub mod console;
 pub mod domctl;
 pub mod elfnote;
@@ -20,6 +21,7 @@ pub mod hypercall;
 pub mod memory;
 pub mod mmu;
 pub mod multicall;
+pub mod physdev;
 pub mod sched;
 pub mod shared_info;
 pub mod start_info;

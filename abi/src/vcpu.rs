@@ -158,8 +158,12 @@ pub struct X86GuestContext {
     pub gs_base_user: u64,
 }
 
+/// In [`X86GuestContext::flags`]: [`X86GuestContext::fpu_ctxt`] holds something.
+pub const VGCF_I387_VALID: u64 = 1 << 0;
 /// In [`X86GuestContext::flags`]: the vCPU starts in the guest's kernel.
 pub const VGCF_IN_KERNEL: u64 = 1 << 2;
+/// In [`X86GuestContext::flags`]: events are masked when the failsafe handler is entered.
+pub const VGCF_FAILSAFE_DISABLES_EVENTS: u64 = 1 << 3;
 /// In [`X86GuestContext::flags`]: events are masked when the system-call handler is entered.
 pub const VGCF_SYSCALL_DISABLES_EVENTS: u64 = 1 << 4;
 

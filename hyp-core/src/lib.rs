@@ -41,7 +41,7 @@ pub mod paging;
 pub mod sched;
 mod stretch;
 pub mod sync;
-pub(crate) mod time;
+pub mod time;
 
 pub use domain::vcpu::Vcpu;
 pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};

@@ -12,7 +12,9 @@ use penumbra_abi::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::address::{GuestVirtual, MachineFrame};
+use crate::domain::vcpu::Vcpu;
 use crate::hypercall::{Arguments, Call, Outcome};
+use crate::time::published::GuestClock;
 
 /// One kind of machine.
 ///
@@ -44,6 +46,12 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     /// Where in the shared-info page a guest says how many entries of its P2M are valid, if there is such a place on this architecture.
     const SHARED_INFO_MAX_PFN: Option<usize> = None;
 
+    /// Where in a `vcpu_info` a guest reads the time ([`crate::time::published`]), if there is such a place on this architecture: offset in
+    /// bytes, a multiple of 8.
+    const VCPU_TIME: Option<usize> = None;
+    /// Where in the shared-info page a guest reads the time of day: as above.
+    const WALL_CLOCK: Option<usize> = None;
+
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
     /// (not canonical), or that root isn't set.
     fn root_of(
@@ -59,6 +67,26 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     fn hypercall(call: &Call<'_, Self>, number: u64, arguments: &Arguments) -> Outcome {
         let _ = (call, number, arguments);
         Err(Errno::ENOSYS.into())
+    }
+
+    /// Takes the segment descriptors with which `vcpu`, which doesn't run, is to start: judged, and held like any others of its. That can't
+    /// be cut in pieces, and costs no more of the budget than [`Self::start_cost`].
+    ///
+    /// # Errors
+    /// EINVAL: they are no good.
+    fn start_descriptors(
+        call: &Call<'_, Self>,
+        vcpu: &Vcpu<Self>,
+        start: &GuestStart<Self>,
+    ) -> Result<(), Errno> {
+        let _ = (call, vcpu, start);
+        Ok(())
+    }
+
+    /// What [`Self::start_descriptors`] may cost.
+    fn start_cost(start: &GuestStart<Self>) -> u32 {
+        let _ = start;
+        0
     }
 
     /// Installs a table of segment descriptors for the vCPU that asks: `entries` of them from `base` on, none to take it away.
@@ -318,6 +346,14 @@ pub trait Board {
     fn console_write(&self, bytes: &[u8]);
     /// Nanoseconds since boot, never going back.
     fn now(&self) -> u64;
+    /// The counter that guests read by themselves, by which [`Self::now`] counts, too; `None` where they have no need of it.
+    fn guest_clock(&self) -> Option<GuestClock> {
+        None
+    }
+    /// The time of day when [`Self::now`] was zero: seconds since 1970; `None` if nobody knows.
+    fn wall_clock(&self) -> Option<u64> {
+        None
+    }
     /// Asks for a tick no later than `deadline` (as [`Self::now`] counts), if that can be had: by default there is the next
     /// ordinary tick. Each tick comes to [`crate::Hypervisor::tick`].
     fn interrupt_by(&self, _deadline: u64) {}

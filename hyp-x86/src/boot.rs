@@ -30,8 +30,11 @@ use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, stack};
 const FIRST_4_GIB: u64 = 4 << 30;
 /// The first MiB holds what firmware left; it is never given away.
 const FIRST_MIB: u64 = 1 << 20;
-/// The page-attribute table, as it is after a reset: types 0 and 4 are write-back, which `format.rs` counts on.
-const PAGE_ATTRIBUTES: u64 = 0x0007_0406_0007_0406;
+/// The page-attribute table, as Xen's ABI has it: write-back, write-through, uncached-minus, uncached; write-combining, write-protected.
+pub const GUEST_PAGE_ATTRIBUTES: u64 = 0x0000_0501_0007_0406;
+/// The same, but for type 4, which is write-back like type 0: `format.rs` counts on that. No entry of a guest's can ask for it.
+const PAGE_ATTRIBUTES: u64 = GUEST_PAGE_ATTRIBUTES & !(0xff << 32) | WRITE_BACK << 32;
+const WRITE_BACK: u64 = 6;
 const MSR_PAGE_ATTRIBUTES: u32 = 0x277;
 /// Which flaws the processor doesn't have (`IA32_ARCH_CAPABILITIES`).
 const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
@@ -163,6 +166,8 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     give_memory(&mut boot, end)?;
     // SAFETY: once, with interrupts off; the tables map the registers there.
     unsafe { interrupts::start(layout::APIC_REGISTERS) }.map_err(Stop::Clock)?;
+    // SAFETY: nobody else uses the clock.
+    unsafe { clock::read_time_of_day() };
     start_domains(information)
 }
 

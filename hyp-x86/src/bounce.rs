@@ -14,7 +14,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Hooked, Saved};
-use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, Failed, GUEST_FLAGS, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, trap};
 
@@ -24,6 +24,12 @@ const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
 const ERROR_USER: u64 = 1 << 2;
 /// In a trap handler's flags: mask events.
 const MASK_EVENTS: u8 = 1 << 2;
+/// In a trap handler's flags: the lowest ring whose `int` it takes. User mode is 3; what is less is for the kernel alone.
+const CALLERS: u8 = 0b11;
+/// Bytes of `int` and of `syscall`.
+const INT_BYTES: u64 = 2;
+const SYSCALL_BYTES: u64 = 2;
+const INVALID_OPCODE: u64 = 6;
 /// The page fault's vector.
 pub const PAGE_FAULT: u64 = 14;
 
@@ -126,13 +132,109 @@ fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
 #[inline(never)]
 pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let Some(hooked) = Hooked::now() else { return cpu::later(context) };
+    let address = context.callbacks.syscall.get();
+    if address == 0 {
+        return no_callback(vcpu, context, hooked);
+    }
     let mode = leave_user_mode(vcpu, context);
-    let callback = context.callbacks.syscall.get();
-    let target = Target { address: callback, mask: true };
-    if callback == 0 || enter_kernel(hooked, context, target, mode, None).is_none() {
-        HYPERVISOR.kill(vcpu, format_args!("a system call without a callback or a stack for it"));
+    let target = Target { address, mask: context.callbacks.syscall_masks.get() };
+    if enter_kernel(hooked, context, target, mode, None).is_none() {
+        return no_stack(vcpu, BY_SYSCALL);
     }
     trap::go_on(context)
+}
+
+/// A `syscall` in 32-bit code: a user's goes to the kernel's callback for that; the kernel itself has none.
+#[cold]
+#[inline(never)]
+pub fn compatibility_system_call(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    hooked: Hooked,
+) -> *const GuestContext {
+    let address = context.callbacks.syscall32.get();
+    if address == 0 || !context.user_mode.get() {
+        return no_callback(vcpu, context, hooked);
+    }
+    let mode = leave_user_mode(vcpu, context);
+    let target = Target { address, mask: context.callbacks.syscall32_masks.get() };
+    finish(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
+}
+
+/// As in Xen, a `syscall` that goes nowhere is an invalid opcode.
+#[cold]
+#[inline(never)]
+fn no_callback(vcpu: &'static Vcpu<X86>, context: &GuestContext, hooked: Hooked) -> *const GuestContext {
+    context.frame.rip.set(context.frame.rip.get().wrapping_sub(SYSCALL_BYTES));
+    exception(vcpu, context, INVALID_OPCODE, None, hooked)
+}
+
+/// `int` by the guest, to a handler that lets its callers in: as the processor would, without an error code, behind the instruction.
+/// `None`: it stays a general-protection fault.
+pub fn software_interrupt(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    vector: u64,
+    hooked: Hooked,
+) -> Option<*const GuestContext> {
+    let handler = handler(context, vector)?;
+    if context.user_mode.get() && handler.flags.get() & CALLERS != CALLERS {
+        return None;
+    }
+    context.frame.rip.set(context.frame.rip.get().wrapping_add(INT_BYTES));
+    Some(exception(vcpu, context, vector, None, hooked))
+}
+
+/// The state that the guest wants can't be loaded: its failsafe callback gets that state, with the segment registers as they were meant to
+/// be; it compares them with those that it has. `false`: tables are unhooked, and it waits.
+#[cold]
+#[inline(never)]
+#[must_use]
+pub fn failsafe(vcpu: &'static Vcpu<X86>, failed: Failed) -> bool {
+    let Some(hooked) = Hooked::now() else { return false };
+    let context = vcpu.context();
+    context.set_failed(None);
+    let mode =
+        if context.user_mode.get() { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) };
+    let selectors = match failed {
+        Failed::Return => cpu::selectors(),
+        Failed::Segment => context.segments.selectors(),
+    };
+    if enter_failsafe(hooked, context, mode, selectors).is_none() {
+        HYPERVISOR.kill(vcpu, format_args!("no stack for the failsafe callback"));
+    }
+    true
+}
+
+/// The frame: as for an exception, with ds, es, fs and gs between r11 and rip.
+fn enter_failsafe(
+    _: Hooked,
+    context: &GuestContext,
+    interrupted: Interrupted,
+    [ds, es, fs, gs]: [u16; 4],
+) -> Option<()> {
+    let frame = &context.frame;
+    let saved = saved(context, &interrupted)?;
+    let words = [
+        frame.rcx.get(),
+        frame.r11.get(),
+        ds.into(),
+        es.into(),
+        fs.into(),
+        gs.into(),
+        frame.rip.get(),
+        saved.cs,
+        saved.flags,
+        frame.rsp.get(),
+        frame.ss.get(),
+    ];
+    let bottom = (interrupted.stack & !15).wrapping_sub(words.len() as u64 * 8);
+    for (index, word) in (0u64..).zip(words) {
+        access::write(bottom.wrapping_add(index * 8), &word.to_le_bytes()).ok()?;
+    }
+    let callbacks = &context.callbacks;
+    let target = Target { address: callbacks.failsafe.get(), mask: callbacks.failsafe_masks.get() };
+    arrive(context, &target, bottom)
 }
 
 /// An event is pending, and not masked: the kernel's event callback gets it, with events masked. A guest without a callback
@@ -226,14 +328,7 @@ fn enter_kernel(
     error: Option<u64>,
 ) -> Option<()> {
     let frame = &context.frame;
-    let info = context.info()?;
-    let masked = info.mask.load(Ordering::Relaxed);
-    let flags = frame.rflags.get();
-    let saved = Saved {
-        cs: frame.cs.get() & 0xfffc | interrupted.ring | u64::from(masked) << 32,
-        // The interrupt flag is on whenever a guest runs; what the guest sees there is its own mask.
-        flags: if masked == 0 { flags } else { flags & !FLAG_INTERRUPT },
-    };
+    let saved = saved(context, &interrupted)?;
     let top = interrupted.stack & !15;
     let bottom = match error {
         None => {
@@ -247,14 +342,34 @@ fn enter_kernel(
             bottom
         }
     };
+    arrive(context, &target, bottom)
+}
+
+/// What the handler finds in place of the frame's own.
+#[inline(always)]
+fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved> {
+    let frame = &context.frame;
+    let masked = context.info()?.mask.load(Ordering::Relaxed);
+    let flags = frame.rflags.get();
+    Some(Saved {
+        cs: frame.cs.get() & 0xfffc | interrupted.ring | u64::from(masked) << 32,
+        // The interrupt flag is on whenever a guest runs; what the guest sees there is its own mask.
+        flags: if masked == 0 { flags } else { flags & !FLAG_INTERRUPT },
+    })
+}
+
+/// Makes the context that of the kernel at `target`, with a frame at `bottom`.
+#[inline(always)]
+fn arrive(context: &GuestContext, target: &Target, bottom: u64) -> Option<()> {
+    let frame = &context.frame;
     if target.mask {
-        info.mask.store(1, Ordering::Relaxed);
+        context.info()?.mask.store(1, Ordering::Relaxed);
     }
     frame.rip.set(target.address);
     frame.rsp.set(bottom);
     frame.ss.set(FLAT_RING3_SS64.into());
     frame.cs.set(FLAT_RING3_CS64.into());
-    frame.rflags.set(flags & !CLEARED_IN_HANDLER);
+    frame.rflags.set(frame.rflags.get() & !CLEARED_IN_HANDLER);
     frame.vector.set(BY_SYSCALL);
     Some(())
 }
@@ -265,9 +380,7 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
     let frame = &context.frame;
     let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
-    let Some(info) = context.info().filter(|_| layout::is_canonical(frame.rip.get())) else {
-        return no_context(vcpu);
-    };
+    let Some(info) = context.info() else { return no_context(vcpu) };
     let (cs, flags) = (frame.cs.get(), frame.rflags.get());
     info.mask.store(u8::from(flags & FLAG_INTERRUPT == 0), Ordering::Relaxed);
     // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
@@ -275,7 +388,8 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
     frame.ss.set(frame.ss.get() & 0xffff | 3);
     frame.rflags.set(flags & GUEST_FLAGS | FLAG_INTERRUPT);
     let flat = frame.cs.get() == FLAT_RING3_CS64.into() && frame.ss.get() == FLAT_RING3_SS64.into();
-    let by_sysret = how & VGCF_IN_SYSCALL != 0 && flat;
+    // A place that isn't canonical is for the processor to refuse.
+    let by_sysret = how & VGCF_IN_SYSCALL != 0 && flat && layout::is_canonical(frame.rip.get());
     frame.vector.set(if by_sysret { BY_SYSCALL } else { BY_IRET });
     if cs & 3 == 3 { to_user_mode(vcpu, context) } else { trap::go_on(context) }
 }

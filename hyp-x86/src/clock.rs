@@ -1,14 +1,19 @@
-//! Time, from the processor's time-stamp counter.
+//! Time, from the processor's time-stamp counter; the time of day, from the board's clock.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
+
+use hyp_core::time::published::{GuestClock, Scale};
+use platform::q35::rtc;
 
 /// The counter when the loader gave us the machine.
 static START: AtomicU64 = AtomicU64::new(0);
-/// Nanoseconds for each count, as a binary fraction with [`FRACTION_BITS`] bits.
-static SCALE: AtomicU64 = AtomicU64::new(1 << FRACTION_BITS);
+/// The counter's [`Scale`].
+static MULTIPLIER: AtomicU32 = AtomicU32::new(1 << 31);
+static SHIFT: AtomicI8 = AtomicI8::new(1);
 /// Counts a second.
 static FREQUENCY: AtomicU64 = AtomicU64::new(0);
-const FRACTION_BITS: u32 = 32;
+/// Seconds from 1970 to when the machine was handed over; 0: not known.
+static TIME_OF_DAY: AtomicU64 = AtomicU64::new(0);
 
 /// The counter.
 #[inline]
@@ -24,9 +29,41 @@ pub fn set_start(start: u64) {
 
 /// Says how fast the counter counts (counts a second).
 pub fn set_frequency(frequency: u64) {
-    let scale = (1_000_000_000u128 << FRACTION_BITS) / u128::from(frequency.max(1));
-    SCALE.store(u64::try_from(scale).unwrap_or(u64::MAX), Ordering::Relaxed);
+    let scale = Scale::of(frequency);
+    MULTIPLIER.store(scale.multiplier, Ordering::Relaxed);
+    SHIFT.store(scale.shift, Ordering::Relaxed);
     FREQUENCY.store(frequency, Ordering::Relaxed);
+}
+
+/// Counts a second.
+pub fn frequency() -> u64 {
+    FREQUENCY.load(Ordering::Relaxed)
+}
+
+#[inline(always)]
+fn scale() -> Scale {
+    Scale { multiplier: MULTIPLIER.load(Ordering::Relaxed), shift: SHIFT.load(Ordering::Relaxed) }
+}
+
+/// Asks the board for the time of day.
+///
+/// # Safety
+/// Nobody else uses the board's clock meanwhile.
+pub unsafe fn read_time_of_day() {
+    // SAFETY: the caller's promise.
+    if let Some(seconds) = unsafe { rtc::seconds() } {
+        TIME_OF_DAY.store(seconds.saturating_sub(now() / 1_000_000_000), Ordering::Relaxed);
+    }
+}
+
+/// Seconds from 1970 to when the machine was handed over.
+pub fn time_of_day() -> Option<u64> {
+    Some(TIME_OF_DAY.load(Ordering::Relaxed)).filter(|seconds| *seconds != 0)
+}
+
+/// The counter, as guests are told of it.
+pub fn of_guests() -> GuestClock {
+    GuestClock { start: START.load(Ordering::Relaxed), scale: scale() }
 }
 
 /// Counts since the machine was handed over.
@@ -35,13 +72,12 @@ pub fn since_start() -> u64 {
 }
 
 /// Nanoseconds since the machine was handed over.
+#[inline]
 pub fn now() -> u64 {
-    let scaled = u128::from(since_start()) * u128::from(SCALE.load(Ordering::Relaxed));
-    (scaled >> FRACTION_BITS) as u64
+    scale().nanoseconds(since_start())
 }
 
 /// What one count is called: under QEMU's `-icount shift=0` the counter counts one a nanosecond, and an instruction takes one.
 pub fn unit() -> &'static str {
-    let frequency = FREQUENCY.load(Ordering::Relaxed);
-    if frequency.abs_diff(1_000_000_000) < 1_000_000 { "instructions" } else { "time-stamp counts" }
+    if frequency().abs_diff(1_000_000_000) < 1_000_000 { "instructions" } else { "time-stamp counts" }
 }

@@ -15,11 +15,15 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Context, Roots, StartOfDay};
+use hyp_x86::debug_registers::DebugRegisters;
 use hyp_x86::descriptor_tables::{GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
 use hyp_x86::layout;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::X86VcpuInfo;
-use penumbra_abi::vcpu::{VGCF_IN_KERNEL, X86GuestContext, X86UserRegs};
+use penumbra_abi::vcpu::{
+    VGCF_FAILSAFE_DISABLES_EVENTS, VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS,
+    X86GuestContext, X86UserRegs,
+};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 pub use crate::frame::Frame;
@@ -39,6 +43,8 @@ pub const FLAG_INTERRUPT: u64 = 1 << 9;
 pub const GUEST_FLAGS: u64 = 0x0025_0dd7;
 /// The bit of the flags register that always reads as one.
 const FLAG_ONE: u64 = 1 << 1;
+/// In the flags register: the lowest ring that may access ports.
+const IO_LEVEL_SHIFT: u32 = 12;
 /// Bytes of `syscall`, which a hypercall that is issued again goes back by.
 const SYSCALL_BYTES: u64 = 2;
 
@@ -65,6 +71,13 @@ pub struct Segments {
     pub other_gs_base: Cell<u64>,
 }
 
+impl Segments {
+    /// ds, es, fs and gs.
+    pub fn selectors(&self) -> [u16; 4] {
+        [&self.ds, &self.es, &self.fs, &self.gs].map(Cell::get)
+    }
+}
+
 /// The floating-point and vector registers, as `fxsave` lays them out.
 #[repr(C, align(16))]
 pub struct FloatingPoint(UnsafeCell<[u8; 512]>);
@@ -82,6 +95,50 @@ pub struct Callbacks {
     pub event: Cell<u64>,
     pub failsafe: Cell<u64>,
     pub syscall: Cell<u64>,
+    /// For `syscall` in 32-bit code.
+    pub syscall32: Cell<u64>,
+    /// Kept, and never called: `sysenter` faults.
+    pub sysenter: Cell<u64>,
+    /// Kept, and never called: nobody sends non-maskable interrupts.
+    pub non_maskable: Cell<u64>,
+    /// Whether events are masked when the callback is entered (the event callback's always are).
+    pub failsafe_masks: Cell<bool>,
+    pub syscall_masks: Cell<bool>,
+    pub syscall32_masks: Cell<bool>,
+}
+
+impl Callbacks {
+    fn clear(&self) {
+        for callback in
+            [&self.event, &self.failsafe, &self.syscall, &self.syscall32, &self.sysenter, &self.non_maskable]
+        {
+            callback.set(0);
+        }
+        for masks in [&self.failsafe_masks, &self.syscall_masks, &self.syscall32_masks] {
+            masks.set(false);
+        }
+    }
+}
+
+/// Which ports the guest lets its own users access. (Behind none of them is any device.)
+#[repr(C)]
+pub struct PortRights {
+    /// Users may access all of them at 3.
+    pub level: Cell<u8>,
+    /// How many ports have a bit in the bitmap.
+    pub ports: Cell<u32>,
+    /// The bitmap's address in the kernel's memory: a port whose bit is clear may be accessed.
+    pub bitmap: Cell<u64>,
+}
+
+/// Why the failsafe callback is to be entered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Failed {
+    /// `iret`: the processor refuses the segments or the place to go on at.
+    Return = 1,
+    /// A segment register can't be loaded again with what it held.
+    Segment = 2,
 }
 
 /// The first part of a vCPU's `vcpu_info` (`penumbra_abi::shared_info::X86VcpuInfo`). The guest writes there, too, at any time.
@@ -115,6 +172,14 @@ pub struct GuestContext {
     pub user_mode: Cell<bool>,
     /// Whether it has come for something that waits to be dealt with (`cpu::later`).
     pub waits: Cell<bool>,
+    /// A [`Failed`] that the guest is to be told of; 0 is none.
+    failed: Cell<u8>,
+    /// Whether the guest has set the task-switched flag: the next use of floating point is to fault.
+    pub task_switched: Cell<bool>,
+    /// Whether the guest forbids its users to read the time-stamp counter.
+    pub counter_forbidden: Cell<bool>,
+    pub ports: PortRights,
+    pub debug: DebugRegisters,
     /// The kernel's stack for exceptions in user mode.
     pub kernel_stack: Cell<u64>,
     pub segments: Segments,
@@ -146,6 +211,8 @@ unsafe impl Send for GuestContext {}
 /// The x87 control word and SSE control word after a reset: all exceptions masked.
 const FLOATING_POINT_CONTROL: u16 = 0x37f;
 const VECTOR_CONTROL: u32 = 0x1f80;
+/// The bits of the SSE control word that every processor has (Intel SDM volume 1, 11.6.6).
+const VECTOR_CONTROL_MASK: u32 = 0xffbf;
 
 impl GuestContext {
     /// The vCPU's part of shared memory; `None` before the core has said where it is.
@@ -165,6 +232,21 @@ impl GuestContext {
         })
     }
 
+    /// Why the failsafe callback is to be entered, if it is.
+    #[inline(always)]
+    pub fn failed(&self) -> Option<Failed> {
+        match self.failed.get() {
+            0 => None,
+            1 => Some(Failed::Return),
+            _ => Some(Failed::Segment),
+        }
+    }
+
+    /// Says why it is, or that it no longer is.
+    pub fn set_failed(&self, failed: Option<Failed>) {
+        self.failed.set(failed.map_or(0, |failed| failed as u8));
+    }
+
     /// The first byte beyond the frame.
     pub fn frame_end(&self) -> u64 {
         &raw const self.frame as u64 + FRAME_BYTES as u64
@@ -178,6 +260,17 @@ impl GuestContext {
             area.write_bytes(0, 512);
             area.cast::<u16>().write(FLOATING_POINT_CONTROL);
             area.add(24).cast::<u32>().write(VECTOR_CONTROL);
+        }
+    }
+
+    /// Takes a guest's floating-point state, but for bits of the SSE control word that would make `fxrstor` fault.
+    fn set_floating_point(&self, state: &[u8; 512]) {
+        let area = self.floating_point.area();
+        // SAFETY: as above.
+        unsafe {
+            area.copy_from_nonoverlapping(state.as_ptr(), 512);
+            let control = area.add(24).cast::<u32>();
+            control.write(control.read() & VECTOR_CONTROL_MASK);
         }
     }
 }
@@ -208,8 +301,8 @@ impl Context for GuestContext {
 
     type GuestStart = X86GuestContext;
 
-    /// Any ring-3 state is a guest's to have; what the processor would refuse on the way there is refused here. Descriptor tables
-    /// can't be had this way.
+    /// Any ring-3 state is a guest's to have; what the processor would refuse on the way there is refused here. The global table of segment
+    /// descriptors is judged by [`crate::guest_descriptors::start`]; a local one can't be had this way.
     fn judge_start(start: &X86GuestContext) -> Result<Roots, Errno> {
         let registers = &start.user_regs;
         let handlers = start.trap_ctxt.iter().map(|trap| trap.address);
@@ -225,7 +318,9 @@ impl Context for GuestContext {
         ];
         let canonical = addresses.into_iter().chain(handlers).all(layout::is_canonical);
         let kernel = start.flags & VGCF_IN_KERNEL != 0;
-        if !canonical || !kernel || start.gdt_ents != 0 || start.ldt_ents != 0 {
+        let debug = DebugRegisters::new();
+        let debug_allowed = set_debug_registers(&debug, start).is_ok();
+        if !canonical || !kernel || !debug_allowed || start.ldt_ents != 0 {
             return Err(Errno::EINVAL);
         }
         let [_, user, _, kernel, ..] = start.ctrlreg;
@@ -246,15 +341,30 @@ impl Context for GuestContext {
         self.segments.fs_base.set(start.fs_base);
         self.segments.gs_base.set(start.gs_base_kernel);
         self.segments.other_gs_base.set(start.gs_base_user);
-        for trap in &start.trap_ctxt {
-            if let Some(handler) = self.traps.get(usize::from(trap.vector)).filter(|_| trap.address != 0) {
-                handler.address.set(trap.address);
-                handler.flags.set(trap.flags);
-            }
+        for (register, selector) in [
+            (&self.segments.ds, registers.ds),
+            (&self.segments.es, registers.es),
+            (&self.segments.fs, registers.fs),
+            (&self.segments.gs, registers.gs),
+        ] {
+            register.set(selector as u16);
+        }
+        if start.flags & VGCF_I387_VALID != 0 {
+            self.set_floating_point(&start.fpu_ctxt);
+        }
+        // As in Xen, the handlers stand in the order of their vectors, whatever number they name.
+        for (handler, trap) in self.traps.iter().zip(&start.trap_ctxt) {
+            handler.address.set(trap.address);
+            handler.flags.set(trap.flags);
         }
         self.callbacks.event.set(start.event_callback_eip);
         self.callbacks.failsafe.set(start.failsafe_callback_eip);
         self.callbacks.syscall.set(start.syscall_callback_eip);
+        self.callbacks.failsafe_masks.set(start.flags & VGCF_FAILSAFE_DISABLES_EVENTS != 0);
+        self.callbacks.syscall_masks.set(start.flags & VGCF_SYSCALL_DISABLES_EVENTS != 0);
+        self.ports.level.set((registers.rflags >> IO_LEVEL_SHIFT & 0b11) as u8);
+        // They were judged.
+        let _ = set_debug_registers(&self.debug, start);
     }
 
     #[inline]
@@ -292,6 +402,14 @@ impl Context for GuestContext {
     }
 }
 
+/// Sets those debug registers that a guest names.
+fn set_debug_registers(registers: &DebugRegisters, start: &X86GuestContext) -> Result<(), Errno> {
+    (0..).zip(start.debugreg).try_for_each(|(number, value)| match number {
+        4 | 5 => Ok(()),
+        _ => registers.set(number, value),
+    })
+}
+
 /// The frame of a root that a guest names by its machine address.
 fn root(address: u64) -> Result<MachineFrame, Errno> {
     let address = MachineAddress::new(address).filter(|address| address.offset_in_frame() == 0);
@@ -307,6 +425,12 @@ impl GuestContext {
         self.frame.vector.set(BY_IRET);
         self.user_mode.set(false);
         self.waits.set(false);
+        self.set_failed(None);
+        self.task_switched.set(false);
+        self.counter_forbidden.set(false);
+        self.ports.level.set(0);
+        self.ports.ports.set(0);
+        self.debug.clear();
         self.clear_segments();
         self.clear_handlers();
         self.clear_floating_point();
@@ -338,9 +462,7 @@ impl GuestContext {
             trap.address.set(0);
             trap.flags.set(0);
         }
-        for callback in [&self.callbacks.event, &self.callbacks.failsafe, &self.callbacks.syscall] {
-            callback.set(0);
-        }
+        self.callbacks.clear();
     }
 
     /// The address of the instruction that the guest executes next.

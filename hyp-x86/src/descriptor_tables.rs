@@ -83,10 +83,7 @@ pub fn set_global<M: Machine>(
     slots: &[PageSlot; GLOBAL_PAGES],
     show: impl FnOnce(),
 ) -> Result<(), Errno> {
-    if entries > u64::from(FIRST_RESERVED_GDT_ENTRY) {
-        return Err(Errno::EINVAL);
-    }
-    let count = (entries as usize).div_ceil(ON_A_PAGE);
+    let count = global_count(entries)?;
     let mut pages = Pages::new(call);
     for index in 0..count {
         let number: u64 = call.read(list.wrapping_add(index as u64 * 8))?;
@@ -94,6 +91,33 @@ pub fn set_global<M: Machine>(
     }
     pages.replace(slots, show);
     Ok(())
+}
+
+/// As [`set_global`], for a vCPU that doesn't run: the numbers of the frames stand in `list`.
+///
+/// # Errors
+/// EINVAL, as there.
+pub fn start_global<M: Machine>(
+    call: &Call<'_, M>,
+    list: &[u64],
+    entries: u64,
+    slots: &[PageSlot; GLOBAL_PAGES],
+) -> Result<(), Errno> {
+    let list = list.get(..global_count(entries)?).ok_or(Errno::EINVAL)?;
+    let mut pages = Pages::new(call);
+    for number in list {
+        pages.add(MachineFrame::new(*number).ok_or(Errno::EINVAL)?)?;
+    }
+    pages.replace(slots, || {});
+    Ok(())
+}
+
+/// Pages that so many descriptors of the guest's part of the global table take.
+fn global_count(entries: u64) -> Result<usize, Errno> {
+    if entries > u64::from(FIRST_RESERVED_GDT_ENTRY) {
+        return Err(Errno::EINVAL);
+    }
+    Ok((entries as usize).div_ceil(ON_A_PAGE))
 }
 
 /// `MMUEXT_SET_LDT`: the local table lies at `base`, as the guest's tables map it now, `entries` descriptors, whose frames `slots` hold from now

@@ -145,7 +145,12 @@ pub fn set_ring0_stack(top: u64) {
 }
 
 fn fill_state(state: &mut TaskStateSegment) {
-    let stacks = [stack::NON_MASKABLE.top(), stack::DOUBLE_FAULT.top(), stack::MACHINE_CHECK.top()];
+    let stacks = [
+        stack::NON_MASKABLE.top(),
+        stack::DOUBLE_FAULT.top(),
+        stack::MACHINE_CHECK.top(),
+        stack::DEBUG.top(),
+    ];
     let mut table = [VirtAddr::zero(); 7];
     for (slot, top) in table.iter_mut().zip(stacks) {
         *slot = VirtAddr::new_truncate(top);
@@ -184,6 +189,7 @@ const fn stack_of(vector: usize) -> u64 {
         2 => 1,
         8 => 2,
         18 => 3,
+        1 => 4,
         _ => 0,
     }
 }

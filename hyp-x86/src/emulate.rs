@@ -1,138 +1,158 @@
-//! Instructions that are carried out for a guest's kernel: see `hyp_x86::decode` for which.
+//! Instructions that are carried out for a guest: see `hyp_x86::decode` for which.
 
-use core::arch::x86_64::{__cpuid_count, CpuidResult};
+use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::Ordering;
 
 use hyp_core::Vcpu;
+use hyp_core::hypercall::RootWrite;
+use hyp_x86::cpuid;
 use hyp_x86::decode::Instruction;
-use hyp_x86::layout;
-use x86_64::VirtAddr;
-use x86_64::registers::model_specific::{FsBase, GsBase};
 
+use crate::access::Hooked;
 use crate::context::GuestContext;
-use crate::machine::X86;
-
-/// First of the leaves that describe the hypervisor.
-const XEN_LEAVES: u32 = 0x4000_0000;
-/// "XenVMMXenVMM", as the signature of the first leaf.
-const SIGNATURE: [u32; 3] = [0x566e_6558, 0x6558_4d4d, 0x4d4d_566e];
-/// The version that leaf 1 tells: 4.17, whose ABI this is.
-const VERSION: u32 = 4 << 16 | 17;
-/// Leaf 2: a number of hypercall pages, and the model-specific register that would fill them. There is no such page.
-const NO_HYPERCALL_PAGES: u32 = 0;
-
-const MSR_FS_BASE: u64 = 0xc000_0100;
-const MSR_GS_BASE: u64 = 0xc000_0101;
-const MSR_KERNEL_GS_BASE: u64 = 0xc000_0102;
+use crate::machine::{HYPERVISOR, X86};
+use crate::ports::Accessed;
+use crate::{clock, cpu, msr, ports};
 
 /// CR0 as a guest sees it: paging, alignment mask, write protection, numeric errors, extension type, protection.
 const GUEST_CR0: u64 = 0x8005_0033;
+/// CR0: floating point belongs to another task, and faults.
+const TASK_SWITCHED: u64 = 1 << 3;
 /// CR4 as a guest sees it: physical address extension, SSE.
 const GUEST_CR4: u64 = 0x0620;
+/// CR4: ring 3 can't read the time-stamp counter. A guest may say so for its users.
+const COUNTER_FORBIDDEN: u64 = 1 << 2;
 
-/// Carries an instruction out. `false`: it stays a fault of the guest's.
-pub fn carry_out(vcpu: &Vcpu<X86>, context: &GuestContext, instruction: Instruction) -> bool {
+/// Carries an instruction out.
+pub fn carry_out(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    instruction: Instruction,
+    hooked: Hooked,
+) -> Accessed {
     match instruction {
-        Instruction::CpuId => cpuid(context),
-        Instruction::WriteMsr => return write_msr(context),
-        Instruction::ReadMsr => return read_msr(context),
-        Instruction::ReadControl { control, general } => {
-            let Some(value) = control_register(vcpu, control) else { return false };
-            context.frame.general(general).set(value);
+        Instruction::In { port, size } => ports::read(vcpu, context, port, size),
+        Instruction::Out { port, size } => ports::write(vcpu, context, port, size),
+        Instruction::InOutString(access) => ports::string(vcpu, context, access, hooked),
+        // Behind the prefix, users may have it as well.
+        Instruction::CpuId => done(cpuid(vcpu, context)),
+        _ if context.user_mode.get() => Accessed::Refused,
+        Instruction::WriteControl { control: 3, general } => {
+            write_root(vcpu, context.frame.general(general).get())
         }
-        // The guest's interrupt mask is a word of shared memory; the flag means nothing in ring 3.
-        Instruction::DisableInterrupts | Instruction::EnableInterrupts => {}
+        other => match carry_out_for_kernel(vcpu, context, other) {
+            Some(()) => Accessed::Done,
+            None => Accessed::Refused,
+        },
     }
-    true
 }
 
-fn cpuid(context: &GuestContext) {
+const fn done((): ()) -> Accessed {
+    Accessed::Done
+}
+
+/// `None`: it stays a fault of the guest's.
+fn carry_out_for_kernel(vcpu: &Vcpu<X86>, context: &GuestContext, instruction: Instruction) -> Option<()> {
     let frame = &context.frame;
-    let leaf = frame.rax.get() as u32;
-    let result = match leaf {
-        XEN_LEAVES..0x4001_0000 => xen_leaf(leaf),
-        _ => masked(leaf, __cpuid_count(leaf, frame.rcx.get() as u32)),
+    match instruction {
+        Instruction::WriteMsr => {
+            let value = frame.rdx().get() << 32 | frame.rax.get() & 0xffff_ffff;
+            msr::write(vcpu, context, frame.rcx.get() as u32, value)?;
+        }
+        Instruction::ReadMsr => put_halves(context, msr::read(vcpu, context, frame.rcx.get() as u32)?),
+        Instruction::ReadControl { control, general } => {
+            frame.general(general).set(read_control(vcpu, context, control)?);
+        }
+        Instruction::WriteControl { control, general } => {
+            write_control(context, control, frame.general(general).get())?;
+        }
+        Instruction::ReadDebug { debug, general } => {
+            frame.general(general).set(context.debug.get(debug.into())?);
+        }
+        Instruction::WriteDebug { debug, general } => {
+            context.debug.set(debug.into(), frame.general(general).get()).ok()?;
+            cpu::load_debug_registers(context);
+        }
+        Instruction::ClearTaskSwitched => cpu::set_task_switched(context, false),
+        Instruction::ReadCounter { with_processor } => {
+            put_halves(context, clock::counter());
+            if with_processor {
+                frame.rcx.set(0);
+            }
+        }
+        // The guest's interrupt mask is a word of shared memory; the flag means nothing in ring 3. Caches hold nothing that
+        // memory needs to have.
+        Instruction::DisableInterrupts | Instruction::EnableInterrupts | Instruction::WriteBackCaches => {}
+        _ => return None,
+    }
+    Some(())
+}
+
+/// A value in edx and eax.
+fn put_halves(context: &GuestContext, value: u64) {
+    context.frame.rax.set(value & 0xffff_ffff);
+    context.frame.rdx().set(value >> 32);
+}
+
+fn cpuid(vcpu: &Vcpu<X86>, context: &GuestContext) {
+    let frame = &context.frame;
+    let (leaf, subleaf) = (frame.rax.get() as u32, frame.rcx.get() as u32);
+    let [a, b, c, d] = match leaf {
+        cpuid::XEN_LEAVES..cpuid::XEN_LEAVES_END => cpuid::own(leaf, subleaf, cpuid_machine()),
+        _ => {
+            let host = __cpuid_count(leaf, subleaf);
+            cpuid::visible(leaf, subleaf, [host.eax, host.ebx, host.ecx, host.edx], vcpu.index())
+        }
     };
-    frame.rax.set(result.eax.into());
-    frame.rbx.set(result.ebx.into());
-    frame.rcx.set(result.ecx.into());
-    frame.rdx().set(result.edx.into());
+    frame.rax.set(a.into());
+    frame.rbx.set(b.into());
+    frame.rcx.set(c.into());
+    frame.rdx().set(d.into());
 }
 
-fn xen_leaf(leaf: u32) -> CpuidResult {
-    let [ebx, ecx, edx] = SIGNATURE;
-    let nothing = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
-    match leaf - XEN_LEAVES {
-        0 => CpuidResult { eax: XEN_LEAVES + 2, ebx, ecx, edx },
-        1 => CpuidResult { eax: VERSION, ..nothing },
-        2 => CpuidResult { eax: NO_HYPERCALL_PAGES, ..nothing },
-        _ => nothing,
+fn cpuid_machine() -> cpuid::Machine {
+    let scale = clock::of_guests().scale;
+    let last = HYPERVISOR.frames().extent().1.saturating_sub(1);
+    cpuid::Machine {
+        counter_khz: u32::try_from(clock::frequency() / 1000).unwrap_or(u32::MAX),
+        multiplier: scale.multiplier,
+        shift: scale.shift,
+        address_bits: u64::BITS - last.leading_zeros() + 12,
     }
 }
 
-/// Hides what a ring-3 kernel can't have: superpages, global pages, fast system entry, memory-type ranges, extended state and
-/// its like, process-context identifiers, supervisor-mode protections (and the one against `sgdt`, which is on already), protection keys, five levels, virtualization.
-fn masked(leaf: u32, mut result: CpuidResult) -> CpuidResult {
-    match leaf {
-        1 => {
-            // pse, sep, mtrr, pge, pse36; vmx, pcid, x2apic, xsave, osxsave, avx, f16c
-            result.edx &= !(1 << 3 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 17);
-            result.ecx &= !(1 << 5 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29);
-        }
-        // fsgsbase, avx2, smep, invpcid, smap; umip, pku, la57
-        7 => {
-            result.ebx &= !(1 << 0 | 1 << 5 | 1 << 7 | 1 << 10 | 1 << 20);
-            result.ecx &= !(1 << 2 | 1 << 3 | 1 << 4 | 1 << 16);
-        }
-        0xd => result = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
-        // svm; pse, mtrr, pge, pse36, 1 GiB pages
-        0x8000_0001 => {
-            result.ecx &= !(1 << 2);
-            result.edx &= !(1 << 3 | 1 << 12 | 1 << 13 | 1 << 17 | 1 << 26);
-        }
-        _ => {}
-    }
-    result
-}
-
-fn control_register(vcpu: &Vcpu<X86>, control: u8) -> Option<u64> {
+fn read_control(vcpu: &Vcpu<X86>, context: &GuestContext, control: u8) -> Option<u64> {
     match control {
-        0 => Some(GUEST_CR0),
+        0 => Some(GUEST_CR0 | if context.task_switched.get() { TASK_SWITCHED } else { 0 }),
+        2 => context.info().map(|info| info.cr2.load(Ordering::Relaxed)),
         3 => vcpu.kernel_root().map(|root| root.start().bytes()),
-        4 => Some(GUEST_CR4),
+        4 => Some(GUEST_CR4 | if context.counter_forbidden.get() { COUNTER_FORBIDDEN } else { 0 }),
         _ => None,
     }
 }
 
-fn write_msr(context: &GuestContext) -> bool {
-    let frame = &context.frame;
-    let value = frame.rdx().get() << 32 | frame.rax.get() & 0xffff_ffff;
-    set_base(context, frame.rcx.get() & 0xffff_ffff, value)
+/// Control registers but for the root's: of 0 a guest may change the task-switched flag, of 4 what becomes of its users' `rdtsc`. Other bits
+/// of 4 are ignored, as in Xen.
+fn write_control(context: &GuestContext, control: u8, value: u64) -> Option<()> {
+    match control {
+        0 if (value ^ GUEST_CR0) & !TASK_SWITCHED == 0 => {
+            cpu::set_task_switched(context, value & TASK_SWITCHED != 0);
+        }
+        2 => context.info()?.cr2.store(value, Ordering::Relaxed),
+        4 => {
+            context.counter_forbidden.set(value & COUNTER_FORBIDDEN != 0);
+            cpu::load_counter_right(context);
+        }
+        _ => return None,
+    }
+    Some(())
 }
 
-/// Sets one of the segment bases, by the number of its model-specific register.
-fn set_base(context: &GuestContext, register: u64, value: u64) -> bool {
-    if !layout::is_canonical(value) {
-        return false;
+/// Another root for the kernel, by its machine address, as `MMUEXT_NEW_BASEPTR` has it by its frame.
+fn write_root(vcpu: &Vcpu<X86>, value: u64) -> Accessed {
+    match HYPERVISOR.write_kernel_root(vcpu, value >> 12) {
+        RootWrite::Done => Accessed::Done,
+        RootWrite::Again => Accessed::Again,
+        RootWrite::Refused => Accessed::Refused,
     }
-    let address = VirtAddr::new_truncate(value);
-    match register {
-        MSR_FS_BASE => FsBase::write(address),
-        MSR_GS_BASE => GsBase::write(address),
-        MSR_KERNEL_GS_BASE => context.segments.other_gs_base.set(value),
-        _ => return false,
-    }
-    true
-}
-
-fn read_msr(context: &GuestContext) -> bool {
-    let frame = &context.frame;
-    let value = match frame.rcx.get() & 0xffff_ffff {
-        MSR_FS_BASE => FsBase::read().as_u64(),
-        MSR_GS_BASE => GsBase::read().as_u64(),
-        MSR_KERNEL_GS_BASE => context.segments.other_gs_base.get(),
-        _ => return false,
-    };
-    frame.rax.set(value & 0xffff_ffff);
-    frame.rdx().set(value >> 32);
-    true
 }

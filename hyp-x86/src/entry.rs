@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 
-use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
+use penumbra_abi::x86_64::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 use crate::context::{self, GuestContext};
 use crate::cpu;
@@ -15,6 +15,7 @@ global_asm!(
     cpu_context = const cpu::CONTEXT_OFFSET,
     host_stack = const context::HOST_STACK_OFFSET,
     flat_cs = const FLAT_RING3_CS64,
+    flat_cs32 = const FLAT_RING3_CS32,
     flat_ss = const FLAT_RING3_SS64,
     by_syscall = const context::BY_SYSCALL,
     by_compatibility_syscall = const context::BY_COMPATIBILITY_SYSCALL,

@@ -8,6 +8,9 @@
 # The direction flag is the guest's until we clear it: an exception leaves it as it is, `syscall` clears it by the mask that
 # `descriptors.rs` sets. Compiled code and the copies at the end of this file rely on its being clear.
 #
+# Debug exceptions have a stack of their own as well, since a guest can have one come at the first instruction of `entry_syscall`; one
+# from ring 3 is moved to the context at once.
+#
 # From the hypervisor itself, an exception or (when idle) an interrupt pushes the same frame on the CPU's stack.
 
 .set FRAME_R11, 48
@@ -62,13 +65,13 @@
     popq %r9
 .endm
 
-.macro enter_by_syscall how
+.macro enter_by_syscall how, code_segment
     movq %rsp, {cpu} + {cpu_guest_stack}(%rip)
     movq {cpu} + {cpu_frame_end}(%rip), %rsp
     pushq ${flat_ss}
     pushq {cpu} + {cpu_guest_stack}(%rip)
     pushq %r11
-    pushq ${flat_cs}
+    pushq $\code_segment
     pushq %rcx
     pushq $0
     pushq $\how
@@ -81,7 +84,7 @@
 .balign 64
 .global entry_syscall
 entry_syscall:
-    enter_by_syscall {by_syscall}
+    enter_by_syscall {by_syscall}, {flat_cs}
     callq {syscall}
     # Falls through.
 
@@ -151,7 +154,7 @@ enter_guest:
 .balign 16
 .global entry_compatibility_syscall
 entry_compatibility_syscall:
-    enter_by_syscall {by_compatibility_syscall}
+    enter_by_syscall {by_compatibility_syscall}, {flat_cs32}
     callq {trap}
     jmp leave
 
@@ -174,7 +177,26 @@ entry_common:
     addq $16, %rsp
     iretq
 
-# NMI, double fault, machine check.
+# Debug: stack, lowest first: vector, error code, rip, cs, rflags, rsp, ss.
+entry_debug:
+    testb $3, 24(%rsp)
+    jz entry_critical
+    pushq %rax
+    pushq %rcx
+    movq {cpu} + {cpu_frame_end}(%rip), %rax
+    .set word, 0
+    .rept 7
+    movq 16 + word(%rsp), %rcx
+    movq %rcx, word - 56(%rax)
+    .set word, word + 8
+    .endr
+    popq %rcx
+    subq $56, %rax
+    xchgq %rax, (%rsp)
+    popq %rsp
+    jmp entry_common
+
+# NMI, double fault, machine check; and debug exceptions in the hypervisor.
 entry_critical:
     cld
     push_registers
@@ -201,6 +223,8 @@ entry_stubs:
     pushq $vector
     .if (vector == 2) || (vector == 8) || (vector == 18)
         jmp entry_critical
+    .elseif (vector == 1)
+        jmp entry_debug
     .else
         jmp entry_common
     .endif

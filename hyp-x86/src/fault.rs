@@ -6,13 +6,15 @@
 
 use core::fmt::Write;
 
+use hyp_core::Vcpu;
 use x86_64::registers::control::Cr2;
 
 use crate::console::LastWords;
-use crate::context::{Frame, GuestContext};
-use crate::machine::{HYPERVISOR, halt};
+use crate::context::{Failed, Frame, GuestContext};
+use crate::machine::{HYPERVISOR, X86, halt};
 use crate::{access, cpu, entry, interrupts};
 
+const DEBUG: u64 = 1;
 const NON_MASKABLE: u64 = 2;
 const NOT_PRESENT: u64 = 11;
 const STACK_FAULT: u64 = 12;
@@ -35,20 +37,36 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
     if rip == entry::address(&entry::exit_iret)
         && let Some(vcpu) = cpu::current()
     {
-        let context = &vcpu.context().frame;
-        HYPERVISOR.kill(
-            vcpu,
-            format_args!("can't go on at {:#x} with code segment {:#x}", context.rip.get(), context.cs.get()),
-        );
-        return cpu::next();
+        return bad_return(vcpu);
     }
     stop(frame)
 }
 
-/// A non-maskable interrupt, a double fault or a machine check, wherever it came.
+/// The processor refuses the segments or the place at which a guest is to go on: it is for the guest's failsafe callback to know what
+/// to do, and the end of a guest that has none.
+fn bad_return(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
+    let context = vcpu.context();
+    if context.callbacks.failsafe.get() != 0 {
+        context.set_failed(Some(Failed::Return));
+        return cpu::next();
+    }
+    let frame = &context.frame;
+    HYPERVISOR.kill(
+        vcpu,
+        format_args!("can't go on at {:#x} with code segment {:#x}", frame.rip.get(), frame.cs.get()),
+    );
+    cpu::next()
+}
+
+/// A non-maskable interrupt, a double fault or a machine check, wherever it came; a debug exception in the hypervisor, which is a guest's
+/// breakpoint on memory of its own that the hypervisor has just touched for it, and is passed over.
 pub extern "C" fn critical(frame: &Frame) {
-    if frame.vector.get() != NON_MASKABLE {
-        stop(frame);
+    match frame.vector.get() {
+        NON_MASKABLE => {}
+        DEBUG => {
+            let _ = cpu::take_debug_status();
+        }
+        _ => stop(frame),
     }
 }
 

@@ -13,7 +13,8 @@
 //!   what the walker maps (XSA-167, XSA-176). Bit 12 is part of the memory type there, and refused like the rest of it.
 //! - A root's entry that isn't writable makes everything below read-only, in ring 0 as well (CR0.WP); so a root may lead to itself by
 //!   one. Seen through such an entry, a table of level 2 passes for one of level 1, and its superpages' bit 7 for the memory type's highest
-//!   bit: type 4, which is write-back, like type 0 (the page-attribute table is as after a reset).
+//!   bit: type 4, which is write-back here, like type 0. (In Xen's page-attribute table, which guests read, it is write-combining; the others
+//!   are Xen's.)
 //! - Absent entries are the guest's own, all bits of them, as in Xen's ABI; but on a processor with the L1 terminal fault (XSA-273)
 //!   they must not name memory ([`crate::l1tf`]).
 //! - Bits 52 to 58 are the guest's own. Bits 59 to 62 are protection keys where a processor has them: refused.

@@ -6,11 +6,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use hyp_core::Vcpu;
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame};
 use hyp_core::hypercall::Call;
 use hyp_x86::descriptor_tables::{self, GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
 use hyp_x86::layout;
 use penumbra_abi::errno::Errno;
+use penumbra_abi::vcpu::X86GuestContext;
 use x86_64::instructions::tlb;
 
 use crate::context::GuestContext;
@@ -34,6 +36,15 @@ pub fn set_window(table: MachineFrame) {
 pub fn set_global(call: &Call<'_, X86>, list: u64, entries: u64) -> Result<(), Errno> {
     let context = call.vcpu.context();
     descriptor_tables::set_global(call, list, entries, &context.global_pages, || show(context))
+}
+
+/// The global table with which a vCPU that doesn't run is to start.
+///
+/// # Errors
+/// As [`descriptor_tables::start_global`].
+pub fn start(call: &Call<'_, X86>, vcpu: &Vcpu<X86>, start: &X86GuestContext) -> Result<(), Errno> {
+    let slots = &vcpu.context().global_pages;
+    descriptor_tables::start_global(call, &start.gdt_frames, start.gdt_ents, slots)
 }
 
 /// `MMUEXT_SET_LDT`

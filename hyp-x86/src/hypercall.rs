@@ -5,16 +5,17 @@
 use hyp_core::Vcpu;
 use hyp_core::hypercall::{Arguments, Call, Failure, Outcome, immediate, values};
 use hyp_core::paging::Budget;
-use hyp_x86::{descriptor_tables, layout};
+use hyp_x86::descriptor_tables;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::x86_64::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL, TrapInfo};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{FsBase, GsBase};
 
+use crate::callbacks::{self, code_address};
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, cpu, guest_descriptors, trap};
+use crate::{bounce, cpu, guest_descriptors, ports, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
@@ -58,6 +59,11 @@ pub fn own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome 
         | number::SET_CALLBACKS
         | number::CALLBACK_OP
         | number::FPU_TASKSWITCH
+        | number::SET_DEBUGREG
+        | number::GET_DEBUGREG
+        | number::PHYSDEV_OP
+        | number::PLATFORM_OP
+        | number::KEXEC_OP
         | number::SET_SEGMENT_BASE => carry_out_own(call, number, arguments),
         _ => Err(Errno::ENOSYS.into()),
     }
@@ -75,11 +81,18 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
         number::SET_GDT => guest_descriptors::set_global(call, first, second),
         number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
-        number::SET_CALLBACKS => set_callbacks(context, values(arguments)),
-        number::CALLBACK_OP => callback_op(call, context, first, second),
-        // The floating-point unit is switched at once, so there is nothing to be told.
-        number::FPU_TASKSWITCH => Ok(()),
+        number::SET_CALLBACKS => callbacks::set_all(context, values(arguments)),
+        number::CALLBACK_OP => callbacks::operation(call, context, first, second),
+        number::FPU_TASKSWITCH => {
+            cpu::set_task_switched(context, first as u32 != 0);
+            Ok(())
+        }
         number::SET_SEGMENT_BASE => set_segment_base(context, first, second),
+        number::SET_DEBUGREG => set_debug_register(context, first, second),
+        number::GET_DEBUGREG => return Ok(context.debug.get(first).ok_or(Errno::ENODEV)?),
+        number::PHYSDEV_OP => ports::operation(call, context, first, second),
+        // For the domain that has the devices; there is none.
+        number::PLATFORM_OP | number::KEXEC_OP if !call.domain.is_control() => Err(Errno::EPERM),
         _ => Err(Errno::ENOSYS),
     }?;
     Ok(0)
@@ -106,53 +119,22 @@ fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> R
     Err(Errno::EINVAL)
 }
 
-/// A handler's address: any canonical one; it is the guest's own loss if it isn't its own.
-fn code_address(address: u64) -> Result<u64, Errno> {
-    if layout::is_canonical(address) { Ok(address) } else { Err(Errno::EINVAL) }
-}
-
 /// The selector is always the flat one.
 fn stack_switch(context: &GuestContext, _selector: u64, stack: u64) -> Result<(), Errno> {
     context.kernel_stack.set(code_address(stack)?);
     Ok(())
 }
 
-fn set_callbacks(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6]) -> Result<(), Errno> {
-    let [event, failsafe, syscall] = [code_address(event)?, code_address(failsafe)?, code_address(syscall)?];
-    context.callbacks.event.set(event);
-    context.callbacks.failsafe.set(failsafe);
-    context.callbacks.syscall.set(syscall);
-    Ok(())
-}
-
-/// `callback_op`: register (0) and unregister (1), for the event (0), failsafe (1) and system-call (2) callbacks.
-fn callback_op(
-    call: &Call<'_, X86>,
-    context: &GuestContext,
-    command: u64,
-    argument: u64,
-) -> Result<(), Errno> {
-    // struct callback_register: type (2 bytes), flags (2 bytes), padding, address.
-    let [kind, address]: [u64; 2] = call.read(argument)?;
-    let address = match command {
-        0 => code_address(address)?,
-        1 => 0,
-        _ => return Err(Errno::ENOSYS),
-    };
-    let callback = match kind & 0xffff {
-        0 => &context.callbacks.event,
-        1 => &context.callbacks.failsafe,
-        2 => &context.callbacks.syscall,
-        _ => return Err(Errno::ENOSYS),
-    };
-    callback.set(address);
+fn set_debug_register(context: &GuestContext, number: u64, value: u64) -> Result<(), Errno> {
+    context.debug.set(number, value)?;
+    cpu::load_debug_registers(context);
     Ok(())
 }
 
 fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(), Errno> {
     if which == SEGBASE_GS_USER_SEL {
-        // Only the null selector can be had until a guest has a descriptor table of its own.
-        return if base & 0xffff == 0 { Ok(()) } else { Err(Errno::EINVAL) };
+        cpu::load_user_gs(context, base as u16);
+        return Ok(());
     }
     let base = code_address(base)?;
     match which {

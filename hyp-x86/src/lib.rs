@@ -4,6 +4,9 @@
 //! - [`l1tf`]: which absent entries a guest may have, where the processor reads through them;
 //! - [`layout`]: who owns which virtual addresses;
 //! - [`decode`]: the few instructions that are carried out for a guest;
+//! - [`cpuid`]: what guests hear of the processor;
+//! - [`debug_registers`]: what guests may write to their debug registers;
+//! - [`hypercall_page`]: code that issues hypercalls for a guest;
 //! - [`ram`]: which machine memory there is;
 //! - [`table_write`]: the instructions by which guests write to their tables, and what they do;
 //! - [`descriptor_tables`]: the frames of a guest's descriptors;
@@ -14,9 +17,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod cpuid;
+pub mod debug_registers;
 pub mod decode;
 pub mod descriptor_tables;
 pub mod format;
+pub mod hypercall_page;
 pub mod l1tf;
 pub mod layout;
 pub mod ram;

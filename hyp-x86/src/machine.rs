@@ -3,16 +3,18 @@
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hyp_core::Hypervisor;
 use hyp_core::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
 use hyp_core::hypercall::{Arguments, Call, Outcome};
 use hyp_core::machine::{
     Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, SharedInfoLayout,
 };
+use hyp_core::time::published::GuestClock;
+use hyp_core::{Hypervisor, Vcpu};
 use hyp_x86::format::X86Format;
-use hyp_x86::layout;
+use hyp_x86::{descriptor_tables, layout};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::{X86ArchSharedInfo, X86SharedInfo, X86VcpuInfo};
+use penumbra_abi::vcpu::X86GuestContext;
 use penumbra_abi::vm_assist;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
@@ -51,6 +53,9 @@ impl Machine for X86 {
     const SHARED_INFO_MAX_PFN: Option<usize> =
         Some(offset_of!(X86SharedInfo, arch) + offset_of!(X86ArchSharedInfo, max_pfn));
 
+    const VCPU_TIME: Option<usize> = Some(offset_of!(X86VcpuInfo, time));
+    const WALL_CLOCK: Option<usize> = Some(offset_of!(X86SharedInfo, wc_version));
+
     /// The kernel's root maps both halves.
     fn root_of(
         address: GuestVirtual,
@@ -62,6 +67,18 @@ impl Machine for X86 {
 
     fn hypercall(call: &Call<'_, Self>, number: u64, arguments: &Arguments) -> Outcome {
         hypercall::own(call, number, arguments)
+    }
+
+    fn start_descriptors(
+        call: &Call<'_, Self>,
+        vcpu: &Vcpu<Self>,
+        start: &X86GuestContext,
+    ) -> Result<(), Errno> {
+        guest_descriptors::start(call, vcpu, start)
+    }
+
+    fn start_cost(start: &X86GuestContext) -> u32 {
+        descriptor_tables::cost(start.gdt_ents)
     }
 
     fn set_local_descriptors(call: &Call<'_, Self>, base: GuestVirtual, entries: u32) -> Result<(), Errno> {
@@ -224,6 +241,14 @@ impl Board for X86 {
 
     fn now(&self) -> u64 {
         clock::now()
+    }
+
+    fn guest_clock(&self) -> Option<GuestClock> {
+        Some(clock::of_guests())
+    }
+
+    fn wall_clock(&self) -> Option<u64> {
+        clock::time_of_day()
     }
 
     #[inline]

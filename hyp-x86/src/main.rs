@@ -8,7 +8,8 @@
 //! | `frame.rs`, `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
 //! | `writable_tables.rs` | page faults that the guest never hears of |
 //! | `guest_descriptors.rs` | segment descriptors of guests |
-//! | `hypercall.rs`, `bounce.rs`, `emulate.rs` | what x86 adds to the core: its own hypercalls, exceptions, instructions |
+//! | `hypercall.rs`, `callbacks.rs`, `bounce.rs` | what x86 adds to the core: its own hypercalls, exceptions |
+//! | `emulate.rs`, `msr.rs`, `ports.rs` | instructions that are carried out for guests |
 //! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
 //! | `fault.rs` | exceptions in the hypervisor itself |
@@ -22,6 +23,8 @@ mod access;
 mod boot;
 #[cfg(target_os = "none")]
 mod bounce;
+#[cfg(target_os = "none")]
+mod callbacks;
 #[cfg(target_os = "none")]
 mod clock;
 #[cfg(target_os = "none")]
@@ -50,6 +53,10 @@ mod interrupts;
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(target_os = "none")]
+mod msr;
+#[cfg(target_os = "none")]
+mod ports;
 #[cfg(target_os = "none")]
 mod stack;
 #[cfg(target_os = "none")]

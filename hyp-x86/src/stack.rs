@@ -46,8 +46,11 @@ pub static NON_MASKABLE: Stack<EXCEPTION_STACK_BYTES> = Stack::new();
 pub static DOUBLE_FAULT: Stack<EXCEPTION_STACK_BYTES> = Stack::new();
 /// For machine checks.
 pub static MACHINE_CHECK: Stack<EXCEPTION_STACK_BYTES> = Stack::new();
+/// For debug exceptions: a guest's breakpoint on data can hit at the first instruction after its `syscall`, on the guest's own stack
+/// (CVE-2018-8897).
+pub static DEBUG: Stack<EXCEPTION_STACK_BYTES> = Stack::new();
 
 /// The guards of all stacks.
-pub fn guards() -> [u64; 4] {
-    [CPU.guard(), NON_MASKABLE.guard(), DOUBLE_FAULT.guard(), MACHINE_CHECK.guard()]
+pub fn guards() -> [u64; 5] {
+    [CPU.guard(), NON_MASKABLE.guard(), DOUBLE_FAULT.guard(), MACHINE_CHECK.guard(), DEBUG.guard()]
 }

@@ -10,13 +10,22 @@ use hyp_core::machine::GuestMemory;
 use hyp_x86::decode;
 use x86_64::registers::control::Cr2;
 
-use crate::access::Hooked;
+use crate::access::{self, Hooked};
 use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
+use crate::ports::Accessed;
 use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, writable_tables};
 
+const DEBUG: u64 = 1;
 const INVALID_OPCODE: u64 = 6;
+const NO_FLOATING_POINT: u64 = 7;
 const GENERAL_PROTECTION: u64 = 13;
+/// In the error code of a general-protection fault: whose fault it is (not the program's own), and whether the rest is a gate's number.
+const ERROR_KIND: u64 = 0b11;
+const ERROR_GATE: u64 = 0b10;
+/// In a page fault's error code: a write; ring 3's.
+const ERROR_WRITE: u64 = 1 << 1;
+const ERROR_USER: u64 = 1 << 2;
 
 /// A `syscall` from 64-bit code: a hypercall from the guest's kernel, a system call from its users.
 pub extern "C" fn syscall(context: &'static GuestContext) -> *const GuestContext {
@@ -109,8 +118,16 @@ fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: 
     // The guest's instruction is read, and its stack written.
     let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     match vector {
-        // `syscall` in 32-bit code isn't a way in.
-        BY_COMPATIBILITY_SYSCALL => bounce::exception(vcpu, context, INVALID_OPCODE, None, hooked),
+        BY_COMPATIBILITY_SYSCALL => bounce::compatibility_system_call(vcpu, context, hooked),
+        DEBUG => {
+            context.debug.record_status(cpu::take_debug_status());
+            bounce::exception(vcpu, context, vector, None, hooked)
+        }
+        NO_FLOATING_POINT => {
+            // It was the guest that has set the flag, and as in Xen its handler finds it clear.
+            cpu::set_task_switched(context, false);
+            bounce::exception(vcpu, context, vector, None, hooked)
+        }
         INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector, hooked),
         _ if has_error_code(vector) => {
             bounce::exception(vcpu, context, vector, Some(context.frame.error.get()), hooked)
@@ -133,36 +150,65 @@ fn perhaps_emulated(
     vector: u64,
     hooked: Hooked,
 ) -> *const GuestContext {
-    let done = match vector {
-        INVALID_OPCODE => decoded(context, decode::undefined, vcpu),
-        _ => !context.user_mode.get() && decoded(context, decode::privileged, vcpu),
-    };
-    if done {
-        return go_on_with(context);
+    let error = context.frame.error.get();
+    if vector == GENERAL_PROTECTION && error != 0 {
+        return selector_error(vcpu, context, error, hooked);
     }
-    let error = has_error_code(vector).then(|| context.frame.error.get());
-    bounce::exception(vcpu, context, vector, error, hooked)
+    let decode = if vector == INVALID_OPCODE { decode::undefined } else { decode::privileged };
+    match decoded(vcpu, context, decode, hooked) {
+        Accessed::Done | Accessed::Again => go_on_with(context),
+        Accessed::Refused => {
+            bounce::exception(vcpu, context, vector, has_error_code(vector).then_some(error), hooked)
+        }
+        Accessed::Fault { address, write } => {
+            context.frame.error.set(ERROR_USER | if write { ERROR_WRITE } else { 0 });
+            bounce::page_fault(vcpu, context, address, hooked)
+        }
+    }
+}
+
+/// A general-protection fault that names a selector, or, by `int`, a gate: no instruction that is carried out makes one.
+fn selector_error(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    error: u64,
+    hooked: Hooked,
+) -> *const GuestContext {
+    let by_int = error & ERROR_KIND == ERROR_GATE;
+    let taken = if by_int { bounce::software_interrupt(vcpu, context, error >> 3, hooked) } else { None };
+    taken.unwrap_or_else(|| bounce::exception(vcpu, context, GENERAL_PROTECTION, Some(error), hooked))
 }
 
 /// Carries out the instruction at which the guest stands, if it is one of those that are.
-fn decoded(context: &GuestContext, decode: fn(&[u8]) -> Option<decode::Decoded>, vcpu: &Vcpu<X86>) -> bool {
-    let mut bytes = [0; decode::LONGEST];
+fn decoded(
+    vcpu: &'static Vcpu<X86>,
+    context: &GuestContext,
+    decode: fn(&[u8]) -> Option<decode::Decoded>,
+    hooked: Hooked,
+) -> Accessed {
+    let mut bytes = [0; 16];
     let available = read_instruction(context, &mut bytes);
-    let Some(decoded) = bytes.get(..available).and_then(decode) else { return false };
-    let done = emulate::carry_out(vcpu, context, decoded.instruction);
-    if done {
-        context.skip(decoded.length);
+    let Some(decoded) = bytes.get(..available).and_then(decode) else { return Accessed::Refused };
+    let accessed = emulate::carry_out(vcpu, context, decoded.instruction, hooked);
+    match accessed {
+        Accessed::Done => context.skip(decoded.length),
+        // Whatever has changed is loaded from the context.
+        Accessed::Again => context.skip(0),
+        Accessed::Refused | Accessed::Fault { .. } => {}
     }
-    done
+    accessed
 }
 
 /// Reads instruction bytes; fewer if the next page can't be read.
-fn read_instruction(context: &GuestContext, bytes: &mut [u8; decode::LONGEST]) -> usize {
+fn read_instruction(context: &GuestContext, bytes: &mut [u8; 16]) -> usize {
     let address = context.instruction();
+    let in_page = 4096 - (address.bytes() % 4096) as usize;
+    if in_page >= bytes.len() {
+        return if access::read_code(address.bytes(), bytes).is_ok() { bytes.len() } else { 0 };
+    }
     if HYPERVISOR.machine().read_guest(address, bytes).is_ok() {
         return bytes.len();
     }
-    let in_page = (4096 - (address.bytes() % 4096) as usize).min(bytes.len());
     match bytes.get_mut(..in_page).map(|part| HYPERVISOR.machine().read_guest(address, part)) {
         Some(Ok(())) => in_page,
         _ => 0,

@@ -306,6 +306,7 @@ impl<M: Machine> Builder<'_, M> {
         let frame = frame.ok_or_else(|| self.out_of_memory(1))?;
         self.domain.shared_info.replace(Some(frame));
         self.place_vcpu_infos(frame);
+        hypervisor.publish_wall_clock(frame);
         Ok(frame)
     }
 
@@ -321,6 +322,7 @@ impl<M: Machine> Builder<'_, M> {
                 word.store(upcall::MASK_ONE, Ordering::Relaxed);
             }
             vcpu.set_info_place(Some((shared_info, offset)));
+            self.hypervisor.publish_time(vcpu);
         }
     }
 

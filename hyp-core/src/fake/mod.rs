@@ -23,6 +23,7 @@ use crate::machine::{
     Board, Entry, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, PageTableFormat,
     SharedInfoLayout,
 };
+use crate::time::published::{GuestClock, Scale};
 
 /// Number of the first frame of fake RAM: not 0, so that an index is never mistaken for a frame number.
 pub const FIRST_FRAME: u64 = 512;
@@ -191,6 +192,9 @@ impl Machine for Fake {
         mask: 256,
     };
 
+    const VCPU_TIME: Option<usize> = Some(24);
+    const WALL_CLOCK: Option<usize> = Some(2048);
+
     fn root_of(
         address: GuestVirtual,
         kernel: Option<MachineFrame>,
@@ -325,6 +329,14 @@ impl Board for Fake {
 
     fn now(&self) -> u64 {
         self.ticks()
+    }
+
+    fn guest_clock(&self) -> Option<GuestClock> {
+        Some(GuestClock { start: 12_345, scale: Scale { multiplier: 1 << 31, shift: -3 } })
+    }
+
+    fn wall_clock(&self) -> Option<u64> {
+        Some((7 << 32) + 11)
     }
 
     fn ticks(&self) -> u64 {

@@ -6,7 +6,9 @@ use penumbra_abi::mmu::{self, MmuextOp};
 use super::batch::NotDone;
 use super::{Arguments, Call, Outcome, values};
 use crate::address::{GuestVirtual, MachineFrame};
+use crate::domain::vcpu::Vcpu;
 use crate::domain::{Domain, MAX_VCPUS};
+use crate::hypervisor::Hypervisor;
 use crate::machine::{FlushScope, Level, Machine, PageTableFormat};
 use crate::paging::Budget;
 
@@ -183,6 +185,30 @@ impl<'a, M: Machine> Call<'a, M> {
             }
             Ok(())
         })
+    }
+}
+
+/// What became of a guest's write to the register that names its kernel's root, where the backend carries it out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RootWrite {
+    /// The root is loaded.
+    Done,
+    /// The guest is to execute the instruction once more.
+    Again,
+    /// It can't be a root.
+    Refused,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Loads a root for the kernel of the vCPU that runs, as `MMUEXT_NEW_BASEPTR` does.
+    pub fn write_kernel_root(&self, vcpu: &Vcpu<M>, root: u64) -> RootWrite {
+        let Some(domain) = self.domain(vcpu.domain_id()) else { return RootWrite::Refused };
+        let budget = Budget::new(Budget::HYPERCALL);
+        match (Call { hypervisor: self, vcpu, domain, budget: &budget }).new_kernel_root(root) {
+            Ok(()) => RootWrite::Done,
+            Err(NotDone::Preempted) => RootWrite::Again,
+            Err(NotDone::Errno(_)) => RootWrite::Refused,
+        }
     }
 }
 

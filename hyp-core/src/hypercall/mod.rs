@@ -28,6 +28,7 @@ mod vm_assist;
 
 pub(crate) use memory::exchange::Chunk;
 pub(crate) use memory::maps::StoredMap;
+pub use mmuext::RootWrite;
 
 use core::cell::Cell;
 

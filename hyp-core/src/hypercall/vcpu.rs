@@ -61,13 +61,20 @@ impl<M: Machine> Call<'_, M> {
             return Err(Errno::EINVAL.into());
         }
         let start: GuestStart<M> = self.read(place)?;
-        // The table lock is what two vCPUs that start the same third one at once meet at.
-        let mut space =
-            self.tables(self.domain, self.domain.id()).map_err(|_| Failure::Again(values(arguments)))?;
         if vcpu.is_initialised() {
             return Err(Errno::EEXIST.into());
         }
         let Roots { kernel, user } = M::Context::judge_start(&start)?;
+        let again = || Failure::Again(values(arguments));
+        if self.budget.lacks(M::start_cost(&start)) {
+            return Err(again());
+        }
+        M::start_descriptors(self, vcpu, &start)?;
+        // The table lock is what two vCPUs that start the same third one at once meet at.
+        let mut space = self.tables(self.domain, self.domain.id()).map_err(|_| again())?;
+        if vcpu.is_initialised() {
+            return Err(Errno::EEXIST.into());
+        }
         // A root that is held already stays with the vCPU, so that a preempted validation of the other one goes on there.
         let held =
             hold_root(&mut space, vcpu.kernel_root(), Some(kernel), |root| vcpu.replace_kernel_root(root))
@@ -80,7 +87,7 @@ impl<M: Machine> Call<'_, M> {
                 vcpu.set_initialised();
                 Ok(0)
             }
-            Err(Stop::Preempted) => Err(Failure::Again(values(arguments))),
+            Err(Stop::Preempted) => Err(again()),
             // Xen says so of every root that it can't use.
             Err(Stop::Refused(_)) => Err(Errno::EINVAL.into()),
         }
@@ -160,6 +167,7 @@ impl<M: Machine> Call<'_, M> {
             .map_err(|_| Errno::EINVAL)?;
         self.copy_info(vcpu, frame, offset);
         vcpu.register_info(frame, offset);
+        hypervisor.publish_time(vcpu);
         hypervisor.select_all(vcpu);
         Ok(())
     }

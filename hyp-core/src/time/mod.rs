@@ -7,6 +7,8 @@
 //! ([`crate::machine::Board::interrupt_by`]). A board that can't do that lets timers be late, by a tick at most. How often that look
 //! is worth it says `earliest`: no timer is set for any time before it.
 
+pub mod published;
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use penumbra_abi::event_channel::VIRQ_TIMER;

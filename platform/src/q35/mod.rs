@@ -1,7 +1,7 @@
 //! QEMU's `q35`, and PC-compatible boards like it.
 //!
-//! What the loader says ([`multiboot`], [`options`]) is parsed by pure code. The devices (`serial`, `pit`, `apic`,
-//! `power`) exist on x86-64 only.
+//! What the loader says ([`multiboot`], [`options`]) is parsed by pure code. The devices (`serial`, `pit`, `rtc`,
+//! `apic`, `power`) exist on x86-64 only.
 
 pub mod list;
 pub mod multiboot;
@@ -13,5 +13,7 @@ pub mod apic;
 pub mod pit;
 #[cfg(target_arch = "x86_64")]
 pub mod power;
+#[cfg(target_arch = "x86_64")]
+pub mod rtc;
 #[cfg(target_arch = "x86_64")]
 pub mod serial;

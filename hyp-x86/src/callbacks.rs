@@ -1,0 +1,87 @@
+//! `set_callbacks` and `callback_op`: where a guest's kernel is entered.
+
+use core::cell::Cell;
+
+use hyp_core::hypercall::Call;
+use hyp_x86::layout;
+use penumbra_abi::callback as abi;
+use penumbra_abi::errno::Errno;
+
+use crate::context::{Callbacks, GuestContext};
+use crate::machine::X86;
+
+/// An entry point's address: any canonical one; it is the guest's own loss if it isn't its own.
+pub fn code_address(address: u64) -> Result<u64, Errno> {
+    if layout::is_canonical(address) { Ok(address) } else { Err(Errno::EINVAL) }
+}
+
+/// `set_callbacks`: those for events, for failures and for system calls; the latter two without masking events.
+///
+/// # Errors
+/// EINVAL: an address that isn't canonical; those before it are registered, as in Xen.
+pub fn set_all(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6]) -> Result<(), Errno> {
+    for (kind, address) in [
+        (abi::CALLBACKTYPE_EVENT, event),
+        (abi::CALLBACKTYPE_FAILSAFE, failsafe),
+        (abi::CALLBACKTYPE_SYSCALL, syscall),
+    ] {
+        register(&context.callbacks, kind, code_address(address)?, false)?;
+    }
+    Ok(())
+}
+
+/// `callback_op`
+///
+/// # Errors
+/// ENOSYS: no such operation or callback. EINVAL: an address that isn't canonical, or a callback that can't be taken away. EFAULT.
+pub fn operation(
+    call: &Call<'_, X86>,
+    context: &GuestContext,
+    operation: u64,
+    place: u64,
+) -> Result<(), Errno> {
+    match operation {
+        abi::CALLBACKOP_REGISTER => {
+            let request: abi::CallbackRegister = call.read(place)?;
+            let masks = request.flags & abi::CALLBACKF_MASK_EVENTS != 0;
+            register(&context.callbacks, request.kind, code_address(request.address)?, masks)
+        }
+        abi::CALLBACKOP_UNREGISTER => {
+            let [kind, _]: [u16; 2] = call.read(place)?;
+            unregister(&context.callbacks, kind)
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn register(callbacks: &Callbacks, kind: u16, address: u64, masks: bool) -> Result<(), Errno> {
+    let none = Cell::new(false);
+    let (callback, flag) = match kind {
+        abi::CALLBACKTYPE_EVENT => (&callbacks.event, &none),
+        abi::CALLBACKTYPE_FAILSAFE => (&callbacks.failsafe, &callbacks.failsafe_masks),
+        abi::CALLBACKTYPE_SYSCALL => (&callbacks.syscall, &callbacks.syscall_masks),
+        abi::CALLBACKTYPE_SYSCALL32 => (&callbacks.syscall32, &callbacks.syscall32_masks),
+        abi::CALLBACKTYPE_SYSENTER => (&callbacks.sysenter, &none),
+        abi::CALLBACKTYPE_NMI => (&callbacks.non_maskable, &none),
+        _ => return Err(Errno::ENOSYS),
+    };
+    callback.set(address);
+    flag.set(masks);
+    Ok(())
+}
+
+/// As in Xen, only the one for non-maskable interrupts can be taken away.
+fn unregister(callbacks: &Callbacks, kind: u16) -> Result<(), Errno> {
+    match kind {
+        abi::CALLBACKTYPE_NMI => {
+            callbacks.non_maskable.set(0);
+            Ok(())
+        }
+        abi::CALLBACKTYPE_EVENT
+        | abi::CALLBACKTYPE_FAILSAFE
+        | abi::CALLBACKTYPE_SYSCALL
+        | abi::CALLBACKTYPE_SYSENTER
+        | abi::CALLBACKTYPE_SYSCALL32 => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
