@@ -1,88 +1,32 @@
 //! The hypervisor itself: everything the core keeps, and how a machine is set going.
 //!
 //! There is one [`Hypervisor`], a `static` of the backend, all zeros at first. The backend gives it memory
-//! ([`Hypervisor::initialise`]) and the boot modules ([`Hypervisor::start_domains`]); after that it is driven by traps.
+//! ([`Hypervisor::initialise`]) and the boot modules ([`crate::boot`]); after that it is driven by traps.
 
 use core::fmt;
+use core::ops::Range;
 
 use penumbra_abi::event_channel::VIRQ_DOM_EXC;
 use spin::{Mutex, MutexGuard};
 
 use crate::address::{DomainId, MachineFrame};
 use crate::console::Console;
-use crate::domain::builder::{BuildError, P2mDirectory, Plan};
+use crate::domain::builder::P2mDirectory;
 use crate::domain::vcpu::{RunState, Vcpu};
-use crate::domain::{Domain, Life, MAX_DOMAINS, MAX_VCPUS};
+use crate::domain::{Domain, Life, MAX_DOMAINS};
 use crate::frame::{BootMemory, FrameTable, Memory};
 use crate::grant::table::Place;
 use crate::grant::{GrantTable, Lent, MapTrack, Pins};
 use crate::hypercall::Chunk;
 use crate::machine::{Context, FlushScope, Machine};
-use crate::options::{Options, parse_size, parse_vcpus};
 use crate::paging::TableState;
 use crate::paging::audit::{Holders, Ledger, Report, audit};
 use crate::sched::Scheduler;
 use crate::stretch::Stretches;
 use crate::time::Earliest;
 
-/// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
-const DEFAULT_MEMORY: u64 = 16384;
 /// Mappings by grant that are undone for a dead domain in one step.
 const PINS_A_STEP: usize = 128;
-/// Modules that are looked at.
-const MAX_MODULES: usize = 32;
-
-/// What a boot module is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ModuleKind {
-    /// A kernel: the first one is the control domain's, others need `domain=NAME` in their arguments.
-    Kernel,
-    /// A ramdisk for the kernel before it.
-    Ramdisk,
-}
-
-/// A boot module.
-#[derive(Clone, Copy)]
-pub struct Module<'a> {
-    /// Its bytes, wherever the boot loader has put them.
-    pub content: &'a [u8],
-    /// Its arguments, without a file name.
-    pub arguments: &'a str,
-    /// What it is.
-    pub kind: ModuleKind,
-}
-
-/// What the boot loader has handed over.
-pub struct BootInformation<'a> {
-    /// The hypervisor's command line.
-    pub command_line: &'a str,
-    /// The modules, in order.
-    pub modules: &'a [Module<'a>],
-}
-
-/// Why there is nothing to run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BootError {
-    /// There is no module that could be the control domain's kernel.
-    NoKernel,
-    /// The first kernel says that it is for another domain: the control domain's own is missing.
-    NotControl,
-    /// The control domain can't be built.
-    ControlDomain(BuildError),
-}
-
-impl fmt::Display for BootError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoKernel => write!(f, "there is no boot module with a kernel for the control domain"),
-            Self::NotControl => {
-                write!(f, "the first kernel's arguments say domain=: the control domain's kernel is missing")
-            }
-            Self::ControlDomain(error) => write!(f, "the control domain can't start: {error}"),
-        }
-    }
-}
-
 /// Everything the core keeps.
 pub struct Hypervisor<M: Machine> {
     pub(crate) machine: M,
@@ -135,6 +79,11 @@ impl<M: Machine> Hypervisor<M> {
         &self.frames
     }
 
+    /// Takes memory for use during boot, as [`FrameTable::take_boot_memory`].
+    pub fn take_boot_memory(&self, bytes: u64) -> Option<Range<u64>> {
+        self.frames.take_boot_memory(bytes)
+    }
+
     /// Time spent on scrubbing so far, in [`crate::machine::Board::ticks`].
     pub fn scrub_ticks(&self) -> u64 {
         self.frames.scrub_ticks()
@@ -145,69 +94,15 @@ impl<M: Machine> Hypervisor<M> {
         self.domains.get(usize::from(id.number())).filter(|domain| domain.is_present())
     }
 
-    /// Builds the control domain, and then the other domains, from the boot modules.
-    ///
-    /// # Errors
-    /// There is nothing to run. A further domain that can't be built is only logged.
-    pub fn start_domains(&self, boot: &BootInformation<'_>) -> Result<(), BootError> {
-        let options = Options::parse(boot.command_line, |text| log::warn!("{text}"));
-        let mut modules = boot.modules.iter().take(MAX_MODULES).peekable();
-        let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);
-        let first = first.ok_or(BootError::NoKernel)?;
-        if word(first.arguments, "domain").is_some() {
-            return Err(BootError::NotControl);
-        }
-        let ramdisk = next_ramdisk(&mut modules);
-        let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
-        let plan = Plan { kernel: first.content, ramdisk, arguments: first.arguments, pages, control: true };
-        let domain = self.build_domain(&plan).map_err(BootError::ControlDomain)?;
-        domain.set_vcpu_count(options.control_vcpus.unwrap_or(1));
-        log::info!("{domain}; its own page tables are validated and loaded");
-        while let Some(module) = modules.next() {
-            let ramdisk = next_ramdisk(&mut modules);
-            self.start_further(module, ramdisk);
-        }
-        Ok(())
-    }
-
-    /// A quarter of what is free, at most 512 MiB.
-    fn default_control_memory(&self) -> u64 {
-        (self.frames.free_frames() as u64 / 4).min(131_072)
-    }
-
-    fn start_further(&self, module: &Module<'_>, ramdisk: &[u8]) {
-        let Some(name) = word(module.arguments, "domain") else {
-            log::warn!("a further kernel without domain=NAME in its arguments is ignored");
-            return;
-        };
-        let pages = match word(module.arguments, "memory") {
-            None => DEFAULT_MEMORY,
-            Some(text) => {
-                parse_size(text, 10).map(|bytes| bytes >> crate::address::PAGE_SHIFT).unwrap_or_else(|| {
-                    log::warn!("domain {name}: memory={text} is no size; it gets 64 MiB");
-                    DEFAULT_MEMORY
-                })
-            }
-        };
-        let plan =
-            Plan { kernel: module.content, ramdisk, arguments: module.arguments, pages, control: false };
-        match self.build_domain(&plan) {
-            Ok(domain) => {
-                domain.set_vcpu_count(vcpus(module.arguments));
-                log::info!("{domain}: {name}");
-            }
-            Err(error) => log::error!("domain {name} can't start: {error}"),
-        }
-    }
-
     /// The domain of a vCPU dies, through its own fault: `reason` says in a few words which.
     pub fn kill(&self, vcpu: &Vcpu<M>, reason: fmt::Arguments<'_>) {
         let Some(domain) = self.domain(vcpu.domain_id()) else { return };
         log::error!("{:?} vcpu {} crashed: {reason}", domain.id(), vcpu.index());
         log::info!("{}", Registers::<M>(vcpu.context()));
         self.end_domain(domain);
-        if domain.is_control() {
-            log::error!("the control domain has crashed: the machine stops");
+        if domain.is_first() {
+            let role = if domain.is_control() { "control" } else { "first" };
+            log::error!("the {role} domain has crashed: the machine stops");
             self.machine.power_off();
         }
     }
@@ -274,25 +169,6 @@ impl<M: Machine> Hypervisor<M> {
 /// One lock of each domain.
 type All<'a, T> = [Option<MutexGuard<'a, T>>; MAX_DOMAINS];
 
-/// A module that belongs to the kernel before it.
-fn next_ramdisk<'a>(modules: &mut core::iter::Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
-    modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
-}
-
-/// How many vCPUs the word `vcpus=` asks for; one if it makes no sense.
-fn vcpus(line: &str) -> u8 {
-    let Some(text) = word(line, "vcpus") else { return 1 };
-    parse_vcpus(text).unwrap_or_else(|| {
-        log::warn!("vcpus={text} is no number from 1 to {MAX_VCPUS}; it gets 1");
-        1
-    })
-}
-
-/// The value of `name=value` among the words of a line.
-fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-}
-
 /// Shows a context in the log.
 struct Registers<'a, M: Machine>(&'a M::Context);
 
@@ -352,7 +228,8 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
     }
 
     fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame)) {
-        for frame in self.hypervisor.domains.iter().filter_map(Domain::shared_info) {
+        let pages = |domain: &Domain<M>| [domain.shared_info(), domain.console_page()];
+        for frame in self.hypervisor.domains.iter().flat_map(pages).flatten() {
             visit(frame);
         }
         for vcpu in self.hypervisor.domains.iter().flat_map(|domain| &domain.vcpus) {

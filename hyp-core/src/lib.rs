@@ -20,6 +20,7 @@
 )]
 
 pub mod address;
+mod boot;
 pub mod console;
 pub mod domain;
 pub mod event;
@@ -43,6 +44,7 @@ mod stretch;
 pub mod sync;
 pub mod time;
 
+pub use boot::{BootError, BootInformation, Module, ModuleKind};
 pub use domain::vcpu::Vcpu;
-pub use hypervisor::{BootError, BootInformation, Hypervisor, Module, ModuleKind};
+pub use hypervisor::Hypervisor;
 pub use sched::Next;

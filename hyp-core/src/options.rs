@@ -27,6 +27,8 @@ pub struct Options {
     pub control_memory: Option<u64>,
     /// `dom0_max_vcpus=`: vCPUs of the control domain.
     pub control_vcpus: Option<u8>,
+    /// `dom0=control` or `dom0=plain`: whether the first domain controls the others.
+    pub first_is_control: Option<bool>,
 }
 
 impl Options {
@@ -50,11 +52,24 @@ impl Options {
                         complain(format_args!("dom0_max_vcpus={value}: not a number from 1 to {MAX_VCPUS}"))
                     }
                 },
+                "dom0" => options.set_first(value, &mut complain),
                 _ if ACCEPTED.contains(&name) => {}
                 _ => complain(format_args!("unknown option {word:?} is ignored")),
             }
         }
         options
+    }
+
+    /// `dom0=` has a list, as in Xen, whose own `pv` says what is so anyway.
+    fn set_first(&mut self, list: &str, complain: &mut impl FnMut(core::fmt::Arguments<'_>)) {
+        for role in list.split(',') {
+            match role {
+                "control" => self.first_is_control = Some(true),
+                "plain" => self.first_is_control = Some(false),
+                "pv" => {}
+                _ => complain(format_args!("dom0={role}: neither control nor plain, ignored")),
+            }
+        }
     }
 }
 
@@ -115,6 +130,13 @@ mod tests {
         assert_eq!(complaints("dom0_max_vcpus=0 dom0_max_vcpus=9 dom0_max_vcpus=x").1.len(), 3);
         assert_eq!(said.len(), 3);
         assert!(said[0].contains("dom0_mem=lots") && said[1].contains("frobnicate"), "{said:?}");
+        assert_eq!(complaints("dom0=plain").0.first_is_control, Some(false));
+        assert_eq!(
+            complaints("dom0=pv,control"),
+            (Options { first_is_control: Some(true), ..Options::default() }, vec![])
+        );
+        let (options, said) = complaints("dom0=pvh,shadow");
+        assert_eq!((options.first_is_control, said.len()), (None, 2), "{said:?}");
         assert_eq!(parse_size("99999999999999999999G", 10), None);
         assert_eq!(parse_size("18446744073709551615T", 10), None);
         assert_eq!(parse_size("", 10), None);

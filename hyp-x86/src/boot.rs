@@ -24,6 +24,7 @@ use x86_64::registers::model_specific::Msr;
 
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
+use crate::unpacker::Opener;
 use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, stack};
 
 /// What the temporary tables show at the direct map.
@@ -340,7 +341,7 @@ fn start_domains(information: &Information<'static>) -> Result<(), Stop> {
     }
     let modules = modules.get(..information.modules.len()).unwrap_or(&[]);
     let boot = BootInformation { command_line: information.command_line, modules };
-    HYPERVISOR.start_domains(&boot).map_err(Stop::Domains)?;
+    HYPERVISOR.start_domains_from(&boot, &mut Opener::default()).map_err(Stop::Domains)?;
     for module in information.modules.iter() {
         HYPERVISOR.release_boot_memory(module.place.start, module.place.end);
     }

@@ -46,6 +46,8 @@ mod frame;
 #[cfg(target_os = "none")]
 mod guest_descriptors;
 #[cfg(target_os = "none")]
+mod heap;
+#[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]
 mod interrupts;
@@ -63,6 +65,8 @@ mod stack;
 mod tables;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod unpacker;
 #[cfg(target_os = "none")]
 mod writable_tables;
 

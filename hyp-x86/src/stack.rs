@@ -5,8 +5,8 @@
 
 use core::cell::UnsafeCell;
 
-/// Bytes of the CPU's stack.
-pub const CPU_STACK_BYTES: usize = 32 << 10;
+/// Bytes of the CPU's stack. The decoders of packed kernels take most of it, at boot.
+pub const CPU_STACK_BYTES: usize = 128 << 10;
 /// Bytes of an exception's stack.
 pub const EXCEPTION_STACK_BYTES: usize = 8 << 10;
 /// Bytes of a guard.

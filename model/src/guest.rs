@@ -22,6 +22,8 @@ pub struct Built {
     pub root: usize,
     /// Place of the page that it shares with the hypervisor.
     pub shared: usize,
+    /// Place of the page with its console's ring, if it has one.
+    pub console: Option<usize>,
 }
 
 /// Builds a domain; `None` when the machine has no room for it.
@@ -44,5 +46,6 @@ pub fn build<F: Hardware>(hypervisor: &'static Hypervisor<Model<F>>, control: bo
         p2m,
         root: content::slot(domain.vcpus.first()?.kernel_root()?.number())?,
         shared: content::slot(domain.shared_info()?.number())?,
+        console: domain.console_page().and_then(|frame| content::slot(frame.number())),
     })
 }

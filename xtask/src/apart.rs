@@ -22,8 +22,8 @@ use crate::toolchain;
 use crate::workspace;
 
 /// The fuzz targets.
-pub const TARGETS: [&str; 7] =
-    ["hypercalls", "tables", "image", "device_tree", "multiboot", "command_line", "emulate"];
+pub const TARGETS: [&str; 8] =
+    ["hypercalls", "tables", "image", "device_tree", "multiboot", "command_line", "emulate", "unpack"];
 /// Targets that run at the same time.
 const AT_ONCE: usize = 2;
 /// What cargo-fuzz gives to the compiler, but for its sanitizer.

@@ -6,15 +6,17 @@
 
 use core::sync::atomic::Ordering;
 
-use penumbra_abi::start_info::{SIF_INITDOMAIN, SIF_PRIVILEGED, StartInfo};
+use penumbra_abi::start_info::{
+    SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, SIF_VIRT_P2M_4TOOLS, StartInfo,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::image::KernelImage;
-use super::layout::{Layout, Needs, span_shift};
+use super::layout::{Layout, Needs, Region};
 pub use super::plan::{BuildError, MAX_P2M_FRAMES, Plan};
 use super::vcpu::RunState;
 use super::{Domain, Life};
-use crate::address::{MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::address::{GuestVirtual, MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
 use crate::event::upcall;
 use crate::frame::allocator::MAX_ORDER;
 use crate::hypervisor::Hypervisor;
@@ -95,17 +97,23 @@ impl<M: Machine> Hypervisor<M> {
         if plan.pages.div_ceil(ENTRIES) > MAX_P2M_FRAMES as u64 {
             return Err(BuildError::TooLarge(plan.pages));
         }
+        let wishes = &image.wishes;
+        if wishes.hypervisor_start.is_some_and(|lowest| lowest > M::M2P_WINDOW.bytes()) {
+            return Err(BuildError::HypervisorsPlace);
+        }
         let needs = Needs {
             virt_base: image.virt_base,
+            p2m_base: wishes.p2m_base,
             kernel_end: image.end,
             ramdisk: plan.ramdisk.len() as u64,
+            map_ramdisk: !wishes.takes_unmapped_ramdisk,
             pages: plan.pages,
             store_and_console: !plan.control,
             slack: M::START_SLACK,
             alignment: M::START_ALIGNMENT,
         };
         let layout = Layout::plan::<M::Format>(needs).ok_or(BuildError::Layout)?;
-        if !Self::is_guests_part(&layout) {
+        if !layout.regions().all(Self::is_guests_part) {
             return Err(BuildError::Layout);
         }
         if layout.end > plan.pages {
@@ -119,9 +127,10 @@ impl<M: Machine> Hypervisor<M> {
         Ok(layout)
     }
 
-    /// Whether the whole region that is to be mapped is made of addresses, and none of them the hypervisor's.
-    fn is_guests_part(layout: &Layout) -> bool {
-        let (first, last) = (layout.address(0), layout.address(layout.end.saturating_sub(1)));
+    /// Whether a whole region that is to be mapped is made of addresses, and none of them the hypervisor's.
+    fn is_guests_part(region: &Region) -> bool {
+        let page = |number: u64| GuestVirtual::new(region.start.wrapping_add(number << PAGE_SHIFT));
+        let (first, last) = (page(0), page(region.frames.saturating_sub(1)));
         // Any frame will do: only the addresses are in question.
         let is_address = |address| M::root_of(address, MachineFrame::new(0), None).is_some();
         let slot = |address| M::Format::index(address, M::Format::LEVELS);
@@ -141,6 +150,7 @@ impl<M: Machine> Builder<'_, M> {
         self.write_tables()?;
         self.write_start_info(plan)?;
         self.validate()?;
+        self.hold_console()?;
         self.start(image);
         Ok(())
     }
@@ -236,39 +246,29 @@ impl<M: Machine> Builder<'_, M> {
     fn write_tables(&self) -> Result<(), BuildError> {
         for level in (2..=M::Format::LEVELS).rev() {
             let below = level.saturating_sub(1);
-            let shift = span_shift::<M::Format>(below);
-            let tables = usize::from(below).checked_sub(1).and_then(|i| self.layout.tables_of_level.get(i));
-            for number in 0..tables.copied().unwrap_or(0) {
-                // Any address that this lower table translates finds its place in the upper one.
-                let first = (self.layout.virt_base >> shift).saturating_add(number) << shift;
-                let address = crate::address::GuestVirtual::new(first.max(self.layout.virt_base));
-                let table = self.table(below, number)?;
+            // Any address that a lower table translates finds its place in the upper one.
+            for address in self.layout.addresses::<M::Format>(below) {
+                let table = self.table(below, address)?;
                 self.write_entry(level, address, Entry::Table(table))?;
             }
         }
-        for pseudo in 0..self.layout.end {
+        for (address, pseudo) in self.layout.regions().flat_map(Region::pages) {
             let frame = self.machine_frame(pseudo).ok_or(BuildError::Layout)?;
             let leaf = Leaf { frame, level: 1, writable: !self.layout.is_table(pseudo) };
-            self.write_entry(1, self.layout.address(pseudo), Entry::Leaf(leaf))?;
+            self.write_entry(1, address, Entry::Leaf(leaf))?;
         }
         Ok(())
     }
 
-    fn table(&self, level: Level, number: u64) -> Result<MachineFrame, BuildError> {
-        let pseudo = self.layout.first_table(level).saturating_add(number);
-        self.machine_frame(pseudo).ok_or(BuildError::Layout)
+    /// The table of `level` that translates `address`.
+    fn table(&self, level: Level, address: GuestVirtual) -> Result<MachineFrame, BuildError> {
+        let pseudo = self.layout.table::<M::Format>(level, address);
+        pseudo.and_then(|pseudo| self.machine_frame(pseudo)).ok_or(BuildError::Layout)
     }
 
     /// Writes the entry of the table of `level` that translates `address`.
-    fn write_entry(
-        &self,
-        level: Level,
-        address: crate::address::GuestVirtual,
-        entry: Entry,
-    ) -> Result<(), BuildError> {
-        let shift = span_shift::<M::Format>(level);
-        let number = (address.bytes() >> shift).saturating_sub(self.layout.virt_base >> shift);
-        let table = self.table(level, number)?;
+    fn write_entry(&self, level: Level, address: GuestVirtual, entry: Entry) -> Result<(), BuildError> {
+        let table = self.table(level, address)?;
         let index = M::Format::index(address, level);
         self.hypervisor.machine.write_entry(table, index, M::Format::encode(level, entry));
         Ok(())
@@ -281,16 +281,20 @@ impl<M: Machine> Builder<'_, M> {
         fill(info.cmd_line.split_last_mut().map_or(&mut [], |(_, line)| line), &[plan.arguments.as_bytes()]);
         info.nr_pages = plan.pages;
         info.shared_info = self.shared_info()?.start().bytes();
-        info.flags = if plan.control { SIF_PRIVILEGED | SIF_INITDOMAIN } else { 0 };
+        info.flags = if plan.control { SIF_PRIVILEGED | SIF_INITDOMAIN } else { SIF_VIRT_P2M_4TOOLS };
         if let Some((store, console)) = layout.store_and_console {
             info.store_mfn = self.machine_frame(store).map_or(0, MachineFrame::number);
             info.console_mfn = self.machine_frame(console).map_or(0, MachineFrame::number);
         }
         info.pt_base = layout.address(layout.tables).bytes();
         info.nr_pt_frames = layout.table_count();
-        info.mfn_list = layout.address(layout.p2m).bytes();
+        info.mfn_list = layout.p2m_address().bytes();
         if !plan.ramdisk.is_empty() {
-            info.mod_start = layout.address(layout.ramdisk).bytes();
+            info.mod_start = match layout.ramdisk_is_mapped {
+                true => layout.address(layout.ramdisk).bytes(),
+                false => layout.ramdisk,
+            };
+            info.flags |= if layout.ramdisk_is_mapped { 0 } else { SIF_MOD_START_PFN };
             info.mod_len = plan.ramdisk.len() as u64;
         }
         info.first_p2m_pfn = layout.p2m;
@@ -326,9 +330,20 @@ impl<M: Machine> Builder<'_, M> {
         }
     }
 
+    /// The console page is part of the domain's memory, and the hypervisor writes there on its own: so it is held as *writable* for as
+    /// long as the domain lives, and never becomes a table.
+    fn hold_console(&self) -> Result<(), BuildError> {
+        let Some((_, console)) = self.layout.store_and_console else { return Ok(()) };
+        let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
+        let frame = self.machine_frame(console).ok_or(BuildError::Layout)?;
+        frames.get_writable(frame, self.domain.id(), machine).map_err(|_| BuildError::Layout)?;
+        self.domain.console_page.replace(Some(frame));
+        Ok(())
+    }
+
     /// Has the root validated like any other, pinned, and held once more for the vCPU that starts with it.
     fn validate(&self) -> Result<(), BuildError> {
-        let root = self.table(M::Format::LEVELS, 0)?;
+        let root = self.table(M::Format::LEVELS, self.layout.address(0))?;
         let budget = Budget::unbounded();
         let mut space = self.domain.table_space(&self.hypervisor.machine, &self.hypervisor.frames, &budget);
         space.pin(root, M::Format::LEVELS).map_err(BuildError::Tables)?;
@@ -342,7 +357,7 @@ impl<M: Machine> Builder<'_, M> {
     fn start(&self, image: &KernelImage<'_>) {
         let Some(vcpu) = self.domain.vcpus.first() else { return };
         vcpu.context().reset(&StartOfDay {
-            entry: crate::address::GuestVirtual::new(image.entry),
+            entry: GuestVirtual::new(image.entry),
             stack: self.layout.address(self.layout.stack.saturating_add(1)),
             start_info: self.layout.address(self.layout.start_info),
         });

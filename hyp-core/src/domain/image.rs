@@ -1,21 +1,24 @@
-//! A kernel as it comes from the boot loader: an ELF file with Xen's notes.
+//! A kernel that can be loaded: an ELF file with Xen's notes ([`super::notes`]).
 //!
 //! The file is a claim. Everything in it is checked before a domain is built from it, and what is wrong is said in
-//! one line. Source of the notes: `elfnote.h` of Xen's public headers.
+//! one line. Segments go where their *physical* addresses say, less `PADDR_OFFSET`; virtual ones mean nothing to a loader (Linux
+//! has a segment at virtual address 0, for data of which each CPU gets its own copy).
 
 use core::fmt;
+use core::ops::Range;
 
 use elf::abi::{EI_NIDENT, ELFMAGIC, EM_AARCH64, EM_X86_64, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
-use elf::note::{Note, NoteIterator};
 use elf::segment::{ProgramHeader, SegmentTable};
-use penumbra_abi::elfnote;
 
+use super::notes::{Identity, Notes, Wishes};
 use crate::address::PAGE_BYTES;
 
 /// Bytes of a program header.
 const HEADER_SIZE: usize = 56;
+/// Segments to load that a kernel can have. Linux has four.
+const MAX_SEGMENTS: usize = 64;
 
 /// What is wrong with a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,10 +31,20 @@ pub enum ImageError {
     CutShort,
     /// A segment lies outside of any memory, or wraps around.
     BadSegment,
+    /// Two segments want the same memory.
+    Overlap,
+    /// More segments than are looked at.
+    TooManySegments,
     /// There is nothing to load.
     Empty,
-    /// This note is missing: (its number in `elfnote.h`).
+    /// This note is missing (its name in `elfnote.h`).
     MissingNote(&'static str),
+    /// This note's content makes no sense.
+    BadNote(&'static str),
+    /// It was made for another ABI than Xen's third.
+    OtherAbi,
+    /// It insists on a feature that there isn't.
+    MissingFeature(&'static str),
     /// The entry point isn't in the kernel.
     BadEntry,
 }
@@ -43,8 +56,13 @@ impl fmt::Display for ImageError {
             Self::OtherMachine => write!(f, "it is for another machine"),
             Self::CutShort => write!(f, "the file is cut short"),
             Self::BadSegment => write!(f, "one of its segments has impossible addresses"),
+            Self::Overlap => write!(f, "two of its segments overlap"),
+            Self::TooManySegments => write!(f, "it has more than {MAX_SEGMENTS} segments"),
             Self::Empty => write!(f, "it has nothing to load"),
             Self::MissingNote(name) => write!(f, "it has no Xen ELF note {name}: not a paravirtual kernel"),
+            Self::BadNote(name) => write!(f, "its Xen ELF note {name} makes no sense"),
+            Self::OtherAbi => write!(f, "it is for another ABI than xen-3.0"),
+            Self::MissingFeature(name) => write!(f, "it insists on a feature that there isn't: {name}"),
             Self::BadEntry => write!(f, "its entry point lies outside of it"),
         }
     }
@@ -61,6 +79,10 @@ pub struct KernelImage<'a> {
     paddr_offset: u64,
     /// One past the last pseudo-physical byte of the kernel.
     pub end: u64,
+    /// What it asks for beyond the usual.
+    pub wishes: Wishes,
+    /// What it says about itself.
+    pub identity: Identity<'a>,
 }
 
 /// A piece to load.
@@ -69,15 +91,6 @@ pub struct Segment<'a> {
     pub start: u64,
     /// The bytes that the file has; the rest is zero, as fresh memory is.
     pub content: &'a [u8],
-}
-
-/// The notes that matter, as they are found.
-#[derive(Default)]
-struct Notes {
-    entry: Option<u64>,
-    virt_base: Option<u64>,
-    paddr_offset: Option<u64>,
-    xen_version: bool,
 }
 
 impl<'a> KernelImage<'a> {
@@ -93,43 +106,58 @@ impl<'a> KernelImage<'a> {
         }
         let segments = read_segments(file, &header)?;
         let notes = read_notes(file, segments)?;
-        if !notes.xen_version {
-            return Err(ImageError::MissingNote("XEN_VERSION"));
-        }
-        let entry = notes.entry.unwrap_or(header.e_entry);
+        notes.check()?;
         let virt_base = notes.virt_base.ok_or(ImageError::MissingNote("VIRT_BASE"))?;
-        let mut image =
-            Self { file, segments, entry, virt_base, paddr_offset: notes.paddr_offset.unwrap_or(0), end: 0 };
-        image.end = image.check_segments()?;
-        let offset = entry.checked_sub(virt_base).ok_or(ImageError::BadEntry)?;
-        if offset >= image.end || !virt_base.is_multiple_of(PAGE_BYTES) {
-            return Err(ImageError::BadEntry);
+        if !virt_base.is_multiple_of(PAGE_BYTES) {
+            return Err(ImageError::BadNote("VIRT_BASE"));
         }
-        Ok(image)
+        let mut image = Self {
+            file,
+            segments,
+            entry: notes.entry.unwrap_or(header.e_entry),
+            virt_base,
+            paddr_offset: notes.paddr_offset.unwrap_or(0),
+            end: 0,
+            wishes: notes.wishes,
+            identity: notes.identity,
+        };
+        let (start, end) = image.check_segments()?;
+        image.end = end;
+        let entry = image.entry.checked_sub(virt_base).ok_or(ImageError::BadEntry)?;
+        if (start..end).contains(&entry) { Ok(image) } else { Err(ImageError::BadEntry) }
     }
 
     fn headers(&self) -> impl Iterator<Item = ProgramHeader> + use<'a> {
-        self.segments.into_iter().filter(|header| header.p_type == PT_LOAD)
+        self.segments.into_iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0)
     }
 
-    /// The highest pseudo-physical byte, if all segments can be loaded.
-    fn check_segments(&self) -> Result<u64, ImageError> {
-        let mut end = 0;
-        for header in self.headers() {
-            content(self.file, &header)?;
-            if header.p_filesz > header.p_memsz {
-                return Err(ImageError::BadSegment);
+    /// The lowest pseudo-physical byte and one past the highest, if all segments can be loaded.
+    fn check_segments(&self) -> Result<(u64, u64), ImageError> {
+        if self.headers().count() > MAX_SEGMENTS {
+            return Err(ImageError::TooManySegments);
+        }
+        let (mut lowest, mut end) = (u64::MAX, 0);
+        for (index, header) in self.headers().enumerate() {
+            let place = self.check_segment(&header)?;
+            for before in self.headers().take(index) {
+                let before = self.check_segment(&before)?;
+                if before.start < place.end && place.start < before.end {
+                    return Err(ImageError::Overlap);
+                }
             }
-            let start = header.p_paddr.checked_sub(self.paddr_offset).ok_or(ImageError::BadSegment)?;
-            let last = start.checked_add(header.p_memsz).ok_or(ImageError::BadSegment)?;
-            end = last.max(end);
+            (lowest, end) = (place.start.min(lowest), place.end.max(end));
         }
-        match end {
-            0 => Err(ImageError::Empty),
-            // No machine has as much memory.
-            end if end >> 52 != 0 => Err(ImageError::BadSegment),
-            end => Ok(end),
-        }
+        if end == 0 { Err(ImageError::Empty) } else { Ok((lowest, end)) }
+    }
+
+    /// Where a segment goes, in pseudo-physical bytes, if it can be loaded.
+    fn check_segment(&self, header: &ProgramHeader) -> Result<Range<u64>, ImageError> {
+        content(self.file, header)?;
+        let start = header.p_paddr.checked_sub(self.paddr_offset).ok_or(ImageError::BadSegment)?;
+        let end = start.checked_add(header.p_memsz).ok_or(ImageError::BadSegment)?;
+        // No machine has as much memory.
+        let absurd = header.p_filesz > header.p_memsz || end >> 52 != 0;
+        if absurd { Err(ImageError::BadSegment) } else { Ok(start..end) }
     }
 
     /// The pieces to load.
@@ -178,34 +206,10 @@ fn content<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8], Image
     piece(file, header.p_offset, header.p_filesz)
 }
 
-fn read_notes(file: &[u8], segments: SegmentTable<'_, LittleEndian>) -> Result<Notes, ImageError> {
+fn read_notes<'a>(file: &'a [u8], segments: SegmentTable<'a, LittleEndian>) -> Result<Notes<'a>, ImageError> {
     let mut notes = Notes::default();
     for header in segments.into_iter().filter(|header| header.p_type == PT_NOTE) {
-        // Alignments other than 4 and 8 aren't notes; the iterator ends there.
-        let align = usize::try_from(header.p_align).unwrap_or(0);
-        for note in NoteIterator::new(LittleEndian, Class::ELF64, align, content(file, &header)?) {
-            let Note::Unknown(note) = note else { continue };
-            if note.name != elfnote::OWNER && note.name != b"Xen" {
-                continue;
-            }
-            let Ok(kind) = u32::try_from(note.n_type) else { continue };
-            match kind {
-                elfnote::ENTRY => notes.entry = number(note.desc),
-                elfnote::VIRT_BASE => notes.virt_base = number(note.desc),
-                elfnote::PADDR_OFFSET => notes.paddr_offset = number(note.desc),
-                elfnote::XEN_VERSION => notes.xen_version = note.desc.starts_with(b"xen-3.0"),
-                _ => {}
-            }
-        }
+        notes.read(header.p_align, content(file, &header)?);
     }
     Ok(notes)
-}
-
-/// A note's number: 8 bytes, or 4.
-fn number(bytes: &[u8]) -> Option<u64> {
-    match bytes.len() {
-        8 => Some(u64::from_le_bytes(bytes.try_into().ok()?)),
-        4 => Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?))),
-        _ => None,
-    }
 }

@@ -14,8 +14,10 @@
 pub mod builder;
 pub mod image;
 pub mod layout;
+pub mod notes;
 pub mod plan;
 pub mod teardown;
+pub mod unpacker;
 pub mod vcpu;
 
 use core::fmt;
@@ -79,6 +81,8 @@ pub struct Domain<M: Machine> {
     /// Its pseudo-physical memory map, if one was set.
     pub(crate) memory_map: Mutex<StoredMap>,
     shared_info: FrameSlot,
+    /// The page with the console's ring, one of the domain's own, held as *writable*.
+    console_page: FrameSlot,
     /// How many of its vCPUs it may use: the first ones.
     vcpu_count: AtomicU8,
     pub(crate) events: Events,
@@ -106,6 +110,7 @@ impl<M: Machine> Domain<M> {
             assists: AtomicU64::new(0),
             memory_map: Mutex::new(StoredMap::new()),
             shared_info: FrameSlot::new(),
+            console_page: FrameSlot::new(),
             vcpu_count: AtomicU8::new(0),
             events: Events::new(),
             grants: Grants::new(),
@@ -125,6 +130,11 @@ impl<M: Machine> Domain<M> {
     /// Whether it may control other domains.
     pub fn is_control(&self) -> bool {
         self.control.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is the domain that was started first: the machine runs for its sake, and goes off with it.
+    pub fn is_first(&self) -> bool {
+        self.id() == DomainId::CONTROL
     }
 
     /// Where it is in its life.
@@ -197,6 +207,11 @@ impl<M: Machine> Domain<M> {
     /// The page that it shares with the hypervisor.
     pub fn shared_info(&self) -> Option<MachineFrame> {
         self.shared_info.get()
+    }
+
+    /// The page with the ring of its console, if it has one: `struct xencons_interface` at the start of the page.
+    pub fn console_page(&self) -> Option<MachineFrame> {
+        self.console_page.get()
     }
 
     /// What a port is, if it is open.

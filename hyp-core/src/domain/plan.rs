@@ -26,6 +26,8 @@ pub struct Plan<'a> {
 /// Why a domain can't be built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BuildError {
+    /// The kernel is packed, and can't be unpacked.
+    Packed(unpack::Error),
     /// The kernel is no good.
     Image(ImageError),
     /// The domain table is full.
@@ -50,6 +52,8 @@ pub enum BuildError {
     Tables(Stop),
     /// The addresses that the kernel asks for don't fit the address space.
     Layout,
+    /// The kernel leaves the hypervisor fewer addresses than it uses.
+    HypervisorsPlace,
 }
 
 impl From<ImageError> for BuildError {
@@ -58,10 +62,17 @@ impl From<ImageError> for BuildError {
     }
 }
 
+impl From<unpack::Error> for BuildError {
+    fn from(error: unpack::Error) -> Self {
+        Self::Packed(error)
+    }
+}
+
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |frames: &u64| frames.checked_shr(20 - PAGE_SHIFT).unwrap_or(0);
         match self {
+            Self::Packed(error) => write!(f, "the kernel can't be unpacked: {error}"),
             Self::Image(error) => write!(f, "the kernel can't be used: {error}"),
             Self::TooManyDomains => write!(f, "there are as many domains as there can be"),
             Self::TooLarge(pages) => {
@@ -75,6 +86,9 @@ impl fmt::Display for BuildError {
             }
             Self::Tables(stop) => write!(f, "its first page tables are refused: {stop:?}"),
             Self::Layout => write!(f, "the addresses it asks for don't fit the address space"),
+            Self::HypervisorsPlace => {
+                write!(f, "it claims addresses that are the hypervisor's (HV_START_LOW)")
+            }
         }
     }
 }

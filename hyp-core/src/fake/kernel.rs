@@ -14,12 +14,18 @@ pub fn image(size: usize) -> Vec<u8> {
 
 /// The same, with pseudo-physical frame 0 at `base`.
 pub fn image_at(base: u64, size: usize) -> Vec<u8> {
-    let notes = [
+    image_with(base, size, &[])
+}
+
+/// The same, with more notes: number and content of each. What comes later holds.
+pub fn image_with(base: u64, size: usize, more: &[(u32, &[u8])]) -> Vec<u8> {
+    let mut notes = [
         note(elfnote::XEN_VERSION, b"xen-3.0\0"),
         note(elfnote::VIRT_BASE, &base.to_le_bytes()),
         note(elfnote::ENTRY, &(base + 0x1000).to_le_bytes()),
     ]
     .concat();
+    notes.extend(more.iter().flat_map(|(kind, content)| note(*kind, content)));
     let headers = 64 + 2 * 56;
     let mut file = file_header();
     file.extend(segment(base, 1, (headers + notes.len()) as u64, 0x1000, size as u64));

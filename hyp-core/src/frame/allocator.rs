@@ -142,6 +142,24 @@ impl FreeMap {
         Some(index)
     }
 
+    /// Takes `count` whole chunks in a row, the highest there are; returns the first frame's index.
+    pub fn take_chunks(&self, count: usize) -> Option<usize> {
+        const WHOLE: usize = CLASSES - 1;
+        let mut hints = self.hints.lock();
+        let mut run = 0usize;
+        let mut chunks = (0..self.words.len() / CHUNK_WORDS).rev();
+        let first = chunks.find(|chunk| {
+            run = if self.is_in_class(*chunk, WHOLE) { run.saturating_add(1) } else { 0 };
+            run >= count.max(1)
+        })?;
+        for chunk in first..first.saturating_add(run) {
+            change_run(self.chunk(chunk), 0, CHUNK, false);
+            self.free.fetch_sub(CHUNK, Ordering::Relaxed);
+            self.move_chunk(&mut hints, chunk, Some(WHOLE), None);
+        }
+        Some(first.saturating_mul(CHUNK))
+    }
+
     /// Makes the frame at `index` free; `false` if it was free already, or is none of ours.
     pub fn give(&self, index: usize) -> bool {
         self.give_range(index, index.saturating_add(1)) == 1
@@ -375,6 +393,24 @@ mod tests {
         assert_eq!(map.take_run(5, usize::MAX), Some(CHUNK + 96));
         map.give_range(0, CHUNK);
         assert_eq!(map.take_run(MAX_ORDER, usize::MAX), Some(0), "given back, it is whole again");
+    }
+
+    #[test]
+    fn whole_chunks_in_a_row_are_the_highest_there_are() {
+        let map = map(8 * CHUNK);
+        map.give_range(0, 8 * CHUNK);
+        assert_eq!(map.take_run(0, usize::MAX), Some(0));
+        map.give(0);
+        // One frame is missing in chunk 5: above it there are two whole ones, below it five.
+        assert_eq!(map.take_chunks(2), Some(6 * CHUNK));
+        assert_eq!(map.take_chunks(1), Some(5 * CHUNK));
+        map.give_range(5 * CHUNK, 8 * CHUNK - 1);
+        assert_eq!((map.take_chunks(8), map.take_chunks(7)), (None, Some(0)));
+        assert_eq!((map.free_frames(), map.count()), (CHUNK - 1, CHUNK - 1));
+        classes_are_right(&map, 8 * CHUNK);
+        assert_eq!(map.take_chunks(1), None);
+        map.give_range(0, CHUNK);
+        assert_eq!((map.take_chunks(0), map.free_frames()), (Some(0), CHUNK - 1), "one at least");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! the frame, at once and in one place: translations are flushed, the content is scrubbed, the record vacated, and only then
 //! the frame is free. (Where hundreds of frames go in one stretch, they are scrubbed when they are given out: the record says so.)
 
+use core::ops::Range;
+
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 
-use super::allocator::FreeMap;
+use super::allocator::{FreeMap, MAX_ORDER};
 use super::m2p::MachineToPhysical;
 use super::record::FrameRecord;
 use super::words::{Hold, Use};
@@ -139,6 +141,22 @@ impl FrameTable {
             let given = tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES);
             self.managed.fetch_add(given, Ordering::Relaxed);
         }
+    }
+
+    /// Takes memory for use during boot: at least `bytes` bytes in one piece, which are nobody's and not free until they are given to
+    /// [`Self::release_boot_memory`]. Their machine addresses, as a range; they hold whatever was there before.
+    pub fn take_boot_memory(&self, bytes: u64) -> Option<Range<u64>> {
+        const CHUNK_BYTES: u64 = PAGE_BYTES << MAX_ORDER;
+        let tables = self.tables.get()?;
+        let chunks = usize::try_from(bytes.div_ceil(CHUNK_BYTES).max(1)).ok()?;
+        let index = tables.free.take_chunks(chunks)?;
+        let frames = (chunks as u64).checked_mul(1 << MAX_ORDER)?;
+        for record in tables.records.iter().skip(index).take(frames as usize) {
+            record.vacate(false);
+        }
+        self.managed.fetch_sub(frames, Ordering::Relaxed);
+        let start = tables.first.checked_add(index as u64)?.checked_mul(PAGE_BYTES)?;
+        Some(start..start.checked_add((chunks as u64).checked_mul(CHUNK_BYTES)?)?)
     }
 
     #[inline(always)]

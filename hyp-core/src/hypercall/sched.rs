@@ -65,8 +65,8 @@ impl<M: Machine> Call<'_, M> {
             _ => return Err(Errno::EINVAL),
         };
         log::info!("{:?} has shut down: {word}", self.domain.id());
-        if self.domain.is_control() {
-            // Without its control domain the machine has no purpose: it goes where that domain wanted to go.
+        if self.domain.is_first() {
+            // Without its first domain the machine has no purpose: it goes where that domain wanted to go.
             match reason {
                 sched::SHUTDOWN_REBOOT => self.hypervisor.machine.reboot(),
                 _ => self.hypervisor.machine.power_off(),

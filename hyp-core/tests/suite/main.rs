@@ -22,6 +22,7 @@ mod nonsense;
 mod paging;
 mod results;
 mod rows;
+mod start_of_day;
 mod superpages;
 mod type_changes;
 mod vcpus;

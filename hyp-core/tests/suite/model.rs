@@ -243,8 +243,9 @@ impl Model {
     /// The world as it is: everything that holders lead to, nothing judged.
     fn world(&self) -> World {
         let mut world = World::default();
-        // The hypervisor itself writes to each domain's shared-info page.
-        let shared = self.rig.domains.iter().filter_map(|guest| guest.domain.shared_info());
+        // The hypervisor itself writes to each domain's shared-info page, and to the page of its console.
+        let domains = self.rig.domains.iter().map(|guest| guest.domain);
+        let shared = domains.flat_map(|domain| [domain.shared_info(), domain.console_page()]).flatten();
         world.uses.extend(shared.map(|frame| (frame.number(), (Role::Writable, 1))));
         let roots =
             self.rig.domains.iter().flat_map(|guest| {

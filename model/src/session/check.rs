@@ -86,6 +86,7 @@ impl<F: Hardware> Session<F> {
                 continue;
             };
             self.known.domains[number].shared = place(core.shared_info());
+            self.known.domains[number].console = place(core.console_page());
         }
         self.learn_descriptors(&wanted);
     }

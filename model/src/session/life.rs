@@ -98,6 +98,7 @@ impl<F: Hardware> Session<F> {
             vcpus: [first, Vcpu::default(), Vcpu::default()],
             turn: 0,
             shared: Some(built.shared),
+            console: built.console,
             limit: PAGES as usize,
         };
         Ok(())

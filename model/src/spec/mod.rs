@@ -48,6 +48,8 @@ pub struct Domain {
     pub turn: usize,
     /// The page that it shares with the hypervisor.
     pub shared: Option<usize>,
+    /// The page with its console's ring, which the hypervisor holds as long as the domain lives.
+    pub console: Option<usize>,
     /// Frames it may have, the shared page not counted.
     pub limit: usize,
 }

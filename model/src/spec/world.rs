@@ -54,9 +54,9 @@ impl World {
             world.writable[frame] += u16::from(writable);
         }
         for domain in known.domains.iter().filter(|domain| domain.life != Life::Vacant) {
-            if let Some(shared) = domain.shared {
-                world.references[shared] += 1;
-                world.writable[shared] += 1;
+            for page in [domain.shared, domain.console].into_iter().flatten() {
+                world.references[page] += 1;
+                world.writable[page] += 1;
             }
             for vcpu in &domain.vcpus {
                 for root in [vcpu.kernel, vcpu.user].into_iter().flatten() {

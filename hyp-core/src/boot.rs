@@ -1,0 +1,182 @@
+//! From boot modules to the first domains.
+//!
+//! A boot loader leaves kernels and ramdisks, each with a line of words. The first kernel is that of the first domain; each later one that
+//! has a name becomes a domain, too. What is wrong with a module costs its own domain only, but for the first, without which there is
+//! nothing to do.
+
+use core::fmt;
+use core::iter::Peekable;
+
+use crate::domain::MAX_VCPUS;
+use crate::domain::builder::{BuildError, Plan};
+use crate::domain::image::KernelImage;
+use crate::domain::unpacker::{AsTheyAre, Unpacker};
+use crate::hypervisor::Hypervisor;
+use crate::machine::Machine;
+use crate::options::{Options, parse_size, parse_vcpus};
+
+/// Memory of a further domain that doesn't say how much it wants: 64 MiB, in frames.
+const DEFAULT_MEMORY: u64 = 16384;
+/// Modules that are looked at.
+const MAX_MODULES: usize = 32;
+
+/// What a boot module is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModuleKind {
+    /// A kernel: the first one is the control domain's, others need `domain=NAME` in their arguments.
+    Kernel,
+    /// A ramdisk for the kernel before it.
+    Ramdisk,
+}
+
+/// A boot module.
+#[derive(Clone, Copy)]
+pub struct Module<'a> {
+    /// Its bytes, wherever the boot loader has put them.
+    pub content: &'a [u8],
+    /// Its arguments, without a file name.
+    pub arguments: &'a str,
+    /// What it is.
+    pub kind: ModuleKind,
+}
+
+/// What the boot loader has handed over.
+pub struct BootInformation<'a> {
+    /// The hypervisor's command line.
+    pub command_line: &'a str,
+    /// The modules, in order.
+    pub modules: &'a [Module<'a>],
+}
+
+/// Why there is nothing to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BootError {
+    /// There is no module that could be the control domain's kernel.
+    NoKernel,
+    /// The first kernel says that it is for another domain: the control domain's own is missing.
+    NotControl,
+    /// The control domain can't be built.
+    ControlDomain(BuildError),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKernel => write!(f, "there is no boot module with a kernel for the control domain"),
+            Self::NotControl => {
+                write!(f, "the first kernel's arguments say domain=: the control domain's kernel is missing")
+            }
+            Self::ControlDomain(error) => write!(f, "the control domain can't start: {error}"),
+        }
+    }
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Builds the first domain, and then the other domains, from boot modules that are ELF files; see [`Self::start_domains_from`].
+    ///
+    /// # Errors
+    /// There is nothing to run.
+    pub fn start_domains(&self, boot: &BootInformation<'_>) -> Result<(), BootError> {
+        self.start_domains_from(boot, &mut AsTheyAre)
+    }
+
+    /// Builds the first domain, and then the other domains, from the boot modules. The first one is the control domain, unless its kernel
+    /// is Linux, which would then look for a PC's devices; the option `dom0=` decides otherwise. Each kernel is opened by `unpacker`
+    /// when its turn has come.
+    ///
+    /// # Errors
+    /// There is nothing to run. A further domain that can't be built is only logged.
+    pub fn start_domains_from<'f>(
+        &self,
+        boot: &BootInformation<'f>,
+        unpacker: &mut dyn Unpacker<'f>,
+    ) -> Result<(), BootError> {
+        let options = Options::parse(boot.command_line, |text| log::warn!("{text}"));
+        let mut modules = boot.modules.iter().take(MAX_MODULES).peekable();
+        let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);
+        let first = first.ok_or(BootError::NoKernel)?;
+        if word(first.arguments, "domain").is_some() {
+            return Err(BootError::NotControl);
+        }
+        let ramdisk = next_ramdisk(&mut modules);
+        self.start_first(first, ramdisk, &options, unpacker).map_err(BootError::ControlDomain)?;
+        while let Some(module) = modules.next() {
+            let ramdisk = next_ramdisk(&mut modules);
+            self.start_further(module, ramdisk, unpacker);
+        }
+        Ok(())
+    }
+
+    fn start_first<'f>(
+        &self,
+        module: &Module<'f>,
+        ramdisk: &[u8],
+        options: &Options,
+        unpacker: &mut dyn Unpacker<'f>,
+    ) -> Result<(), BuildError> {
+        let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
+        let kernel = unpacker.open(module.content)?;
+        let control = options.first_is_control.unwrap_or_else(|| !is_linux::<M>(kernel));
+        let domain =
+            self.build_domain(&Plan { kernel, ramdisk, arguments: module.arguments, pages, control })?;
+        domain.set_vcpu_count(options.control_vcpus.unwrap_or(1));
+        log::info!("{domain}; its own page tables are validated and loaded");
+        Ok(())
+    }
+
+    /// A quarter of what is free, at most 512 MiB.
+    fn default_control_memory(&self) -> u64 {
+        (self.frames.free_frames() as u64 / 4).min(131_072)
+    }
+
+    fn start_further<'f>(&self, module: &Module<'f>, ramdisk: &[u8], unpacker: &mut dyn Unpacker<'f>) {
+        let Some(name) = word(module.arguments, "domain") else {
+            log::warn!("a further kernel without domain=NAME in its arguments is ignored");
+            return;
+        };
+        let pages = match word(module.arguments, "memory") {
+            None => DEFAULT_MEMORY,
+            Some(text) => {
+                parse_size(text, 10).map(|bytes| bytes >> crate::address::PAGE_SHIFT).unwrap_or_else(|| {
+                    log::warn!("domain {name}: memory={text} is no size; it gets 64 MiB");
+                    DEFAULT_MEMORY
+                })
+            }
+        };
+        let arguments = module.arguments;
+        let built = unpacker.open(module.content).map_err(BuildError::from).and_then(|kernel| {
+            self.build_domain(&Plan { kernel, ramdisk, arguments, pages, control: false })
+        });
+        match built {
+            Ok(domain) => {
+                domain.set_vcpu_count(vcpus(module.arguments));
+                log::info!("{domain}: {name}");
+            }
+            Err(error) => log::error!("domain {name} can't start: {error}"),
+        }
+    }
+}
+
+/// A module that belongs to the kernel before it.
+fn next_ramdisk<'a>(modules: &mut Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
+    modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
+}
+
+/// Whether a file is a Linux kernel, as far as it says so itself.
+fn is_linux<M: Machine>(kernel: &[u8]) -> bool {
+    KernelImage::parse(kernel, M::PLATFORM).is_ok_and(|image| image.identity.is_linux())
+}
+
+/// How many vCPUs the word `vcpus=` asks for; one if it makes no sense.
+fn vcpus(line: &str) -> u8 {
+    let Some(text) = word(line, "vcpus") else { return 1 };
+    parse_vcpus(text).unwrap_or_else(|| {
+        log::warn!("vcpus={text} is no number from 1 to {MAX_VCPUS}; it gets 1");
+        1
+    })
+}
+
+/// The value of `name=value` among the words of a line.
+fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}

@@ -1,0 +1,143 @@
+//! What a kernel says about itself in its ELF notes.
+//!
+//! Each note has a number (`elfnote.h` of Xen's public headers) and a content: a number of 4 or 8 bytes, or a text that ends with a
+//! zero byte. The notes are a claim like everything else in the file. A note whose content makes no sense counts as absent; numbers
+//! that aren't known are passed over.
+
+use elf::endian::LittleEndian;
+use elf::file::Class;
+use elf::note::{Note, NoteIterator};
+use penumbra_abi::elfnote;
+
+use super::image::ImageError;
+use crate::address::PAGE_BYTES;
+
+/// The ABI that Penumbra speaks, as `XEN_VERSION` names it.
+const ABI: &str = "xen-3.0";
+/// The operating system by whose name a Linux kernel is known.
+const LINUX: &str = "linux";
+/// Features that a kernel may insist on (`!` in front of one, in `FEATURES`).
+const PROVIDED: [&str; 2] = ["writable_page_tables", "pae_pgdir_above_4gb"];
+/// Features that there are, but not here: named in the complaint.
+const REFUSED: [&str; 5] = [
+    "writable_descriptor_tables",
+    "auto_translated_physmap",
+    "supervisor_mode_kernel",
+    "dom0",
+    "hvm_callback_vector",
+];
+
+/// The notes that matter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notes<'a> {
+    pub(super) entry: Option<u64>,
+    pub(super) virt_base: Option<u64>,
+    pub(super) paddr_offset: Option<u64>,
+    version: Option<&'a str>,
+    features: &'a str,
+    /// What else the kernel asks for.
+    pub wishes: Wishes,
+    /// What it says about itself.
+    pub identity: Identity<'a>,
+}
+
+/// What a kernel asks for beyond the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// `INIT_P2M`: where its P2M shall be mapped, guest-virtual; a multiple of a page.
+    pub p2m_base: Option<u64>,
+    /// `MOD_START_PFN`: its ramdisk needn't be mapped, the first frame's pseudo-physical number is enough.
+    pub takes_unmapped_ramdisk: bool,
+    /// `HV_START_LOW`: the lowest address that it leaves to the hypervisor.
+    pub hypervisor_start: Option<u64>,
+}
+
+/// What a kernel says about itself, for people who read the log. Only printable text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// `GUEST_OS`.
+    pub system: &'a str,
+    /// `GUEST_VERSION`.
+    pub version: &'a str,
+    /// `LOADER`.
+    pub loader: &'a str,
+    /// `SUPPORTED_FEATURES`: one bit for each `XENFEAT_*`.
+    pub features: u64,
+}
+
+impl Identity<'_> {
+    /// Whether it is a Linux kernel, as far as it says so itself.
+    pub fn is_linux(&self) -> bool {
+        self.system == LINUX
+    }
+}
+
+impl<'a> Notes<'a> {
+    /// Adds the notes of one segment to those that were found before; what comes later holds.
+    pub(super) fn read(&mut self, align: u64, content: &'a [u8]) {
+        // Alignments other than 4 and 8 aren't notes; the iterator ends there.
+        let align = usize::try_from(align).unwrap_or(0);
+        for note in NoteIterator::new(LittleEndian, Class::ELF64, align, content) {
+            let Note::Unknown(note) = note else { continue };
+            if note.name != elfnote::OWNER && note.name != b"Xen" {
+                continue;
+            }
+            if let Ok(kind) = u32::try_from(note.n_type) {
+                self.take(kind, note.desc);
+            }
+        }
+    }
+
+    fn take(&mut self, kind: u32, content: &'a [u8]) {
+        match kind {
+            elfnote::ENTRY => self.entry = number(content),
+            elfnote::VIRT_BASE => self.virt_base = number(content),
+            elfnote::PADDR_OFFSET => self.paddr_offset = number(content),
+            elfnote::XEN_VERSION => self.version = Some(text(content)),
+            elfnote::GUEST_OS => self.identity.system = text(content),
+            elfnote::GUEST_VERSION => self.identity.version = text(content),
+            elfnote::LOADER => self.identity.loader = text(content),
+            elfnote::FEATURES => self.features = text(content),
+            elfnote::SUPPORTED_FEATURES => self.identity.features = number(content).unwrap_or(0),
+            elfnote::INIT_P2M => self.wishes.p2m_base = number(content),
+            elfnote::MOD_START_PFN => {
+                self.wishes.takes_unmapped_ramdisk = number(content).is_some_and(|yes| yes != 0);
+            }
+            elfnote::HV_START_LOW => self.wishes.hypervisor_start = number(content),
+            _ => {}
+        }
+    }
+
+    /// Whether this can be a kernel for Penumbra at all.
+    pub(super) fn check(&self) -> Result<(), ImageError> {
+        let version = self.version.ok_or(ImageError::MissingNote("XEN_VERSION"))?;
+        if version != ABI {
+            return Err(ImageError::OtherAbi);
+        }
+        if self.wishes.p2m_base.is_some_and(|base| !base.is_multiple_of(PAGE_BYTES)) {
+            return Err(ImageError::BadNote("INIT_P2M"));
+        }
+        let required = self.features.split('|').filter_map(|feature| feature.trim().strip_prefix('!'));
+        for feature in required.filter(|feature| !PROVIDED.contains(feature)) {
+            let name = REFUSED.into_iter().find(|name| *name == feature);
+            return Err(ImageError::MissingFeature(name.unwrap_or("of an unknown name")));
+        }
+        Ok(())
+    }
+}
+
+/// A note's number: 8 bytes, or 4.
+fn number(bytes: &[u8]) -> Option<u64> {
+    match bytes.len() {
+        8 => Some(u64::from_le_bytes(bytes.try_into().ok()?)),
+        4 => Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?))),
+        _ => None,
+    }
+}
+
+/// A note's text, up to its first zero byte; empty if it isn't one that can be shown.
+fn text(bytes: &[u8]) -> &str {
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or(&[]);
+    let shown = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    core::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(shown)).unwrap_or("")
+}

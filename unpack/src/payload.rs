@@ -1,0 +1,239 @@
+//! Where in a file the packed kernel is, in which compression, and how much memory it takes to unpack it.
+//!
+//! A bzImage begins with a boot sector and some sectors of setup code, in which the *setup header* stands at 0x1f1. From protocol 2.08
+//! on it says where the payload begins, counted from the end of the setup code, and how long it is (`boot.rst` of Linux's
+//! documentation: `setup_sects`, `header`, `version`, `payload_offset`, `payload_length`). The payload's compression shows by its first
+//! bytes. Behind the compressed data stand 4 more bytes: the length of what comes out, lowest byte first.
+
+use core::fmt;
+
+use crate::Error;
+
+/// Number of setup sectors; 0 stands for 4.
+pub(crate) const SETUP_SECTORS: usize = 0x1f1;
+/// `HdrS`: there is a setup header.
+pub(crate) const MAGIC: (usize, &[u8; 4]) = (0x202, b"HdrS");
+/// Version of the boot protocol.
+pub(crate) const VERSION: usize = 0x206;
+/// The payload's place, counted from the end of the setup code.
+pub(crate) const PAYLOAD_OFFSET: usize = 0x248;
+/// Its length.
+pub(crate) const PAYLOAD_LENGTH: usize = 0x24c;
+/// The first version with these two.
+const FIRST_VERSION: u16 = 0x208;
+pub(crate) const SECTOR: usize = 512;
+/// Sectors of setup code if the header says 0.
+const DEFAULT_SECTORS: usize = 4;
+/// Bytes of the length behind the payload.
+const TRAILER: usize = 4;
+
+/// What any decoder takes besides its window: state, tables, buffers of one block.
+const DECODER_STATE: u64 = 4 << 20;
+
+/// A compression.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// LZMA2 in an XZ stream, as Debian's kernels.
+    Xz,
+    /// Deflate.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+    /// LZ4, in the frame of its first versions.
+    Lz4,
+}
+
+impl Format {
+    /// The first bytes of each.
+    const MAGICS: [(&'static [u8], Self); 4] = [
+        (b"\xfd7zXZ\0", Self::Xz),
+        (b"\x1f\x8b\x08", Self::Gzip),
+        (b"\x28\xb5\x2f\xfd", Self::Zstd),
+        (b"\x02\x21\x4c\x18", Self::Lz4),
+    ];
+
+    fn of(content: &[u8]) -> Option<Self> {
+        Self::MAGICS.iter().find(|(magic, _)| content.starts_with(magic)).map(|(_, format)| *format)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Xz => "XZ",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "LZ4",
+        })
+    }
+}
+
+/// A packed kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    content: &'a [u8],
+    format: Format,
+    length: u32,
+    heap: u64,
+}
+
+impl<'a> Packed<'a> {
+    /// Looks into a file; `None` if it is no bzImage, so that it may be an ELF file as it is.
+    ///
+    /// # Errors
+    /// It is a bzImage that can't be unpacked.
+    pub fn find(file: &'a [u8]) -> Result<Option<Self>, Error> {
+        let (at, magic) = MAGIC;
+        // An ELF file may have anything at that place.
+        if file.starts_with(b"\x7fELF") || !file.get(at..).is_some_and(|rest| rest.starts_with(magic)) {
+            return Ok(None);
+        }
+        let version = u16::from_le_bytes(field(file, VERSION)?);
+        if version < FIRST_VERSION {
+            return Err(Error::TooOld(version));
+        }
+        Self::read(payload(file)?).map(Some)
+    }
+
+    /// Judges a payload by its first and last bytes.
+    fn read(payload: &'a [u8]) -> Result<Self, Error> {
+        let format = Format::of(payload).ok_or(Error::UnknownFormat)?;
+        let (content, trailer) = payload.split_last_chunk::<TRAILER>().ok_or(Error::CutShort)?;
+        let length = u32::from_le_bytes(*trailer);
+        // gzip's own trailer is the one behind the payload.
+        let content = if format == Format::Gzip { payload } else { content };
+        let window = match format {
+            Format::Xz => xz_dictionary(content).ok_or(Error::BadHeader(format))?,
+            Format::Zstd => zstd_buffer(content).ok_or(Error::BadHeader(format))?,
+            Format::Gzip | Format::Lz4 => 0,
+        };
+        Ok(Self { content, format, length, heap: DECODER_STATE.saturating_add(window) })
+    }
+
+    /// Its compression.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The compressed data.
+    pub fn content(&self) -> &'a [u8] {
+        self.content
+    }
+
+    /// Bytes of what comes out, as the file says.
+    pub fn length(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Bytes of heap that the decoder takes, at most.
+    pub fn heap(&self) -> u64 {
+        self.heap
+    }
+}
+
+fn field<const SIZE: usize>(file: &[u8], at: usize) -> Result<[u8; SIZE], Error> {
+    let bytes = file.get(at..).and_then(<[u8]>::first_chunk::<SIZE>);
+    bytes.copied().ok_or(Error::CutShort)
+}
+
+fn payload(file: &[u8]) -> Result<&[u8], Error> {
+    let [sectors] = field::<1>(file, SETUP_SECTORS)?;
+    let sectors = if sectors == 0 { DEFAULT_SECTORS } else { usize::from(sectors) };
+    let number = |at| Ok::<_, Error>(u32::from_le_bytes(field(file, at)?) as usize);
+    // The boot sector comes before the setup code.
+    let start = sectors.saturating_add(1).saturating_mul(SECTOR).saturating_add(number(PAYLOAD_OFFSET)?);
+    let end = start.saturating_add(number(PAYLOAD_LENGTH)?);
+    file.get(start..end).ok_or(Error::CutShort)
+}
+
+/// Bytes of the stream's header in XZ.
+const XZ_STREAM_HEADER: usize = 12;
+/// The filter that is LZMA2, and the highest number for the size of its dictionary.
+const XZ_LZMA2: u64 = 0x21;
+const XZ_LARGEST_DICTIONARY: u8 = 40;
+
+/// Bytes of the dictionary that the first block asks for (`xz-file-format.txt`, 3.1 and 5.3.1). A later block that asks for more
+/// fails when it is there.
+pub(crate) fn xz_dictionary(content: &[u8]) -> Option<u64> {
+    let mut header = content.get(XZ_STREAM_HEADER..)?.iter().copied();
+    let (_size, flags) = (header.next()?, header.next()?);
+    // Two fields that need not be there: the block's sizes.
+    for present in [flags & 0x40, flags & 0x80] {
+        if present != 0 {
+            xz_number(&mut header)?;
+        }
+    }
+    for _ in 0..=flags & 3 {
+        let (filter, properties) = (xz_number(&mut header)?, xz_number(&mut header)?);
+        if filter == XZ_LZMA2 {
+            return xz_dictionary_size(header.next()?);
+        }
+        // No filter has more than a few bytes of them.
+        for _ in 0..properties.min(16) {
+            header.next()?;
+        }
+    }
+    None
+}
+
+/// A number of 7 bits a byte, lowest first; the highest bit says that more follows.
+fn xz_number(bytes: &mut impl Iterator<Item = u8>) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..63).step_by(7) {
+        let byte = bytes.next()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// 2 or 3 times a power of two.
+fn xz_dictionary_size(number: u8) -> Option<u64> {
+    match number {
+        XZ_LARGEST_DICTIONARY => Some(u64::from(u32::MAX)),
+        0..XZ_LARGEST_DICTIONARY => {
+            let shift = u32::from(number >> 1).saturating_add(11);
+            (2 | u64::from(number & 1)).checked_shl(shift)
+        }
+        _ => None,
+    }
+}
+
+/// Largest window of Zstandard that is taken: what its own tool takes without being asked to, and what Linux's build uses.
+pub(crate) const ZSTD_LARGEST_WINDOW: u64 = 128 << 20;
+/// In the descriptor of a frame's header: all of it is one segment, so that the window is as long as the content.
+const ZSTD_SINGLE_SEGMENT: u8 = 0x20;
+
+/// What the decoder of Zstandard can take for what it has put out and may still be referred to: the window that the frame declares (RFC
+/// 8878, 3.1.1.1). The buffer grows by powers of two, and what it has outgrown lies unused below it.
+fn zstd_buffer(content: &[u8]) -> Option<u64> {
+    let mut header = content.get(4..)?.iter().copied();
+    let descriptor = header.next()?;
+    let window = match descriptor & ZSTD_SINGLE_SEGMENT {
+        0 => zstd_window(header.next()?),
+        _ => zstd_content_size(descriptor, header)?,
+    };
+    if window > ZSTD_LARGEST_WINDOW { None } else { window.checked_next_power_of_two()?.checked_mul(2) }
+}
+
+fn zstd_window(byte: u8) -> u64 {
+    let base = 1u64.checked_shl(u32::from(byte >> 3).saturating_add(10)).unwrap_or(0);
+    base.saturating_add((base / 8).saturating_mul(u64::from(byte & 7)))
+}
+
+/// The length of the content behind the descriptor and the number of a dictionary.
+fn zstd_content_size(descriptor: u8, header: impl Iterator<Item = u8>) -> Option<u64> {
+    let dictionary = [0, 1, 2, 4].get(usize::from(descriptor & 3))?;
+    let (bytes, least) = [(1, 0), (2, 256), (4, 0), (8, 0)].get(usize::from(descriptor >> 6))?;
+    let mut header = header.skip(*dictionary);
+    let mut size = [0; 8];
+    for slot in size.iter_mut().take(*bytes) {
+        *slot = header.next()?;
+    }
+    u64::from_le_bytes(size).checked_add(*least)
+}
+
+#[cfg(test)]
+mod tests;
