@@ -1,4 +1,4 @@
-# Entry from a multiboot 1 loader, up to the first Rust function.
+# Entry from a multiboot loader, version 1 or 2, up to the first Rust function.
 #
 # The loader leaves 32-bit protected mode without paging: eax = magic, ebx = physical address of the multiboot
 # information. This code builds temporary tables (2 MiB pages over the first 4 GiB, three times: identity, direct map,
@@ -12,6 +12,23 @@
     .long MAGIC
     .long WANTED
     .long -(MAGIC + WANTED)
+
+# Multiboot 2: the machine is entered in the same state, with another magic number and another form of the information.
+.balign 8
+boot_header2:
+    .set MAGIC2, 0xe85250d6
+    .set LENGTH2, boot_header2_end - boot_header2
+    .long MAGIC2
+    .long 0                             # 32-bit protected mode of i386
+    .long LENGTH2
+    .long -(MAGIC2 + LENGTH2)
+    .short 6                            # modules on page boundaries
+    .short 0
+    .long 8
+    .short 0                            # the end
+    .short 0
+    .long 8
+boot_header2_end:
 
 .section .boot.text, "ax"
 .code32

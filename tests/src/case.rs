@@ -20,7 +20,7 @@ pub enum Hypervisor {
     PenumbraWithOracle,
     /// The Xen that Debian ships, unchanged.
     DebianXen,
-    /// Nothing: our guest kernel has the machine for itself (aarch64); [`Case::words`] are its own.
+    /// Nothing: a kernel has the machine for itself, our guest kernel (aarch64) or Debian's (x86-64); [`Case::words`] are its own.
     Nothing,
 }
 
@@ -41,6 +41,10 @@ pub enum File {
     OtherMachine,
     /// Not a kernel: [`ramdisk`].
     Ramdisk,
+    /// Debian's Linux kernel, as its package brings it (x86-64).
+    DebianKernel,
+    /// The ramdisk that goes with it: busybox, `workloads/init` and the workloads.
+    DebianRamdisk,
 }
 
 /// Bytes of a ramdisk: more than a page, and not a whole number of words.

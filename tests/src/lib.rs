@@ -7,6 +7,7 @@
 mod aarch64;
 pub mod bad_input;
 pub mod case;
+mod debian;
 pub mod soak;
 pub mod stretch;
 pub mod table;

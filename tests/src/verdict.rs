@@ -16,7 +16,10 @@ pub const STOPPED: [&str; 4] = [
     "hypervisor fault",
 ];
 
-/// What the tour found.
+/// With what a Linux ramdisk's verdicts begin (`workloads/init`).
+pub const LINUX: [&str; 2] = ["SELF-CHECK: ", "WORKLOADS: "];
+
+/// What the tour, or another test that ends with a single line, found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Everything was as described.
@@ -28,6 +31,13 @@ pub enum Verdict {
 /// The control domain's last verdict on the tour, if it gave one.
 pub fn of_the_tour(text: &str) -> Option<Verdict> {
     lines_of(text, CONTROL).filter_map(|line| line.strip_prefix("TOUR: ")).map(read).last()
+}
+
+/// The first domain's verdict on itself, where it is a Linux with our ramdisk: a failure if any of its tests failed.
+pub fn of_linux(text: &str) -> Option<Verdict> {
+    let verdict = |line| LINUX.iter().find_map(|topic| str::strip_prefix(line, topic));
+    let verdicts: Vec<Verdict> = lines_of(text, CONTROL).filter_map(verdict).map(read).collect();
+    verdicts.iter().find(|verdict| **verdict != Verdict::Pass).or(verdicts.last()).cloned()
 }
 
 fn read(verdict: &str) -> Verdict {
@@ -64,6 +74,14 @@ mod tests {
         assert_eq!(of_the_tour("(d0) TOUR: FAIL 2 (first: x)"), Some(Verdict::Fail("2 (first: x)".into())));
         assert_eq!(of_the_tour("(d0) TOUR: PASSABLE"), Some(Verdict::Fail("PASSABLE".into())));
         assert_eq!(of_the_tour("(d0) TOUR: PASS\n(d0) TOUR: FAIL 1"), Some(Verdict::Fail("1".into())));
+    }
+
+    #[test]
+    fn a_linux_passes_if_none_of_its_tests_failed() {
+        assert_eq!(of_linux("(d1) SELF-CHECK: PASS\nSELF-CHECK: PASS\n"), None);
+        assert_eq!(of_linux("(d0) SELF-CHECK: PASS\n(d0) WORKLOADS: PASS\n"), Some(Verdict::Pass));
+        let failed = Some(Verdict::Fail("3 of 4".into()));
+        assert_eq!(of_linux("(d0) SELF-CHECK: FAIL 3 of 4\n(d0) WORKLOADS: PASS\n"), failed);
     }
 
     #[test]

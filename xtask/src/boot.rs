@@ -42,7 +42,7 @@ pub struct Machine {
     pub gic: u8,
     /// The processor, where it isn't the usual one (cortex-a72, qemu64).
     pub cpu: Option<&'static str>,
-    /// There is no EL2: `hypervisor` is a kernel that has the machine for itself (aarch64).
+    /// `hypervisor` is a kernel that has the machine for itself; on aarch64 there is no EL2 then.
     pub bare: bool,
     /// Count instructions: one is one nanosecond of guest time.
     pub icount: bool,
@@ -107,6 +107,13 @@ impl Machine {
 
     fn q35(&self, command: &mut Command) -> Result<()> {
         command.args(["-M", "q35", "-cpu", self.cpu.unwrap_or("qemu64")]);
+        if self.bare {
+            // A Linux kernel takes one ramdisk, whose name is no list.
+            for module in &self.modules {
+                command.args(["-initrd", &name(module)?]);
+            }
+            return Ok(());
+        }
         let mut list = Vec::new();
         for module in &self.modules {
             let file = name(module)?;
@@ -188,6 +195,13 @@ mod tests {
         let line = arguments(&machine(Arch::X86_64, 1024));
         assert!(line.contains("Cargo.toml a=1,,2 b,/"), "{line}");
         assert!(line.ends_with("Cargo.toml domain=guest"));
+    }
+
+    #[test]
+    fn a_bare_pc_gets_its_ramdisk_by_name() {
+        let mut machine = Machine { bare: true, ..machine(Arch::X86_64, 64) };
+        machine.modules = vec![Module { file: "a,b".into(), words: String::new(), kind: Kind::Ramdisk }];
+        assert!(arguments(&machine).ends_with("-initrd\na,b"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Compiling the bare-metal programs.
+//! Compiling the bare-metal programs, and those for a Linux guest.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -61,4 +62,32 @@ fn folder(profile: Profile) -> &'static str {
         Profile::Release => "release",
         Profile::Dev => "debug",
     }
+}
+
+/// The package of the programs for a Linux guest, and its one binary.
+const WORKLOADS: (&str, &str) = ("workloads", "workload");
+
+/// Compiles the programs for an x86-64 Linux guest into one static executable, and returns where it is.
+///
+/// On an x86-64 computer with glibc that is the host's own target, linked statically: nothing has to be installed. Others need
+/// the target's library and a linker for it.
+pub fn workload() -> Result<PathBuf> {
+    let target = if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
+        "x86_64-unknown-linux-gnu"
+    } else {
+        "x86_64-unknown-linux-musl"
+    };
+    toolchain::need_target(target)?;
+    let folder = workspace::target().join("static");
+    let mut command = Command::new(toolchain::cargo());
+    command.current_dir(workspace::root()).args(["build", "--release", "--package", WORKLOADS.0]);
+    command.args(["--target", target, "--target-dir"]).arg(&folder);
+    // A program of its own size at a fixed address: what it costs to start is then the same on every computer.
+    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Crelocation-model=static -Cstrip=symbols");
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
+    if !cfg!(target_arch = "x86_64") {
+        command.args(["--config", &format!("target.{target}.linker=\"rust-lld\"")]);
+    }
+    process::step("building the workloads for a Linux guest", &mut command)?;
+    Ok(folder.join(target).join(self::folder(Profile::Release)).join(WORKLOADS.1))
 }

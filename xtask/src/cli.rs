@@ -87,6 +87,15 @@ pub enum Mode {
     Stage2,
 }
 
+/// Which kernel a benchmark runs in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum BenchGuest {
+    /// Our guest kernel: single hypercalls and faults
+    Builtin,
+    /// Debian's kernel, natively, on Xen and on Penumbra (x86_64)
+    Debian,
+}
+
 /// Cargo's two profiles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Profile {
@@ -102,22 +111,22 @@ pub struct RunOptions {
     /// Memory mode of the domains
     #[arg(long, value_enum, default_value = "direct")]
     pub mode: Mode,
-    /// The control domain's kernel: `builtin`, `debian`, or a file
+    /// The first domain's kernel: `builtin`, `debian` (fetched by apt; x86_64), or a file
     #[arg(long, value_name = "builtin|debian|FILE", default_value = "builtin")]
     pub guest: String,
-    /// The control domain's initial ramdisk
+    /// The first domain's initial ramdisk; with `debian`, instead of the one that is made for it
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// The control domain's command line, instead of the tour's
+    /// The first domain's command line, instead of the tour's; with `debian`, added to what it needs
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// The machine's memory in MiB
-    #[arg(long, value_name = "MiB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    /// The machine's memory: in MiB, or with K, M or G behind it
+    #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = clap_mebibytes)]
     pub mem: u64,
-    /// The control domain's memory in MiB
-    #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    pub dom0_mem: u64,
-    /// Virtual CPUs of the control domain, at most 8
+    /// The first domain's memory, likewise (256 for the builtin guest, 512 for others, but not more than half of the machine's)
+    #[arg(long, value_name = "SIZE", value_parser = clap_mebibytes)]
+    pub dom0_mem: Option<u64>,
+    /// Virtual CPUs of the first domain, at most 8
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub vcpus: u32,
     /// CPUs of the machine
@@ -202,6 +211,13 @@ fn clap_number(text: &str) -> Result<u64, std::num::ParseIntError> {
     text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u64::from_str_radix(digits, 16))
 }
 
+/// Reads a size: MiB, or another unit by its letter. From 1 MiB to 1 TiB, in whole MiB.
+fn clap_mebibytes(text: &str) -> Result<u64, String> {
+    let bytes = hyp_core::options::parse_size(text, 20).ok_or("not a size, such as 512, 512M or 1G")?;
+    let whole = bytes.is_multiple_of(1 << 20).then_some(bytes >> 20).ok_or("not a whole number of MiB")?;
+    (1..=1 << 20).contains(&whole).then_some(whole).ok_or_else(|| "not between 1 MiB and 1 TiB".into())
+}
+
 #[derive(Args)]
 pub struct ImageOptions {
     /// Only this architecture's artefacts
@@ -217,6 +233,9 @@ pub struct BenchOptions {
     /// Only this machine
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
+    /// Whose operations are counted
+    #[arg(long, value_enum, default_value = "builtin")]
+    pub guest: BenchGuest,
     /// Write the figures there as well
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -257,7 +276,18 @@ mod tests {
         let Ok(cli) = Cli::try_parse_from(line.split_whitespace()) else { panic!("refused") };
         let Command::Run(options) = cli.command else { panic!("another command") };
         assert_eq!((options.arch, options.mode, options.mem), (Arch::X86_64, Mode::Stage2, 512));
+        assert_eq!(options.dom0_mem, Some(100));
         assert_eq!(options.append.as_deref(), Some("-v"));
+    }
+
+    #[test]
+    fn sizes_are_in_mib_unless_told_otherwise() {
+        for (text, size) in [("512", 512), ("512M", 512), ("1g", 1024), ("2048K", 2)] {
+            assert_eq!(clap_mebibytes(text), Ok(size), "{text}");
+        }
+        for text in ["0", "lots", "", "1000K", "1G2", "-5", "2048G", "99999999999999999999"] {
+            assert!(clap_mebibytes(text).is_err(), "{text} was taken");
+        }
     }
 
     #[test]
@@ -266,6 +296,7 @@ mod tests {
             "--gic 4",
             "--mem 0",
             "--mem lots",
+            "--dom0-mem 1.5G",
             "--arch riscv64",
             "--cpus 0",
             "--vcpus 9",

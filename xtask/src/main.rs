@@ -6,12 +6,14 @@
 //! of the table in the `machine-tests` crate.
 
 mod apart;
+mod apt;
 mod attacks;
 mod bench;
 mod boot;
 mod build;
 mod check;
 mod cli;
+mod debian;
 mod house;
 mod image;
 mod model;
@@ -19,6 +21,7 @@ mod process;
 mod profile;
 mod progress;
 mod qemu;
+mod ramdisk;
 mod report;
 mod run;
 mod setup;

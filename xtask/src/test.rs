@@ -12,9 +12,11 @@ use machine_tests::case::{self, Board, Case, Ended, File, Hypervisor};
 use machine_tests::table;
 
 use crate::apart;
+use crate::apt;
 use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
+use crate::debian;
 use crate::image::{self, Artefacts};
 use crate::model;
 use crate::process;
@@ -208,6 +210,10 @@ fn obstacle(case: &Case) -> Option<String> {
     if case.hypervisor == Hypervisor::DebianXen && !xen::can_be_had() {
         return Some("Debian's package of Xen 4.17 cannot be had on this system".into());
     }
+    let is_debians = |file: &File| matches!(file, File::DebianKernel | File::DebianRamdisk);
+    if case.modules.iter().any(|(file, _)| is_debians(file)) && !apt::can_be_had() {
+        return Some("Debian's kernel cannot be had on this system".into());
+    }
     let available = available_memory()?;
     (available < case.memory)
         .then(|| format!("it takes {} MiB of memory, and {available} are available", case.memory))
@@ -224,7 +230,8 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
     let artefacts = &parts.artefacts;
     let arch = arch(case.board);
     let modules = case.modules.iter().map(|(file, words)| {
-        let kind = if *file == File::Ramdisk { Kind::Ramdisk } else { Kind::Kernel };
+        let ramdisk = matches!(file, File::Ramdisk | File::DebianRamdisk);
+        let kind = if ramdisk { Kind::Ramdisk } else { Kind::Kernel };
         Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
     });
     Ok(Machine {
@@ -237,10 +244,14 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
         hypervisor: match case.hypervisor {
             Hypervisor::Penumbra => artefacts.hypervisor.clone(),
             Hypervisor::PenumbraWithOracle => parts.oracle.clone().context("the oracle was not built")?,
+            Hypervisor::Nothing if arch == Arch::X86_64 => debian::ready()?.kernel,
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
         },
-        words: format!("{}{}", arch.console_words(), case.words),
+        words: match case.hypervisor {
+            Hypervisor::Nothing => case.words.into(),
+            _ => format!("{}{}", arch.console_words(), case.words),
+        },
         modules: modules.collect::<Result<_>>()?,
     })
 }
@@ -256,6 +267,8 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
         File::Empty => Vec::new(),
         File::OtherMachine => whole().map(|bytes| for_the_other_machine(bytes, case.board))?,
         File::Ramdisk => case::ramdisk(),
+        File::DebianKernel => return Ok(debian::ready()?.kernel),
+        File::DebianRamdisk => return Ok(debian::ready()?.ramdisk),
     };
     let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
     let path = folder.join(file_name(case));

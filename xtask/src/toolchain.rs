@@ -151,6 +151,16 @@ fn has_source(rustc: &Path) -> Result<bool> {
     Ok(Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists())
 }
 
+/// Sees to the compiled library of a target with an operating system.
+pub fn need_target(target: &str) -> Result<()> {
+    if has_target(target)? || add_target(target)? {
+        return Ok(());
+    }
+    bail!(
+        "the active Rust toolchain has no library for {target}: install it with `rustup target add {target}`"
+    )
+}
+
 /// Lets rustup download the target. A failure is remembered for this compiler, so that it costs its time once.
 fn add_target(target: &str) -> Result<bool> {
     let Ok(rustup) = which::which("rustup") else { return Ok(false) };

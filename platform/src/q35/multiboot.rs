@@ -12,6 +12,7 @@ use core::fmt;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::q35::list::List;
+use crate::q35::multiboot2;
 
 /// What a multiboot 1 loader leaves in `eax`.
 pub const LOADER_MAGIC: u32 = 0x2bad_b002;
@@ -35,7 +36,7 @@ pub trait PhysicalMemory<'m> {
 /// What is wrong with the block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Malformed {
-    /// `eax` didn't hold [`LOADER_MAGIC`] but this.
+    /// `eax` held neither [`LOADER_MAGIC`] nor multiboot 2's but this.
     Magic(u32),
     /// The header can't be read at this physical address.
     Header(u32),
@@ -62,6 +63,8 @@ pub enum Part {
     ModuleString(usize),
     /// The memory map.
     MemoryMap,
+    /// The list of tags (multiboot 2).
+    Tags,
 }
 
 impl fmt::Display for Part {
@@ -72,6 +75,7 @@ impl fmt::Display for Part {
             Self::ModuleContent(index) => write!(f, "content of module {index}"),
             Self::ModuleString(index) => write!(f, "string of module {index}"),
             Self::MemoryMap => f.write_str("memory map"),
+            Self::Tags => f.write_str("list of tags"),
         }
     }
 }
@@ -167,7 +171,7 @@ const FLAG_MODULES: u32 = 1 << 3;
 const FLAG_MEMORY_MAP: u32 = 1 << 6;
 const KIND_USABLE: u32 = 1;
 
-/// Reads the block that the loader left.
+/// Reads the block that the loader left, in either form.
 ///
 /// # Errors
 /// [`Malformed`] names the first part that can't be used.
@@ -176,8 +180,10 @@ pub fn read<'m>(
     magic: u32,
     address: u32,
 ) -> Result<Information<'m>, Malformed> {
-    if magic != LOADER_MAGIC {
-        return Err(Malformed::Magic(magic));
+    match magic {
+        LOADER_MAGIC => {}
+        multiboot2::LOADER_MAGIC => return multiboot2::read(memory, address),
+        other => return Err(Malformed::Magic(other)),
     }
     let header: Header = record(memory, address.into()).ok_or(Malformed::Header(address))?;
     let mut information = Information::default();

@@ -88,7 +88,7 @@ fn run(machine: &Machine, name: &str) -> Result<Readings> {
         "the benchmark did not come to its end; the machine's last lines:\n{}",
         outcome.last_lines(8)
     );
-    Ok(outcome.text.lines().filter_map(read).collect())
+    Ok(readings(&outcome.text))
 }
 
 /// Runs a machine until it says one of `words`, or stops.
@@ -102,6 +102,11 @@ pub fn run_until(machine: &Machine, name: &str, mut words: Vec<String>) -> Resul
         until: words,
     };
     qemu::run(&mut machine.command()?, session)
+}
+
+/// All that a guest's output tells.
+pub fn readings(text: &str) -> Readings {
+    text.lines().filter_map(read).collect()
 }
 
 /// Reads `BENCH name count` or `BENCH name absent ERRNO`, with or without the speaker in front: Xen names none.

@@ -7,19 +7,21 @@
 //! - [`boot`]: the images' sizes, and what it takes to start.
 //! - [`rows`]: the operations, what each may cost at most, and what Xen's were measured to cost by others.
 //! - [`machines`]: running the benchmark, and reading what it says.
+//! - [`linux`]: a stock kernel's operations (`--guest debian`), natively, on Xen and on Penumbra.
 //! - [`report`]: the table as text, Markdown and JSON.
 //!
 //! A row that costs more than it may is marked; only `--strict` makes that a failure, since a figure that moves is news, not
 //! a defect.
 
 mod boot;
+mod linux;
 mod machines;
 mod report;
 mod rows;
 
 use anyhow::{Result, ensure};
 
-use crate::cli::{Arch, BenchOptions, Profile};
+use crate::cli::{Arch, BenchGuest, BenchOptions, Profile};
 use crate::image;
 use crate::setup;
 pub use machines::machine;
@@ -28,6 +30,9 @@ pub use rows::operations_of;
 
 /// `cargo xtask bench`.
 pub fn bench(options: &BenchOptions) -> Result<()> {
+    if options.guest == BenchGuest::Debian {
+        return stock(options);
+    }
     let arches = Arch::chosen(options.arch);
     setup::emulators(&arches)?;
     let (mut facts, mut tables) = (vec![boot::bytes_per_frame()], Vec::new());
@@ -44,6 +49,31 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         report::write_docs(&facts, &tables)?;
     }
     let missed: Vec<String> = tables.iter().flat_map(Table::missed).collect();
+    ensure!(
+        !options.strict || missed.is_empty(),
+        "{} rows miss their target: {}",
+        missed.len(),
+        missed.join(", ")
+    );
+    Ok(())
+}
+
+/// `cargo xtask bench --guest debian`.
+fn stock(options: &BenchOptions) -> Result<()> {
+    ensure!(
+        options.arch.is_none_or(|arch| arch == Arch::X86_64),
+        "--guest debian is there for x86_64 only: add --arch x86_64"
+    );
+    setup::emulators(&[Arch::X86_64])?;
+    let lines = linux::measure(&image::artefacts(Arch::X86_64, Profile::Release)?)?;
+    linux::print(&lines);
+    if let Some(file) = &options.json {
+        report::write_file(file, &serde_json::json!({"debian": linux::json(&lines)}))?;
+    }
+    if options.docs {
+        report::replace_in_docs(&[("debian x86_64".into(), linux::markdown(&lines))])?;
+    }
+    let missed = linux::missed(&lines);
     ensure!(
         !options.strict || missed.is_empty(),
         "{} rows miss their target: {}",

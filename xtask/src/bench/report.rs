@@ -133,7 +133,7 @@ fn shown(reading: Option<&Reading>) -> String {
 }
 
 /// 1234567 as 1,234,567.
-fn grouped(value: u64) -> String {
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -196,18 +196,32 @@ pub fn write_json(file: &Path, facts: &[Fact], tables: &[Table]) -> Result<()> {
             json!({"arch": table.arch.name(), "rows": rows})
         })
         .collect();
-    let text = serde_json::to_string_pretty(&json!({"facts": facts, "tables": tables}))?;
+    write_file(file, &json!({"facts": facts, "tables": tables}))
+}
+
+/// Writes a value as text.
+pub fn write_file(file: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
     fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Puts the tables between their marks in docs/measurements.md.
 pub fn write_docs(facts: &[Fact], tables: &[Table]) -> Result<()> {
-    let file = workspace::root().join("docs/measurements.md");
-    let mut text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut parts = Vec::new();
     for table in tables {
         let own = facts.iter().filter(|fact| fact.arch.is_none_or(|arch| arch == table.arch));
-        text = between_marks(&text, &format!("facts {}", table.arch), &markdown_facts(own))?;
-        text = between_marks(&text, &format!("operations {}", table.arch), &markdown(table))?;
+        parts.push((format!("facts {}", table.arch), markdown_facts(own)));
+        parts.push((format!("operations {}", table.arch), markdown(table)));
+    }
+    replace_in_docs(&parts)
+}
+
+/// Puts each text between the marks of its name in docs/measurements.md.
+pub fn replace_in_docs(parts: &[(String, String)]) -> Result<()> {
+    let file = workspace::root().join("docs/measurements.md");
+    let mut text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    for (name, content) in parts {
+        text = between_marks(&text, name, content)?;
     }
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     println!("written: {}", workspace::shown(&file));

@@ -1,0 +1,152 @@
+//! Debian packages, fetched by apt and unpacked into the target folder; nothing of them is installed, and no root is needed while apt's lists
+//! are there.
+//!
+//! A package stands in `target/penumbra/debian/NAME` once and for all, with its version in a file beside its content. Everything is made under
+//! another name first, so that an interrupted download leaves nothing that looks whole, and under a lock, so that two calls don't
+//! fetch the same. Whoever wants a newer version removes the folder.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process;
+use crate::progress::Step;
+use crate::setup;
+use crate::workspace;
+
+/// A package on the disk.
+pub struct Package {
+    /// Its content, as it would stand below `/`.
+    pub files: PathBuf,
+    /// Debian's version.
+    pub version: String,
+}
+
+/// Where packages are kept, and what is made of them.
+pub fn cache() -> Result<PathBuf> {
+    workspace::folder(workspace::artefacts()?.join("debian"))
+}
+
+/// Whether this system's package manager could bring Debian's packages.
+pub fn can_be_had() -> bool {
+    ["apt-get", "apt-cache", "dpkg-deb"].iter().all(|program| which::which(program).is_ok())
+}
+
+/// Holds others off, in this process and in others, until it is dropped.
+pub fn lock() -> Result<File> {
+    let path = cache()?.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// The package `name`, fetched unless it is there. The caller holds the [`lock`].
+pub fn package(name: &str, _lock: &File) -> Result<Package> {
+    let folder = cache()?.join(name);
+    let files = folder.join("files");
+    if let Ok(version) = fs::read_to_string(folder.join("version")) {
+        return Ok(Package { files, version: version.trim().to_owned() });
+    }
+    ensure!(can_be_had(), "{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks");
+    let partial = cache()?.join(format!("{name}.partial"));
+    remove(&partial)?;
+    let version = Step::around(format!("fetching {name}: apt-get download"), |_| fetch(name, &partial))?;
+    remove(&folder)?;
+    fs::rename(&partial, &folder).with_context(|| format!("cannot name {}", folder.display()))?;
+    Ok(Package { files, version })
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))
+}
+
+/// Downloads and unpacks; the file that tells the version comes last.
+fn fetch(name: &str, folder: &Path) -> Result<String> {
+    let folder = workspace::folder(folder.to_owned())?;
+    with_lists(|| run(Command::new("apt-get").args(["download", &qualified(name)]).current_dir(&folder)))
+        .with_context(|| format!("cannot fetch {name}"))?;
+    let mut found = fs::read_dir(&folder).context("cannot read the package's folder")?.flatten();
+    let archive = found.find(|file| file.path().extension().is_some_and(|end| end == "deb"));
+    let archive = archive.context("apt-get download left no package")?.path();
+    let unpacked = || format!("cannot unpack {}", archive.display());
+    run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(folder.join("files"))).with_context(unpacked)?;
+    let version = run(Command::new("dpkg-deb").arg("-f").arg(&archive).arg("Version"))?;
+    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    fs::write(folder.join("version"), &version).context("cannot note the package's version")?;
+    Ok(version.trim().to_owned())
+}
+
+/// The first package that `name` depends on, whose name begins with `prefix`: what a metapackage stands for.
+pub fn dependency(name: &str, prefix: &str) -> Result<String> {
+    ensure!(can_be_had(), "{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks");
+    let found = with_lists(|| {
+        let text = run(Command::new("apt-cache").args(["depends", "--important", &qualified(name)]))?;
+        first_dependency(&text, prefix).with_context(|| format!("apt knows no package {name}"))
+    });
+    found.with_context(|| format!("cannot find out what {name} is"))
+}
+
+/// Reads `apt-cache depends`: `  Depends: linux-image-6.1.0-56-amd64`, perhaps with an architecture behind it.
+fn first_dependency(text: &str, prefix: &str) -> Option<String> {
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let name = names.map(str::trim).find(|name| name.starts_with(prefix))?;
+    Some(name.split(':').next().unwrap_or(name).to_owned())
+}
+
+/// Packages are those of amd64, whatever this computer is.
+fn qualified(name: &str) -> String {
+    format!("{name}:amd64")
+}
+
+/// Tries again with fresh lists: a new machine may have none yet, or old ones.
+fn with_lists<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    let first = match work() {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    let updated = setup::as_root().and_then(|mut update| run(update.args(["apt-get", "update"])));
+    if let Err(error) = updated {
+        bail!("{first:#}; and the package lists could not be updated: {error:#}");
+    }
+    work()
+}
+
+/// Runs a program to its end and returns what it said; its complaint is the error.
+fn run(command: &mut Command) -> Result<String> {
+    let output = process::output(command)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let complaint = complaint.lines().find(|line| line.starts_with("E: ")).unwrap_or(complaint.trim());
+    bail!("{} says: {complaint}", command.get_program().to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_package_behind_a_metapackage_is_found() {
+        let text = "linux-image-amd64\n  Depends: linux-base\n  Depends: linux-image-6.1.0-56-amd64\n";
+        let found = first_dependency(text, "linux-image-");
+        assert_eq!(found.as_deref(), Some("linux-image-6.1.0-56-amd64"));
+        let foreign = "linux-image-amd64:amd64\n  Depends: linux-image-6.1.0-56-amd64:amd64\n";
+        assert_eq!(first_dependency(foreign, "linux-image-"), found);
+        assert_eq!(
+            first_dependency("linux-image-amd64\n  Suggests: linux-image-doc\n", "linux-image-"),
+            None
+        );
+    }
+
+    #[test]
+    fn what_a_program_complains_of_is_the_error() {
+        let error = run(Command::new("sh").args(["-c", "echo warning >&2; echo E: none >&2; exit 3"]));
+        assert_eq!(error.unwrap_err().to_string(), "sh says: E: none");
+    }
+}

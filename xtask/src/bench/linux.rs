@@ -1,0 +1,208 @@
+//! A stock kernel's own operations: natively, on Debian's Xen and on Penumbra, side by side.
+//!
+//! The same two files on the same emulated computer; the program that counts is the ramdisk's `workload bench`. What the hypervisor costs is
+//! what a row takes above the native figure: that is compared with what Xen adds, and may be half of it.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::machines::{MEMORY, Reading, Readings, readings, run_until};
+use super::report::grouped;
+use crate::boot::{Kind, Machine, Module};
+use crate::cli::Arch;
+use crate::debian::{self, Debian};
+use crate::image::Artefacts;
+use crate::progress::Step;
+use crate::xen;
+
+/// A row's name in the guest's output, and what it is.
+const ROWS: [(&str, &str); 8] = [
+    ("system-call", "system call"),
+    ("fork-exit", "fork + exit"),
+    ("fork-exec", "fork + exec"),
+    ("first-touch", "mmap + first touch, per page"),
+    ("mprotect", "mprotect, per page"),
+    ("write-after-mprotect", "mprotect back + write, per page"),
+    ("copy-on-write-fault", "write fault with a copy, per page"),
+    ("pipe-switch", "pipe round trip, per switch"),
+];
+
+/// Memory of the kernel, in MiB.
+const GUEST: u64 = 512;
+/// What the guest is told, besides its console. Kernels are measured at their own addresses.
+const WORDS: &str = "nokaslr test=bench then=reboot";
+/// The guest's last line.
+const END: &str = "BENCH end";
+
+/// One row.
+pub struct Line {
+    name: &'static str,
+    what: &'static str,
+    native: Option<u64>,
+    xen: Option<u64>,
+    penumbra: Option<u64>,
+}
+
+impl Line {
+    /// At most so many instructions: half of what Xen adds to the native figure.
+    fn target(&self) -> Option<u64> {
+        let (native, xen) = (self.native?, self.xen?);
+        Some(native + xen.saturating_sub(native) / 2)
+    }
+
+    /// What is added, as a part of what Xen adds.
+    fn ratio(&self) -> Option<f64> {
+        let (native, xen, ours) = (self.native?, self.xen?, self.penumbra?);
+        (xen > native).then(|| (ours as f64 - native as f64) / (xen - native) as f64)
+    }
+
+    fn misses(&self) -> bool {
+        self.target().is_some_and(|target| self.penumbra.is_none_or(|ours| ours > target))
+    }
+
+    fn cells(&self) -> [String; 7] {
+        let number = |value: Option<u64>| value.map(grouped).unwrap_or_else(|| "not measured".into());
+        [
+            self.what.to_owned(),
+            number(self.native),
+            number(self.xen),
+            number(self.penumbra),
+            self.target().map(grouped).unwrap_or_default(),
+            self.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            if self.misses() { "missed".into() } else { String::new() },
+        ]
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name, "what": self.what, "native": self.native, "xen": self.xen,
+            "penumbra": self.penumbra, "target": self.target(), "added": self.ratio(), "missed": self.misses(),
+        })
+    }
+}
+
+/// Runs the three, and puts their rows beside each other.
+pub fn measure(artefacts: &Artefacts) -> Result<Vec<Line>> {
+    let guest = debian::ready()?;
+    let mut native = machine(&guest, "ttyS0");
+    native.hypervisor = guest.kernel.clone();
+    native.words = native.modules.remove(0).words;
+    native.bare = true;
+    native.memory = GUEST;
+    let mut ours = machine(&guest, "hvc0");
+    ours.hypervisor = artefacts.hypervisor.clone();
+    let mut theirs = machine(&guest, "hvc0");
+    theirs.hypervisor = xen::hypervisor()?;
+    theirs.words.push_str(" spec-ctrl=no");
+    let native = Step::around("counting natively", |_| run(&native, "debian-native"))?;
+    let xen = Step::around("counting on Debian's Xen 4.17", |_| run(&theirs, "debian-xen"))?;
+    let penumbra = Step::around("counting on Penumbra", |_| run(&ours, "debian-penumbra"))?;
+    Ok(lines(&native, &xen, &penumbra))
+}
+
+fn lines(native: &Readings, xen: &Readings, penumbra: &Readings) -> Vec<Line> {
+    let get = |readings: &Readings, name| match readings.get(name) {
+        Some(Reading::Count(count)) => Some(*count),
+        _ => None,
+    };
+    let line = |(name, what)| Line {
+        name,
+        what,
+        native: get(native, name),
+        xen: get(xen, name),
+        penumbra: get(penumbra, name),
+    };
+    ROWS.into_iter().map(line).collect()
+}
+
+/// A machine on which a hypervisor, still to be named, boots the guest.
+fn machine(guest: &Debian, console: &str) -> Machine {
+    let ramdisk = Module { file: guest.ramdisk.clone(), words: String::new(), kind: Kind::Ramdisk };
+    Machine {
+        arch: Arch::X86_64,
+        memory: MEMORY,
+        gic: 3,
+        cpu: None,
+        bare: false,
+        icount: true,
+        hypervisor: Default::default(),
+        words: format!("{}dom0_mem={GUEST}M", Arch::X86_64.console_words()),
+        modules: vec![Module::kernel(&guest.kernel, format!("console={console} {WORDS}")), ramdisk],
+    }
+}
+
+/// A machine that doesn't come to the end is an error where `measure` can't do without it.
+fn run(machine: &Machine, name: &str) -> Result<Readings> {
+    let outcome = run_until(machine, name, vec![END.into()])?;
+    let ended = outcome.text.lines().any(|line| line.trim_end().ends_with(END));
+    ensure!(
+        ended,
+        "the benchmark did not come to its end; the machine's last lines:\n{}",
+        outcome.last_lines(8)
+    );
+    Ok(readings(&outcome.text))
+}
+
+const HEADINGS: [&str; 7] = ["instructions", "native", "Xen 4.17", "Penumbra", "target", "of Xen's", ""];
+
+/// Prints the table.
+pub fn print(lines: &[Line]) {
+    println!("\na Debian kernel's own operations");
+    println!("{}", text_line(&HEADINGS.map(str::to_owned)));
+    lines.iter().for_each(|line| println!("{}", text_line(&line.cells())));
+    println!("{} of {} rows miss their target", missed(lines).len(), lines.len());
+}
+
+fn text_line([what, native, xen, ours, target, ratio, missed]: &[String; 7]) -> String {
+    format!("{what:<36} {native:>12} {xen:>12} {ours:>12} {target:>12} {ratio:>9} {missed}")
+        .trim_end()
+        .to_owned()
+}
+
+/// The table in docs/measurements.md.
+pub fn markdown(lines: &[Line]) -> String {
+    let mut text = format!("| {} |\n|---|--:|--:|--:|--:|--:|---|\n", HEADINGS.join(" | "));
+    for line in lines {
+        let _ = writeln!(text, "| {} |", line.cells().join(" | "));
+    }
+    text
+}
+
+/// The table for programs.
+pub fn json(lines: &[Line]) -> Value {
+    lines.iter().map(Line::json).collect()
+}
+
+/// Names of the rows that miss their target.
+pub fn missed(lines: &[Line]) -> Vec<&'static str> {
+    lines.iter().filter(|line| line.misses()).map(|line| line.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(native: u64, xen: u64, ours: Option<u64>) -> Line {
+        Line { name: "x", what: "x", native: Some(native), xen: Some(xen), penumbra: ours }
+    }
+
+    #[test]
+    fn half_of_what_xen_adds_is_allowed() {
+        assert_eq!(line(339, 1005, None).target(), Some(672));
+        assert!(!line(339, 1005, Some(672)).misses());
+        assert!(line(339, 1005, Some(673)).misses());
+        assert!(line(339, 1005, None).misses(), "what was not measured misses");
+        assert_eq!(line(300, 500, Some(350)).ratio(), Some(0.25));
+        assert_eq!(line(500, 500, Some(350)).ratio(), None);
+    }
+
+    #[test]
+    fn rows_are_found_by_name() {
+        let said = |count| readings(&format!("(d0) BENCH system-call {count}\nBENCH mprotect failed: x\n"));
+        let lines = lines(&said(1), &said(3), &said(2));
+        assert_eq!((lines[0].native, lines[0].xen, lines[0].penumbra), (Some(1), Some(3), Some(2)));
+        assert_eq!(lines[4].native, None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Debian's own kernel as a guest: the package's file as it is, and a ramdisk that is busybox, this project's `workload`
+//! program and a script (`workloads/init`).
+//!
+//! The same two files boot on the bare machine, on Debian's Xen and on Penumbra; only the console's name on the kernel's
+//! command line differs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+
+use crate::apt;
+use crate::build;
+use crate::ramdisk::Ramdisk;
+use crate::workspace;
+
+/// The package that always depends on Debian's newest kernel, and what that one's name begins with.
+const KERNEL: (&str, &str) = ("linux-image-amd64", "linux-image-");
+/// One program with everything that a shell needs.
+const BUSYBOX: &str = "busybox-static";
+/// Where a guest's kernel has its console, on its command line.
+pub const CONSOLE: &str = "console=hvc0";
+/// The ramdisk's first process.
+const INIT: &str = "workloads/init";
+
+/// The guest's two files.
+#[derive(Clone, Debug)]
+pub struct Debian {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initial ramdisk.
+    pub ramdisk: PathBuf,
+    /// The kernel's package and its version.
+    pub name: String,
+}
+
+/// Sees to both files, at the first call; whoever asks meanwhile waits.
+pub fn ready() -> Result<Debian> {
+    static READY: Mutex<Option<Debian>> = Mutex::new(None);
+    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+    if ready.is_none() {
+        *ready = Some(make()?);
+    }
+    ready.clone().context("there is no guest, though it was made")
+}
+
+fn make() -> Result<Debian> {
+    let workload = build::workload()?;
+    let lock = apt::lock()?;
+    let package = kernel_package(&lock)?;
+    let kernel = apt::package(&package, &lock)?;
+    let busybox = apt::package(BUSYBOX, &lock)?;
+    let ramdisk = apt::cache()?.join("initramfs.cpio.gz");
+    let content = content(&busybox.files.join("bin/busybox"), &workload)?;
+    replace(&ramdisk, &content)?;
+    let release = package.trim_start_matches(KERNEL.1);
+    let image = kernel.files.join(format!("boot/vmlinuz-{release}"));
+    Ok(Debian { kernel: image, ramdisk, name: format!("{package} {}", kernel.version) })
+}
+
+/// Which package the kernel is in; remembered, so that a cache that is whole needs neither apt nor its lists.
+fn kernel_package(lock: &fs::File) -> Result<String> {
+    let memory = apt::cache()?.join("kernel-package");
+    if let Ok(name) = fs::read_to_string(&memory) {
+        return Ok(name.trim().to_owned());
+    }
+    let name = apt::dependency(KERNEL.0, KERNEL.1)?;
+    apt::package(&name, lock)?;
+    replace(&memory, name.as_bytes())?;
+    Ok(name)
+}
+
+/// The ramdisk's files.
+fn content(busybox: &Path, workload: &Path) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut ramdisk = Ramdisk::new();
+    ["bin", "dev", "proc", "sys", "tmp", "root"].iter().try_for_each(|name| ramdisk.folder(name))?;
+    ramdisk.device("dev/console", 5, 1)?;
+    ramdisk.device("dev/null", 1, 3)?;
+    ramdisk.program("bin/busybox", &read(busybox)?)?;
+    ramdisk.link("bin/sh", "busybox")?;
+    ramdisk.program("bin/workload", &read(workload)?)?;
+    ramdisk.program("init", &read(&workspace::root().join(INIT))?)?;
+    ramdisk.compressed()
+}
+
+/// Writes under another name first: somebody may be reading the file, or interrupt us.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let partial = path.with_extension("partial");
+    fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("cannot name {}", path.display()))
+}
+
+/// What the ramdisk is asked to do, in the words that `workloads/init` reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Task {
+    /// Come to a shell.
+    Shell,
+    /// Look whether everything is there, in a domain of this size (in MiB) with so many vCPUs, and switch off.
+    SelfCheck { memory: u64, vcpus: u32 },
+}
+
+impl Task {
+    /// The words.
+    pub fn words(self) -> String {
+        match self {
+            Task::Shell => "then=shell".into(),
+            Task::SelfCheck { memory, vcpus } => {
+                format!("test=self expect_memory={memory} expect_vcpus={vcpus} then=poweroff")
+            }
+        }
+    }
+}
