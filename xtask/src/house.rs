@@ -40,7 +40,7 @@ const UNSAFE: [&str; 6] = ["hyp-el2", "hyp-x86", "platform", "guest-el1", "guest
 /// Crates whose root must forbid unsafe code.
 const SAFE: [&str; 4] = ["abi", "hyp-core", "guest-core", "unpack"];
 /// Which packages of ours a package may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("penumbra-abi", &[]),
     ("unpack", &[]),
     ("hyp-core", &["penumbra-abi", "unpack"]),
