@@ -117,7 +117,8 @@ impl<M: Machine> Hypervisor<M> {
             if !domain.is_control() {
                 self.raise_control_virq(VIRQ_DOM_EXC);
             }
-            domain.output.lock().flush(&mut |line| self.console.write_for(&self.machine, domain.id(), line));
+            self.flush_output(domain);
+            self.leave_focus(domain.id());
             self.scheduler.want();
         }
     }

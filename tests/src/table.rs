@@ -331,7 +331,47 @@ fn console(board: Board) -> Vec<Case> {
     let log = Case::new(board, "console/log-ring", "then=shell")
         .types(&[(PROMPT, "xm dmesg\r"), (PROMPT, "poweroff\r")])
         .says(&["xm dmesg", "(d0) d0: control, Alive"]);
-    vec![prompt, reboot, log]
+    vec![prompt, reboot, log, console_ring(board)]
+}
+
+/// A domain's console page: it writes there, gets the input, and reads what is typed, while the control domain has its own.
+fn console_ring(board: Board) -> Case {
+    let mut case = Case::new(board, "console/ring-of-a-second-domain", "then=shell")
+        .domain("domain=ringer memory=16M test=console-ring")
+        .domain(NEIGHBOUR)
+        .types(&[
+            ("(d1) ring: type a line here", SWITCH),
+            ("input goes to d1", "what was typed\r"),
+            ("(d1) TEST console-ring: PASS", SWITCH),
+            ("input goes to the hypervisor", "a"),
+            ("(PEN) audit: ", SWITCH),
+            ("input goes to the control domain", "\rpoweroff\r"),
+        ])
+        .says(&[
+            "(d1) ring: hello through the ring",
+            "(d1) ring: line 99 of a hundred",
+            "(d1) ring: and it still works",
+            "(d1) ring: typed: what was typed",
+            "(d1) TEST console-ring: PASS",
+            ": clean",
+        ]);
+    // The neighbour doesn't use its console, and so takes no part in the round.
+    case.forbidden.push("input goes to d2");
+    case.finding = Some(a_hundred_lines_whole);
+    case
+}
+
+fn a_hundred_lines_whole(text: &str) -> Result<(), String> {
+    let lines: Vec<&str> =
+        text.lines().filter_map(|line| line.trim_end().strip_prefix("(d1) ring: line ")).collect();
+    let expected = (0..100)
+        .map(|number| format!("{number:02} of a hundred, which together are longer than the ring is"));
+    match expected.eq(lines.iter().map(ToString::to_string)) {
+        true => Ok(()),
+        false => Err(format!(
+            "a hundred lines in their order went through the ring, and these came out: {lines:?}"
+        )),
+    }
 }
 
 /// There and back, and never else.

@@ -19,6 +19,7 @@ mod pin;
 mod preemption;
 mod registers;
 mod reservation;
+mod ring;
 mod root;
 mod share;
 mod signal;
@@ -71,6 +72,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
             "all" => every::<A>().for_each(|test| run_one(guest, test)),
             "attacks" => attacks::all::<A>().into_iter().for_each(|test| run_one(guest, test)),
             "preemption" => run_one(guest, ("preemption", preemption::run)),
+            "console-ring" => run_one(guest, ("console-ring", ring::run)),
             "signal" => run_one(guest, ("signal", signal::run)),
             "vcpus" => run_one(guest, ("vcpus", vcpus::run)),
             "registers" => run_one(guest, ("registers", registers::run)),

@@ -2,6 +2,9 @@
 //!
 //! Each line starts with its speaker's prefix. When a speaker has left a line open (a prompt) and another one speaks, the open
 //! line is ended first; so lines are never mixed, and a prompt still appears at once.
+//!
+//! A carriage return goes back to where the speaker's own part of the line begins: after the prefix, which is written anew. Before a newline it
+//! means nothing (terminals' drivers put one there).
 
 use core::fmt::Write;
 
@@ -21,6 +24,8 @@ pub enum Speaker {
 /// Whose line is open.
 pub struct SerialLine {
     open: Option<Speaker>,
+    /// Whether a carriage return was the last that came of the open line.
+    returned: bool,
 }
 
 impl Default for SerialLine {
@@ -32,7 +37,7 @@ impl Default for SerialLine {
 impl SerialLine {
     /// At the start of a line.
     pub const fn new() -> Self {
-        Self { open: None }
+        Self { open: None, returned: false }
     }
 
     /// Writes what `speaker` says through `out`, with prefixes where lines begin.
@@ -42,15 +47,28 @@ impl SerialLine {
         }
         if self.open.is_some_and(|open| open != speaker) {
             out(b"\n");
-            self.open = None;
+            (self.open, self.returned) = (None, false);
         }
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if self.open.is_none() {
+        for piece in bytes.split_inclusive(|byte| matches!(*byte, b'\n' | b'\r')) {
+            self.write_piece(speaker, piece, out);
+        }
+    }
+
+    /// Writes a piece of which only the last byte can be the end of a line, or a carriage return.
+    fn write_piece(&mut self, speaker: Speaker, piece: &[u8], out: &mut dyn FnMut(&[u8])) {
+        let shown = piece.strip_suffix(b"\r").unwrap_or(piece);
+        if !shown.is_empty() {
+            if self.returned && shown != b"\n" {
+                out(b"\r");
+            }
+            if self.open.is_none() || self.returned && shown != b"\n" {
                 prefix(speaker, out);
             }
-            out(piece);
-            self.open = if piece.ends_with(b"\n") { None } else { Some(speaker) };
+            out(shown);
+            self.open = if shown.ends_with(b"\n") { None } else { Some(speaker) };
+            self.returned = false;
         }
+        self.returned |= shown.len() != piece.len() && self.open.is_some();
     }
 }
 
@@ -140,6 +158,21 @@ mod tests {
             line.write(Speaker::Domain(DomainId::new(1)), piece, &mut |out| text.extend_from_slice(out));
         });
         assert_eq!(core::str::from_utf8(&text).unwrap(), "(d1) x(PEN) d0 ?[2Kis gone\tor so\n");
+    }
+
+    #[test]
+    fn a_carriage_return_leaves_the_prefix_alone() {
+        let mut text = Vec::new();
+        let mut line = SerialLine::new();
+        let speaker = Speaker::Domain(DomainId::new(0));
+        let mut say = |bytes: &[u8]| line.write(speaker, bytes, &mut |out| text.extend_from_slice(out));
+        say(b"one\r\ntwo\r");
+        say(b"\n\r\r\n\rprompt> ");
+        say(b"ab\r\r");
+        say(b"prompt> a\x08\r\nforged\r(PEN) x\n");
+        let expected =
+            "(d0) one\n(d0) two\n(d0) \n(d0) prompt> ab\r(d0) prompt> a\x08\n(d0) forged\r(d0) (PEN) x\n";
+        assert_eq!(core::str::from_utf8(&text).unwrap(), expected);
     }
 
     #[test]

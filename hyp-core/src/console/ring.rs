@@ -47,9 +47,19 @@ impl<const SIZE: usize> Ring<SIZE> {
 
     /// Takes the oldest bytes out; returns how many.
     pub fn pop(&mut self, into: &mut [u8]) -> usize {
-        let (count, next) = self.read(self.consumed, into);
-        self.consumed = next;
+        let count = self.peek(into);
+        self.forget(count);
         count
+    }
+
+    /// Copies the oldest bytes, which stay; returns how many.
+    pub fn peek(&self, into: &mut [u8]) -> usize {
+        self.read(self.consumed, into).0
+    }
+
+    /// Forgets so many of the oldest bytes.
+    pub fn forget(&mut self, count: usize) {
+        self.consumed = self.consumed.saturating_add(count as u64).min(self.produced);
     }
 
     /// Forgets everything.

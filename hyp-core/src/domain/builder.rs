@@ -17,6 +17,7 @@ pub use super::plan::{BuildError, MAX_P2M_FRAMES, Plan};
 use super::vcpu::RunState;
 use super::{Domain, Life};
 use crate::address::{GuestVirtual, MachineFrame, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, PseudoFrame};
+use crate::event::channel::Port;
 use crate::event::upcall;
 use crate::frame::allocator::MAX_ORDER;
 use crate::hypervisor::Hypervisor;
@@ -150,7 +151,7 @@ impl<M: Machine> Builder<'_, M> {
         self.write_tables()?;
         self.write_start_info(plan)?;
         self.validate()?;
-        self.hold_console()?;
+        self.connect_console()?;
         self.start(image);
         Ok(())
     }
@@ -285,6 +286,7 @@ impl<M: Machine> Builder<'_, M> {
         if let Some((store, console)) = layout.store_and_console {
             info.store_mfn = self.machine_frame(store).map_or(0, MachineFrame::number);
             info.console_mfn = self.machine_frame(console).map_or(0, MachineFrame::number);
+            info.console_evtchn = Port::CONSOLE.number().into();
         }
         info.pt_base = layout.address(layout.tables).bytes();
         info.nr_pt_frames = layout.table_count();
@@ -332,13 +334,10 @@ impl<M: Machine> Builder<'_, M> {
 
     /// The console page is part of the domain's memory, and the hypervisor writes there on its own: so it is held as *writable* for as
     /// long as the domain lives, and never becomes a table.
-    fn hold_console(&self) -> Result<(), BuildError> {
+    fn connect_console(&self) -> Result<(), BuildError> {
         let Some((_, console)) = self.layout.store_and_console else { return Ok(()) };
-        let (machine, frames) = (&self.hypervisor.machine, &self.hypervisor.frames);
-        let frame = self.machine_frame(console).ok_or(BuildError::Layout)?;
-        frames.get_writable(frame, self.domain.id(), machine).map_err(|_| BuildError::Layout)?;
-        self.domain.console_page.replace(Some(frame));
-        Ok(())
+        let page = self.machine_frame(console).ok_or(BuildError::Layout)?;
+        self.hypervisor.connect_console(self.domain, page, Port::CONSOLE).map_err(|_| BuildError::Layout)
     }
 
     /// Has the root validated like any other, pinned, and held once more for the vCPU that starts with it.

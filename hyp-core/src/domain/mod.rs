@@ -7,8 +7,8 @@
 //! Lock order, from the first to be taken to the last: the chunk of an exchange; the builder's P2M directory; a domain's tear-down;
 //! a borrower's mappings by grant; a lender's grant table; a domain's tables (only the auditor holds several of a kind, in the
 //! order of the domains' numbers); the auditor's ledger; domains' event
-//! locks (two at most, in the order of the domains' numbers); a vCPU's account of time; a domain's memory map; a domain's output; the console's
-//! serial line, log and input, and the map of free frames, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
+//! locks (two at most, in the order of the domains' numbers); a vCPU's account of time; a domain's memory map; the moving of a domain's console bytes; a domain's output; what was typed for it; the console's
+//! serial line and log, and the map of free frames, none of which is held while another lock is taken. Guest memory may be read and written under the table lock, so
 //! no backend takes that lock to do so.
 
 pub mod builder;
@@ -26,6 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, 
 use spin::Mutex;
 
 use crate::address::{DomainId, MachineFrame};
+use crate::console::guest::GuestConsole;
 use crate::console::line::LineBuffer;
 use crate::event::Events;
 use crate::event::channel::{Channel, Port};
@@ -81,8 +82,6 @@ pub struct Domain<M: Machine> {
     /// Its pseudo-physical memory map, if one was set.
     pub(crate) memory_map: Mutex<StoredMap>,
     shared_info: FrameSlot,
-    /// The page with the console's ring, one of the domain's own, held as *writable*.
-    console_page: FrameSlot,
     /// How many of its vCPUs it may use: the first ones.
     vcpu_count: AtomicU8,
     pub(crate) events: Events,
@@ -96,6 +95,7 @@ pub struct Domain<M: Machine> {
     pub vcpus: [Vcpu<M>; MAX_VCPUS],
     /// What it has written of a line that isn't whole yet.
     pub(crate) output: Mutex<LineBuffer>,
+    pub(crate) console: GuestConsole,
     pub(crate) teardown: Mutex<teardown::Teardown>,
 }
 
@@ -110,7 +110,6 @@ impl<M: Machine> Domain<M> {
             assists: AtomicU64::new(0),
             memory_map: Mutex::new(StoredMap::new()),
             shared_info: FrameSlot::new(),
-            console_page: FrameSlot::new(),
             vcpu_count: AtomicU8::new(0),
             events: Events::new(),
             grants: Grants::new(),
@@ -118,6 +117,7 @@ impl<M: Machine> Domain<M> {
             unhooked: AtomicU32::new(0),
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
             output: Mutex::new(LineBuffer::new()),
+            console: GuestConsole::new(),
             teardown: Mutex::new(teardown::Teardown::new()),
         }
     }
@@ -165,6 +165,7 @@ impl<M: Machine> Domain<M> {
         self.assists.store(0, Ordering::Relaxed);
         self.set_vcpu_count(1);
         self.events.begin();
+        self.console.begin();
         *self.memory_map.lock() = StoredMap::new();
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.begin(id, index as u16);
@@ -209,9 +210,9 @@ impl<M: Machine> Domain<M> {
         self.shared_info.get()
     }
 
-    /// The page with the ring of its console, if it has one: `struct xencons_interface` at the start of the page.
+    /// The page of its console's rings, if it has one.
     pub fn console_page(&self) -> Option<MachineFrame> {
-        self.console_page.get()
+        self.console.page()
     }
 
     /// What a port is, if it is open.

@@ -112,11 +112,10 @@ impl<M: Machine> Domain<M> {
             });
             vcpu.context().forget_descriptor_pages();
         }
-        for page in [&self.shared_info, &self.console_page] {
-            if let Some(frame) = page.replace(None) {
-                frames.put_use(frame, machine);
-            }
+        if let Some(shared_info) = self.shared_info.replace(None) {
+            frames.put_use(shared_info, machine);
         }
+        self.console.release(machine, frames);
         self.close_grant_table(machine, frames);
         Some(Phase::Pins(frames.extent().0))
     }

@@ -36,7 +36,7 @@ impl RunState {
 }
 
 /// A frame or none, in one atomic word. Zero is none, so that a vCPU that was never used is all zeros.
-pub(super) struct FrameSlot(AtomicU64);
+pub(crate) struct FrameSlot(AtomicU64);
 
 impl FrameSlot {
     pub const fn new() -> Self {

@@ -20,6 +20,9 @@ impl Port {
         u16::try_from(number).ok().filter(|number| *number > 0 && usize::from(*number) < PORTS).map(Self)
     }
 
+    /// The console's, of a domain that has a console page: the number that it mostly has under Xen, whose tools open the store's port first.
+    pub const CONSOLE: Self = Self(2);
+
     /// Its number.
     pub const fn number(self) -> u16 {
         self.0
@@ -42,6 +45,8 @@ pub enum Kind {
     Virq(u8),
     /// From one vCPU of the domain to another.
     Ipi,
+    /// Connected to the hypervisor, which shows what the domain writes into its console page ([`crate::console::guest`]).
+    Console,
 }
 
 /// A port in use.
@@ -57,6 +62,7 @@ const UNBOUND: u64 = 1;
 const INTERDOMAIN: u64 = 2;
 const VIRQ: u64 = 3;
 const IPI: u64 = 4;
+const CONSOLE: u64 = 5;
 
 impl Channel {
     /// Bits 0 to 7: kind; 8 to 15: vCPU; 16 to 31: domain; 32 to 47: port, or the virtual interrupt.
@@ -66,6 +72,7 @@ impl Channel {
             Kind::Interdomain(domain, port) => (INTERDOMAIN, domain.number(), port.number()),
             Kind::Virq(virq) => (VIRQ, 0, u16::from(virq)),
             Kind::Ipi => (IPI, 0, 0),
+            Kind::Console => (CONSOLE, 0, 0),
         };
         kind | u64::from(self.vcpu) << 8 | u64::from(domain) << 16 | u64::from(detail) << 32
     }
@@ -79,6 +86,7 @@ impl Channel {
             INTERDOMAIN => Kind::Interdomain(domain, Port::new(u32::from(detail))?),
             VIRQ => Kind::Virq(detail as u8),
             IPI => Kind::Ipi,
+            CONSOLE => Kind::Console,
             _ => return None,
         };
         Some(Self { kind, vcpu: (word >> 8) as u8 })
@@ -122,7 +130,14 @@ mod tests {
     fn a_channel_is_read_back_as_it_was_written() {
         let port = Port::new(PORTS as u32 - 1).unwrap();
         let domain = DomainId::new(0x7ff4);
-        for kind in [Kind::Unbound(domain), Kind::Interdomain(domain, port), Kind::Virq(23), Kind::Ipi] {
+        let kinds = [
+            Kind::Unbound(domain),
+            Kind::Interdomain(domain, port),
+            Kind::Virq(23),
+            Kind::Ipi,
+            Kind::Console,
+        ];
+        for kind in kinds {
             let channel = Channel { kind, vcpu: 7 };
             assert_eq!(Channel::decode(channel.encode()), Some(channel));
         }

@@ -1,7 +1,7 @@
 //! Events: how a domain is told that something has happened (`event_channel.h`, two-level ABI).
 //!
 //! A domain has numbered *ports* ([`channel`]). A port in use is one end of a channel: to a port of another domain, to the hypervisor (a
-//! virtual interrupt, [`virq`]), or to the domain itself (one vCPU tells another). An event at a port sets bits that the guest reads
+//! virtual interrupt, [`virq`], or the domain's console), or to the domain itself (one vCPU tells another). An event at a port sets bits that the guest reads
 //! ([`signal`]), and makes the guest take its event handler ([`upcall`]).
 //!
 //! **Locks.** Each domain has one event lock; its ports, and which virtual interrupt is bound to which, change under it. A channel between
@@ -155,14 +155,15 @@ impl<M: Machine> Hypervisor<M> {
         match channel.kind {
             Kind::Virq(virq) if !is_global(u32::from(virq)) => return Err(Errno::EINVAL),
             Kind::Ipi => return Err(Errno::EINVAL),
-            Kind::Virq(_) | Kind::Unbound(_) | Kind::Interdomain(..) => {}
+            Kind::Virq(_) | Kind::Unbound(_) | Kind::Interdomain(..) | Kind::Console => {}
         }
         domain.events.channels.set(port, Some(Channel { vcpu, ..channel }));
         Ok(())
     }
 
-    /// Signals the other end. A port that waits has none yet, which is no error.
-    pub(crate) fn send(&self, domain: &Domain<M>, port: Port) -> Result<(), Errno> {
+    /// Signals the other end, unless that is the domain's console: then `true` is returned, and the caller has to see to it. A port that waits
+    /// has no other end yet, which is no error.
+    pub(crate) fn send(&self, domain: &Domain<M>, port: Port) -> Result<bool, Errno> {
         let _guard = domain.events.lock.lock();
         let channel = domain.events.channels.get(port).ok_or(Errno::EINVAL)?;
         match channel.kind {
@@ -176,8 +177,9 @@ impl<M: Machine> Hypervisor<M> {
             Kind::Ipi => self.set_pending(domain, port, channel.vcpu),
             Kind::Unbound(_) => {}
             Kind::Virq(_) => return Err(Errno::EINVAL),
+            Kind::Console => return Ok(true),
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Closes a port. The other end, if there is one, waits for the domain again.

@@ -4,10 +4,9 @@ use penumbra_abi::console;
 use penumbra_abi::errno::Errno;
 
 use super::{Arguments, Call, Failure, Outcome, values};
+use crate::console::guest::BYTE_COST;
 use crate::machine::Machine;
 
-/// What a byte costs of the budget: the serial line is slow.
-const BYTE_COST: u32 = 16;
 /// Bytes copied at a time.
 const PIECE: usize = 128;
 
@@ -42,13 +41,15 @@ impl<M: Machine> Call<'_, M> {
         Ok(0)
     }
 
-    /// Only the control domain reads: the input is its own, or the hypervisor's.
+    /// Only the first domain reads, whether it is the control domain or not: what was typed for it, as far as that isn't in its console page.
     fn console_read(&self, count: u64, buffer: u64) -> Outcome {
-        self.require_control()?;
+        if !self.domain.is_first() {
+            return Err(Errno::EPERM.into());
+        }
         let mut bytes = [0; PIECE];
         let limit = count.min(PIECE as u64) as usize;
         let piece = bytes.get_mut(..limit).ok_or(Errno::EINVAL)?;
-        let read = self.hypervisor.console.read_input(piece);
+        let read = self.domain.console.input.lock().pop(piece);
         self.write_bytes(buffer, piece.get(..read).ok_or(Errno::EINVAL)?)?;
         Ok(read as u64)
     }

@@ -3,6 +3,7 @@
 //! What belongs to the FIFO ABI is ENOSYS, as Xen answers it for guests that have only the two-level ABI; guests then go on
 //! with that one.
 
+use penumbra_abi::DOMID_XEN;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::event_channel::{
     self as abi, AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, Reset, Status,
@@ -27,10 +28,22 @@ impl<M: Machine> Call<'_, M> {
         let [operation, place, ..] = values(arguments);
         // The most frequent by far, and the smallest: it goes without what the others need of the stack.
         if operation == abi::EVTCHNOP_SEND {
-            self.hypervisor.send(self.domain, self.port(place)?)?;
+            if self.hypervisor.send(self.domain, self.port(place)?)? {
+                return self.send_to_console(arguments);
+            }
             return Ok(0);
         }
         self.other_channel_operation(arguments)
+    }
+
+    /// What the guest has written into its console page is shown before it goes on; preempted, the event is sent once more.
+    #[cold]
+    #[inline(never)]
+    fn send_to_console(&self, arguments: &Arguments) -> Outcome {
+        match self.hypervisor.serve_console(self.domain, self.budget) {
+            true => Ok(0),
+            false => Err(Failure::Again(values(arguments))),
+        }
     }
 
     #[inline(never)]
@@ -137,6 +150,11 @@ impl<M: Machine> Call<'_, M> {
             }
             Some(Kind::Virq(virq)) => (abi::EVTCHNSTAT_VIRQ, virq.into()),
             Some(Kind::Ipi) => (abi::EVTCHNSTAT_IPI, 0),
+            // To the guest it is like any other whose other end is somewhere else.
+            Some(Kind::Console) => {
+                request.remote_port = request.port;
+                (abi::EVTCHNSTAT_INTERDOMAIN, DOMID_XEN.into())
+            }
         };
         self.write(place, &request)
     }

@@ -66,6 +66,7 @@ impl<M: Machine> Call<'_, M> {
         };
         log::info!("{:?} has shut down: {word}", self.domain.id());
         if self.domain.is_first() {
+            self.hypervisor.flush_output(self.domain);
             // Without its first domain the machine has no purpose: it goes where that domain wanted to go.
             match reason {
                 sched::SHUTDOWN_REBOOT => self.hypervisor.machine.reboot(),

@@ -9,7 +9,6 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use crate::address::DomainId;
 use crate::domain::Domain;
 use crate::domain::vcpu::{RunState, Vcpu};
 use crate::event::channel::Port;
@@ -41,7 +40,7 @@ impl<M: Machine> Hypervisor<M> {
             word.fetch_and(!upcall::MASK, Ordering::SeqCst);
         }
         self.wait_unless(vcpu, || {
-            self.upcall_due(vcpu) || (domain.id() == DomainId::CONTROL && self.console.has_input())
+            self.upcall_due(vcpu) || (domain.is_first() && domain.console.awaits_reader())
         });
     }
 

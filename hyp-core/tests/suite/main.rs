@@ -8,6 +8,7 @@ mod common;
 mod attacks;
 mod auditor;
 mod charges;
+mod console;
 mod control;
 mod defects;
 mod domains;

@@ -20,6 +20,8 @@ use crate::spec::{DOMAINS, Life};
 /// Where the arrays of pending and mask bits begin in the shared page, in words.
 const PENDING: usize = 2048 / 8;
 const MASK: usize = 2560 / 8;
+/// Where the console page's `out_cons` and `out_prod` stand, as a word.
+const OUTPUT_INDICES: usize = 3080 / 8;
 /// Ports that are looked at after every step: more than a domain has open.
 const LOOKED_AT: u32 = 48;
 
@@ -40,7 +42,14 @@ impl<F: Hardware> Session<F> {
         let foreseen = ports.carry_out(&self.known, domain, event);
         let mut memory = self.shared_memory();
         for effect in foreseen.iter().flat_map(|outcome| &outcome.effects) {
-            self.foresee_effect(&mut memory, *effect);
+            match *effect {
+                Effect::Console(domain, port, vcpu) => {
+                    if self.foresee_console(&mut memory, domain) {
+                        self.foresee_effect(&mut memory, Effect::Pending(domain, port, vcpu));
+                    }
+                }
+                effect => self.foresee_effect(&mut memory, effect),
+            }
         }
         let answer = self.insist(domain, operation)?;
         if hooked {
@@ -62,7 +71,9 @@ impl<F: Hardware> Session<F> {
             let infos = domain.vcpus.iter().filter_map(|vcpu| Some(vcpu.info_place()?.0));
             domain.shared_info().into_iter().chain(infos)
         });
-        let pages = places.filter_map(|frame| slot(frame.number()));
+        let alive = self.known.domains.iter().filter(|domain| domain.life == Life::Alive);
+        let consoles = alive.filter_map(|domain| Some(frame(domain.console?)));
+        let pages = places.chain(consoles).filter_map(|frame| slot(frame.number()));
         let mut pages: Vec<_> = pages.collect();
         pages.sort_unstable();
         pages.dedup();
@@ -83,11 +94,26 @@ impl<F: Hardware> Session<F> {
         Ok(())
     }
 
+    /// All output of a domain is taken, if its console page's indices can be right; whether there was any.
+    fn foresee_console(&self, memory: &mut Memory, domain: usize) -> bool {
+        let console = self.known.domains[domain].console;
+        let Some(indices) = console.and_then(|console| memory.get_mut(&(console, OUTPUT_INDICES))) else {
+            return false;
+        };
+        let (consumed, produced) = (*indices as u32, (*indices >> 32) as u32);
+        let waits = (1..=2048).contains(&produced.wrapping_sub(consumed));
+        if waits {
+            *indices = u64::from(produced) << 32 | u64::from(produced);
+        }
+        waits
+    }
+
     /// What an event does: its pending bit, if that was clear and the port isn't masked the selector's bit of its word, and if that was clear
     /// the upcall.
     fn foresee_effect(&self, memory: &mut Memory, effect: Effect) {
         let (Effect::Pending(domain, port, _)
         | Effect::Clear(domain, port)
+        | Effect::Console(domain, port, _)
         | Effect::Unmask(domain, port, _)) = effect;
         let Some(shared) = self.known.domains[domain].shared else { return };
         let (word, bit) = (port as usize / 64, 1u64 << (port % 64));
@@ -100,6 +126,8 @@ impl<F: Hardware> Session<F> {
             *word = if set { *word | bit } else { *word & !bit };
         };
         match effect {
+            // Another function's.
+            Effect::Console(..) => {}
             Effect::Clear(..) => change(PENDING, false),
             Effect::Pending(_, _, vcpu) => {
                 change(PENDING, true);
@@ -152,6 +180,7 @@ impl<F: Hardware> Session<F> {
                         }
                         CoreKind::Virq(virq) => Kind::Virq(u32::from(virq)),
                         CoreKind::Ipi => Kind::Ipi,
+                        CoreKind::Console => Kind::Console,
                     },
                     vcpu: u32::from(channel.vcpu),
                 });

@@ -101,6 +101,7 @@ impl<F: Hardware> Session<F> {
             console: built.console,
             limit: PAGES as usize,
         };
+        self.ports.begin(built.number, built.console.is_some());
         Ok(())
     }
 

@@ -11,6 +11,8 @@ use super::{DOMAINS, Knowledge, Life};
 
 /// One past the highest port.
 const END: u32 = 1024;
+/// The console's port.
+const CONSOLE_PORT: u32 = 2;
 /// `DOMID_SELF`
 const SELF: u16 = 0x7ff0;
 
@@ -25,6 +27,8 @@ pub enum Kind {
     Virq(u32),
     /// From vCPU to vCPU.
     Ipi,
+    /// To the console.
+    Console,
 }
 
 /// A port that is open.
@@ -96,6 +100,8 @@ pub enum Effect {
     Pending(usize, u32, u32),
     /// A port has no event any more.
     Clear(usize, u32),
+    /// What a domain has written into its console page is taken; if that is anything, this port has an event, of which a vCPU is told.
+    Console(usize, u32, u32),
     /// A port isn't masked any more; if it has an event, a vCPU is told.
     Unmask(usize, u32, u32),
 }
@@ -194,6 +200,12 @@ impl Ports {
         Ok(outcome)
     }
 
+    /// A domain that has a console page begins with a port for it.
+    pub fn begin(&mut self, domain: usize, console: bool) {
+        let port = Channel { kind: Kind::Console, vcpu: 0 };
+        self.all[domain].extend(console.then_some((CONSOLE_PORT, port)));
+    }
+
     fn bind(&mut self, known: &Knowledge, domain: usize, remote: u16, port: u32) -> Result<u32, Errno> {
         let remote = if remote == SELF { domain } else { usize::from(remote) };
         if !known.is_present(remote) {
@@ -240,6 +252,7 @@ impl Ports {
             Kind::Unbound(_) => Ok(None),
             Kind::Virq(_) => Err(Errno::EINVAL),
             Kind::Ipi => Ok(Some(Effect::Pending(domain, port, channel.vcpu))),
+            Kind::Console => Ok(Some(Effect::Console(domain, port, channel.vcpu))),
             Kind::Interdomain(remote, port) => {
                 let remote = usize::from(remote);
                 Ok(self.get(remote, port).map(|end| Effect::Pending(remote, port, end.vcpu)))
@@ -307,7 +320,7 @@ impl Channel {
     fn leads_to(self) -> Option<usize> {
         match self.kind {
             Kind::Unbound(to) | Kind::Interdomain(to, _) => Some(usize::from(to)),
-            Kind::Virq(_) | Kind::Ipi => None,
+            Kind::Virq(_) | Kind::Ipi | Kind::Console => None,
         }
     }
 }
