@@ -93,6 +93,11 @@ pub const XENFEAT_MEMORY_OP_VNODE_SUPPORTED: u32 = 13;
 /// Bit: Arm's SMC calling convention is answered.
 pub const XENFEAT_ARM_SMCCC_SUPPORTED: u32 = 14;
 
+/// Bit: the domain's pseudo-physical frames aren't the machine's, as the hypervisor counts them.
+pub const XENFEAT_NOT_DIRECT_MAPPED: u32 = 16;
+/// Bit: the frames that a guest passes to the hypervisor are the machine's.
+pub const XENFEAT_DIRECT_MAPPED: u32 = 17;
+
 /// The submap of [`XENVER_GET_FEATURES`] that holds Penumbra's own features; Xen has submap 0 only, and answers EINVAL.
 pub const PENUMBRA_FEATURE_SUBMAP: u32 = 1;
 /// Bit of Penumbra's own submap: an entry of a level-2 table may map 2 MiB.

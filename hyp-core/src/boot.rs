@@ -91,6 +91,7 @@ impl<M: Machine> Hypervisor<M> {
         boot: &BootInformation<'f>,
         unpacker: &mut dyn Unpacker<'f>,
     ) -> Result<(), BootError> {
+        self.keep_command_line(boot.command_line);
         let options = Options::parse(boot.command_line, |text| log::warn!("{text}"));
         let mut modules = boot.modules.iter().take(MAX_MODULES).peekable();
         let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);

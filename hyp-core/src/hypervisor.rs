@@ -7,6 +7,7 @@ use core::fmt;
 use core::ops::Range;
 
 use penumbra_abi::event_channel::VIRQ_DOM_EXC;
+use penumbra_abi::version::XEN_COMMANDLINE_LEN;
 use spin::{Mutex, MutexGuard};
 
 use crate::address::{DomainId, MachineFrame};
@@ -33,6 +34,8 @@ pub struct Hypervisor<M: Machine> {
     pub(crate) frames: FrameTable,
     pub(crate) domains: [Domain<M>; MAX_DOMAINS],
     pub(crate) console: Console,
+    /// As the boot loader gave it, cut off where it is too long; zeros behind it, one at least.
+    pub(crate) command_line: Mutex<[u8; XEN_COMMANDLINE_LEN]>,
     pub(crate) scheduler: Scheduler,
     pub(crate) earliest: Earliest,
     pub(crate) p2m_directory: Mutex<P2mDirectory>,
@@ -50,6 +53,7 @@ impl<M: Machine> Hypervisor<M> {
             frames: FrameTable::new(),
             domains: [const { Domain::new() }; MAX_DOMAINS],
             console: Console::new(),
+            command_line: Mutex::new([0; XEN_COMMANDLINE_LEN]),
             scheduler: Scheduler::new(),
             earliest: Earliest::new(),
             p2m_directory: Mutex::new(P2mDirectory::new()),
@@ -92,6 +96,14 @@ impl<M: Machine> Hypervisor<M> {
     /// The domain with this number, if there is one.
     pub fn domain(&self, id: DomainId) -> Option<&Domain<M>> {
         self.domains.get(usize::from(id.number())).filter(|domain| domain.is_present())
+    }
+
+    /// Keeps the hypervisor's own command line for the control domain to read.
+    pub(crate) fn keep_command_line(&self, line: &str) {
+        let mut kept = self.command_line.lock();
+        for (slot, byte) in kept.iter_mut().take(XEN_COMMANDLINE_LEN.saturating_sub(1)).zip(line.bytes()) {
+            *slot = byte;
+        }
     }
 
     /// The domain of a vCPU dies, through its own fault: `reason` says in a few words which.

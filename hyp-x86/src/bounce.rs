@@ -124,7 +124,11 @@ fn finish(
 #[inline(never)]
 fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
     let stack = vcpu.context().frame.rsp.get();
-    HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}"));
+    vcpu.context().set_fault_address(Some(stack));
+    match vector {
+        BY_SYSCALL => HYPERVISOR.kill(vcpu, format_args!("no stack for a system call at {stack:#x}")),
+        _ => HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}")),
+    }
     cpu::next()
 }
 

@@ -27,7 +27,7 @@ use penumbra_abi::vcpu::{
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 pub use crate::frame::Frame;
-use crate::memory;
+use crate::{dump, memory};
 
 /// In [`GuestContext::vector`]: `sysret` may restore the registers, which leaves rip in rcx and the flags in r11, and makes the
 /// segments the flat ones. So it is after a `syscall`, and on the way to a handler, whose frame holds rcx and r11 as they were.
@@ -180,6 +180,9 @@ pub struct GuestContext {
     pub counter_forbidden: Cell<bool>,
     pub ports: PortRights,
     pub debug: DebugRegisters,
+    /// Where the page fault was that has been the guest's end, for the log; and whether it was one.
+    fault_address: Cell<u64>,
+    fault_was: Cell<bool>,
     /// The kernel's stack for exceptions in user mode.
     pub kernel_stack: Cell<u64>,
     pub segments: Segments,
@@ -230,6 +233,17 @@ impl GuestContext {
         self.info().is_some_and(|info| {
             info.pending.load(Ordering::Relaxed) != 0 && info.mask.load(Ordering::Relaxed) == 0
         })
+    }
+
+    /// Where the page fault was that has been the guest's end.
+    pub fn fault_address(&self) -> Option<u64> {
+        self.fault_was.get().then(|| self.fault_address.get())
+    }
+
+    /// Says where it is.
+    pub fn set_fault_address(&self, address: Option<u64>) {
+        self.fault_was.set(address.is_some());
+        self.fault_address.set(address.unwrap_or(0));
     }
 
     /// Why the failsafe callback is to be entered, if it is.
@@ -398,7 +412,8 @@ impl Context for GuestContext {
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "in {} mode", if self.user_mode.get() { "user" } else { "kernel" })?;
-        self.frame.describe(out)
+        self.frame.describe(out)?;
+        dump::describe(self, out)
     }
 }
 
@@ -426,6 +441,7 @@ impl GuestContext {
         self.user_mode.set(false);
         self.waits.set(false);
         self.set_failed(None);
+        self.set_fault_address(None);
         self.task_switched.set(false);
         self.counter_forbidden.set(false);
         self.ports.level.set(0);

@@ -12,7 +12,7 @@
 //! | `emulate.rs`, `msr.rs`, `ports.rs` | instructions that are carried out for guests |
 //! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
-//! | `fault.rs` | exceptions in the hypervisor itself |
+//! | `fault.rs`, `dump.rs` | exceptions in the hypervisor itself; what the log tells of a guest that crashes |
 //!
 //! On the host this program is empty: its pure parts are the library `hyp_x86`, which is tested there.
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -35,6 +35,8 @@ mod context;
 mod cpu;
 #[cfg(target_os = "none")]
 mod descriptors;
+#[cfg(target_os = "none")]
+mod dump;
 #[cfg(target_os = "none")]
 mod emulate;
 #[cfg(target_os = "none")]

@@ -228,6 +228,7 @@ fn has_error_code(vector: u64) -> bool {
 #[inline(never)]
 pub fn unhandled(vcpu: &Vcpu<X86>, vector: u64, address: Option<u64>) -> *const GuestContext {
     let name = fault::name(vector);
+    vcpu.context().set_fault_address(address);
     match address {
         Some(address) => HYPERVISOR.kill(vcpu, format_args!("{name} at address {address:#x}, no handler")),
         None => HYPERVISOR.kill(vcpu, format_args!("{name}, no handler")),
