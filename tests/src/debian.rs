@@ -2,7 +2,12 @@
 //! files, so that what differs is the hypervisor.
 
 use crate::case::{Board, Case, File, Hypervisor};
+use crate::verdict;
 
+/// CTRL-a three times: the input goes to the next who takes some.
+const SWITCH: &str = "\x01\x01\x01";
+/// The shell's prompt.
+const PROMPT: &str = "# ";
 /// Memory of each machine without a hypervisor, and of the first domain on one, in MiB; the tasks below say it too.
 const MEMORY: u64 = 512;
 /// What the ramdisk is to do, and what it says then.
@@ -27,6 +32,9 @@ const WORKED: [&str; 8] = [
     "WORKLOADS: PASS",
 ];
 
+/// What is typed at a shell: its echo alone doesn't hold what it prints.
+const SUM: &str = "echo sum $((6 * 111))\r";
+
 /// All of them.
 pub fn cases(board: Board) -> Vec<Case> {
     if board != Board::Q35 {
@@ -36,8 +44,77 @@ pub fn cases(board: Board) -> Vec<Case> {
         natively("debian/self-check-on-the-bare-machine", SELF_CHECK.0).says(&CHECKED),
         natively("debian/workloads-on-the-bare-machine", WORKLOADS.0).says(&WORKED),
         on_xen("debian/self-check-on-debian-xen-4.17", SELF_CHECK.1).says(&CHECKED),
-        on_xen("debian/workloads-on-debian-xen-4.17", WORKLOADS.1).says(&WORKED).says(&[]),
+        on_xen("debian/workloads-on-debian-xen-4.17", WORKLOADS.1).says(&WORKED),
+        on_penumbra("debian/self-check", SELF_CHECK.1).says(&CHECKED),
+        workloads("debian/workloads", "dom0_mem=512M"),
+        shell(),
+        vcpus("debian/self-check-with-two-vcpus", "dom0_mem=512M dom0_max_vcpus=2", 2),
+        vcpus("debian/self-check-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4", 4),
+        workloads("debian/workloads-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4"),
+        three(),
     ]
+}
+
+/// The programs, with the audit asked for while each runs, and after the last.
+fn workloads(name: &str, hypervisor: &'static str) -> Case {
+    let case = Case { words: hypervisor, ..on_penumbra(name, "console=hvc0 test=workloads then=shell") };
+    let mut case = case.types(&[("Run /init", SWITCH), ("input goes to the hypervisor", "a")]);
+    for ended in &WORKED[..WORKED.len() - 1] {
+        case = case.types(&[(": clean", ""), (ended, "a")]);
+    }
+    let case = case.types(&[(": clean", SWITCH), ("WORKLOADS: PASS", ""), (PROMPT, "exit\r")]);
+    let mut case = case.says(&WORKED).says(&["(PEN) d0 has shut down: power-off"]);
+    case.story.insert(WORKED.len() - 2, "WORKLOAD balloon ok");
+    case
+}
+
+/// A person's way: to a prompt, a command, and out.
+fn shell() -> Case {
+    let case = on_penumbra("debian/shell", "console=hvc0 then=shell");
+    case.types(&[(PROMPT, SUM), ("sum 666", ""), (PROMPT, "exit\r")]).says(&[
+        "`exit` switches off",
+        "sum 666",
+        "(PEN) d0 has shut down: power-off",
+    ])
+}
+
+/// More than one vCPU.
+fn vcpus(name: &str, hypervisor: &'static str, vcpus: u32) -> Case {
+    let words = match vcpus {
+        2 => "console=hvc0 test=self expect_memory=512 expect_vcpus=2 then=poweroff",
+        _ => "console=hvc0 test=self expect_memory=512 expect_vcpus=4 then=poweroff",
+    };
+    Case { words: hypervisor, ..on_penumbra(name, words) }.says(&CHECKED)
+}
+
+/// Two more stock kernels from further modules; each checks itself, the first one last.
+fn three() -> Case {
+    let first = "console=hvc0 then=shell";
+    let mut case = on_penumbra("debian/three-at-once", first);
+    let second = "domain=second memory=256M vcpus=2 console=hvc0 test=self expect_memory=256 expect_vcpus=2 then=poweroff";
+    let third =
+        "domain=third memory=256M console=hvc0 test=self expect_memory=256 expect_vcpus=1 then=poweroff";
+    for words in [second, third] {
+        case.modules.extend([(File::DebianKernel, words), (File::DebianRamdisk, "")]);
+    }
+    case.memory = 3 * MEMORY;
+    case.finding = Some(both_others_are_well);
+    let case = case.types(&[(" is gone; ", ""), (" is gone; ", "\r"), (PROMPT, SUM), ("sum 666", "exit\r")]);
+    case.says(&[" is gone; ", " is gone; ", "(d0) sum 666", "(PEN) d0 has shut down: power-off"])
+}
+
+fn both_others_are_well(text: &str) -> Result<(), String> {
+    for speaker in ["(d1) ", "(d2) "] {
+        if !verdict::lines_of(text, speaker).any(|line| line == "SELF-CHECK: PASS") {
+            return Err(format!("{speaker}does not say that it is well"));
+        }
+    }
+    Ok(())
+}
+
+/// As the first domain of ours.
+fn on_penumbra(name: &str, words: &'static str) -> Case {
+    Case { words: "dom0_mem=512M", memory: 2 * MEMORY, ..linux(name, words) }
 }
 
 /// With nothing below it.
