@@ -149,6 +149,8 @@ pub trait Architecture: Sized + 'static {
     fn decode(level: Level, entry: u64) -> Option<Mapping>;
     /// An entry that maps machine frame `frame` for the kernel's data.
     fn leaf(frame: u64, writable: bool) -> u64;
+    /// Bits of [`Self::leaf`] that the hypervisor adds, if a guest leaves them out.
+    const ADDED_TO_LEAVES: u64 = 0;
     /// An entry that leads to the table in machine frame `frame`.
     fn table(frame: u64) -> u64;
     /// As [`Self::table`], for a root that leads to itself: nothing can be written through it.

@@ -1,5 +1,6 @@
 //! Tables that take as long as any to be hooked in again: as many as a domain may have out of their trees, emptied by writes of its own,
-//! where each of their entries alone held a page that the domain had given back. So each entry frees a page.
+//! where each of their entries alone held a page that the domain had given back. So each entry frees a page. Or they are rewritten: each entry
+//! leads to another page than before, and only the last table's entries free one.
 
 use crate::architecture::{Architecture, TABLE_ENTRIES};
 use crate::guest::Guest;
@@ -19,6 +20,8 @@ pub struct EmptiedTables<'a, A: Architecture> {
     list: Page,
     second: Page,
     tables: [Page; UNHOOKED],
+    /// The first table whose pages were given back.
+    first_given: usize,
 }
 
 impl<'a, A: Architecture> EmptiedTables<'a, A> {
@@ -27,11 +30,23 @@ impl<'a, A: Architecture> EmptiedTables<'a, A> {
     /// # Errors
     /// There is no memory, or what the hypervisor refuses.
     pub fn new(guest: &'a Guest<A>) -> Result<Self, Errno> {
+        Self::from_table(guest, 0)
+    }
+
+    /// The same, with no page of a table given back but of the last.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn to_rewrite(guest: &'a Guest<A>) -> Result<Self, Errno> {
+        Self::from_table(guest, UNHOOKED - 1)
+    }
+
+    fn from_table(guest: &'a Guest<A>, first_given: usize) -> Result<Self, Errno> {
         let page = || guest.zeroed_page().ok_or(Errno::ENOMEM);
-        let made =
-            Self { guest, list: page()?, second: page()?, tables: [page()?, page()?, page()?, page()?] };
+        let tables = [page()?, page()?, page()?, page()?];
+        let made = Self { guest, list: page()?, second: page()?, tables, first_given };
         made.build()?;
-        for index in 0..UNHOOKED {
+        for index in first_given..UNHOOKED {
             let frame = |slot| guest.p2m(made.pfn(index, slot)).unwrap_or(0);
             (0..TABLE_ENTRIES).for_each(|slot| guest.write(&made.list, slot, frame(slot)));
             made.all_of(XENMEM_DECREASE_RESERVATION)?;
@@ -70,9 +85,24 @@ impl<'a, A: Architecture> EmptiedTables<'a, A> {
     /// # Errors
     /// What the hypervisor refuses.
     pub fn take_out(&self) -> Result<(), Errno> {
-        for table in &self.tables {
+        self.unhook(|_, _| 0)
+    }
+
+    /// The same, but has each entry lead to another page than before, which the hypervisor has to make an entry that it admits.
+    ///
+    /// # Errors
+    /// What the hypervisor refuses.
+    pub fn rewrite(&self) -> Result<(), Errno> {
+        self.unhook(|table, slot| {
+            let other = self.pfn(table + UNHOOKED, slot);
+            A::leaf(self.guest.p2m(other).unwrap_or(0), true) & !A::ADDED_TO_LEAVES
+        })
+    }
+
+    fn unhook(&self, entry: impl Fn(usize, usize) -> u64) -> Result<(), Errno> {
+        for (index, table) in self.tables.iter().enumerate() {
             call::<A>(number::PENUMBRA, &[number::PENUMBRA_UNHOOK, self.guest.address(table)])?;
-            (0..TABLE_ENTRIES).for_each(|slot| self.guest.write(table, slot, 0));
+            (0..TABLE_ENTRIES).for_each(|slot| self.guest.write(table, slot, entry(index, slot)));
         }
         Ok(())
     }
@@ -89,7 +119,7 @@ impl<'a, A: Architecture> EmptiedTables<'a, A> {
     pub fn put_back(self) -> Result<(), Errno> {
         let guest = self.guest;
         mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(&self.second), 0)?;
-        for index in 0..UNHOOKED {
+        for index in self.first_given..UNHOOKED {
             (0..TABLE_ENTRIES).for_each(|slot| guest.write(&self.list, slot, self.pfn(index, slot)));
             self.all_of(XENMEM_POPULATE_PHYSMAP)?;
             (0..TABLE_ENTRIES)

@@ -1,6 +1,7 @@
 //! Multicalls of what only x86 has to say about traps and segments, measured as `guest_core::bench::stretches` does.
 
 use guest_core::architecture::Architecture;
+use guest_core::bench::given_back::GivenBack;
 use guest_core::bench::multicalls::{Repeated, repeat};
 use guest_core::bench::window::Window;
 use guest_core::guest::Guest;
@@ -20,8 +21,8 @@ const HANDLERS: usize = 255;
 const GLOBAL_PAGES: usize = 14;
 const LOCAL_PAGES: usize = 16;
 const ON_A_PAGE: usize = 512;
-/// Writable data for ring 3, flat, and loaded before.
-const DATA: u64 = 0x00cf_f300_0000_ffff;
+/// Writable data, flat, for ring 0 and never loaded: the hypervisor makes it one for ring 3 that was loaded before.
+const DATA: u64 = 0x00cf_9200_0000_ffff;
 
 /// What is measured as `multicall-trap-table`: 255 handlers are registered over and over.
 pub fn trap_tables(guest: &Guest<X86>) -> Result<(), Errno> {
@@ -58,23 +59,51 @@ fn with_pages(guest: &Guest<X86>, work: impl FnOnce(Repeated) -> Result<(), Errn
 
 /// What is measured as `multicall-set-ldt-anew`: 16 pages become the local table and are taken away, in turn.
 pub fn new_local_tables(guest: &Guest<X86>) -> Result<(), Errno> {
+    with_local_pages(guest, |operation| {
+        let operations = [operation, MmuextOp { argument2: 0, ..operation }];
+        let calls = operations.each_ref().map(|one| [MMUEXT_OP, address_of(one), 1, 0, DOMID_SELF.into()]);
+        repeat(guest, &calls, Ok(()))
+    })
+}
+
+/// Does `work` with the operation that makes 16 full pages the local table.
+fn with_local_pages(
+    guest: &Guest<X86>,
+    work: impl FnOnce(MmuextOp) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let pages = full_pages::<LOCAL_PAGES>(guest)?;
     let window = Window::open_number(guest, 1)?;
     for (index, page) in pages.iter().flatten().enumerate() {
         update_entry::<X86>(window.slot(index as u64), X86::leaf(guest.frame(page), false))?;
     }
-    let operation = |entries: usize| MmuextOp {
+    let result = work(MmuextOp {
         command: MMUEXT_SET_LDT,
         pad: 0,
         argument1: window.address(0),
-        argument2: entries as u64,
-    };
-    let operations = [operation(LOCAL_PAGES * ON_A_PAGE), operation(0)];
-    let calls = operations.each_ref().map(|one| [MMUEXT_OP, address_of(one), 1, 0, DOMID_SELF.into()]);
-    let result = repeat(guest, &calls, Ok(()));
+        argument2: (LOCAL_PAGES * ON_A_PAGE) as u64,
+    });
     mmuext::<X86>(MMUEXT_SET_LDT, 0, 0)?;
     window.close()?;
     result.and(release(guest, pages))
+}
+
+/// What is measured as `set-gdt-then-superpage`: the end of a table with a superpage that was given back, after 14 pages to be judged.
+pub fn global_table_then_superpage(guest: &Guest<X86>) -> Result<(), Errno> {
+    let given = GivenBack::new(guest, 511)?;
+    with_pages(guest, |[operation, list, entries, ..]| {
+        given.unpinned_after(&[[operation, list, entries, 0, 0, 0]], None)
+    })?;
+    given.take_again()
+}
+
+/// What is measured as `set-ldt-then-superpage`: the same, after 15 pages.
+pub fn local_table_then_superpage(guest: &Guest<X86>) -> Result<(), Errno> {
+    let given = GivenBack::new(guest, 511)?;
+    with_local_pages(guest, |operation| {
+        let few = MmuextOp { argument2: operation.argument2 - ON_A_PAGE as u64, ..operation };
+        given.unpinned_after(&[[MMUEXT_OP, address_of(&few), 1, 0, DOMID_SELF.into(), 0]], None)
+    })?;
+    given.take_again()
 }
 
 /// Pages full of descriptors, which are mapped to be read.

@@ -5,7 +5,7 @@ use guest_core::architecture::{Bits, ForbiddenBits, Mapping};
 /// Entry bits (Intel SDM volume 3, 4.5).
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
+pub const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;

@@ -52,11 +52,15 @@ impl Architecture for X86 {
         ("user-mode", user_mode::run),
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
+    /// Ring 3 has to reach it.
+    const ADDED_TO_LEAVES: u64 = entries::USER;
     const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[
         ("multicall-trap-table", descriptor_stretches::trap_tables),
         ("multicall-set-gdt", descriptor_stretches::known_tables),
         ("multicall-set-gdt-anew", descriptor_stretches::new_tables),
         ("multicall-set-ldt-anew", descriptor_stretches::new_local_tables),
+        ("set-gdt-then-superpage", descriptor_stretches::global_table_then_superpage),
+        ("set-ldt-then-superpage", descriptor_stretches::local_table_then_superpage),
         ("breakpoint-4-emptied-tables", late_traps::measured_breakpoint),
         ("page-fault-4-emptied-tables", late_traps::measured_page_fault),
     ];

@@ -233,11 +233,12 @@ fn hold<M: Machine>(call: &Call<'_, M>, frame: MachineFrame) -> Result<(), Errno
 
 /// Judges a page whose type is locked: nobody writes to it meanwhile.
 fn admit_page<M: Machine>(machine: &M, frame: MachineFrame) -> bool {
+    let Some(words) = machine.table(frame) else { return false };
     (0..ON_A_PAGE).all(|index| {
-        let found = machine.read_entry(frame, index);
+        let found = machine.read_in(words, index);
         let Some(admitted) = segment::admit(found) else { return false };
         if admitted != found {
-            machine.write_entry(frame, index, admitted);
+            machine.write_in(words, index, admitted);
         }
         true
     })

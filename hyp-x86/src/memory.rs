@@ -11,14 +11,14 @@ use hyp_x86::ram::RamMap;
 use spin::Once;
 
 static RAM: Once<RamMap> = Once::new();
-/// The largest stretch of RAM, where nearly every frame is: its first frame's number, and how many there are.
-static LARGEST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// The largest stretches of RAM, where nearly every frame is: the first frame's number of each, and how many there are. Two, since a PC of more than
+/// a few GiB has a hole below 4 GiB.
+static LARGEST: [[AtomicU64; 2]; 2] = [const { [const { AtomicU64::new(0) }; 2] }; 2];
 
 /// Says what is RAM. Only the first call counts.
 pub fn set_ram(map: RamMap) {
     let map = RAM.call_once(|| map);
-    if let Some(stretch) = map.stretches().iter().max_by_key(|stretch| stretch.end - stretch.first) {
-        let [first, count] = &LARGEST;
+    for ([first, count], stretch) in LARGEST.iter().zip(map.largest()) {
         // Relaxed: no other CPU is started yet. With a count of zero the first means nothing.
         first.store(stretch.first, Ordering::Relaxed);
         count.store(stretch.end - stretch.first, Ordering::Relaxed);
@@ -28,10 +28,13 @@ pub fn set_ram(map: RamMap) {
 /// Whether the frame is RAM; nothing is before [`set_ram`].
 #[inline]
 pub fn is_ram(frame: MachineFrame) -> bool {
-    let [first, count] = &LARGEST;
-    // Below the first, this wraps around to more than any count.
-    let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
-    index < count.load(Ordering::Relaxed) || is_elsewhere_in_ram(frame)
+    let [largest, second] = &LARGEST;
+    let is_in = |[first, count]: &[AtomicU64; 2]| {
+        // Below the first, this wraps around to more than any count.
+        let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
+        index < count.load(Ordering::Relaxed)
+    };
+    is_in(largest) || is_in(second) || is_elsewhere_in_ram(frame)
 }
 
 #[cold]

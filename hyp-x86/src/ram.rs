@@ -65,6 +65,18 @@ impl RamMap {
         &self.stretches[..self.count]
     }
 
+    /// The two largest stretches, the largest first; empty ones where there are fewer.
+    pub fn largest(&self) -> [Stretch; 2] {
+        self.stretches().iter().fold([Stretch::default(); 2], |[first, second], stretch| {
+            let frames = |stretch: &Stretch| stretch.end - stretch.first;
+            match frames(stretch) {
+                count if count > frames(&first) => [*stretch, first],
+                count if count > frames(&second) => [first, *stretch],
+                _ => [first, second],
+            }
+        })
+    }
+
     /// Whether the frame is RAM.
     #[inline]
     pub fn holds(&self, frame: MachineFrame) -> bool {
@@ -98,6 +110,17 @@ mod tests {
 
     fn map(regions: &[(u64, u64)]) -> RamMap {
         RamMap::new(regions.iter().copied(), 1 << 40).unwrap()
+    }
+
+    #[test]
+    fn the_largest_stretches_come_first() {
+        let map = |regions: &[(u64, u64)]| {
+            RamMap::new(regions.iter().map(|(first, end)| (first << 12, end << 12)), u64::MAX).unwrap()
+        };
+        let stretch = |first, end| Stretch { first, end };
+        assert_eq!(map(&[(1, 3), (10, 20), (30, 35)]).largest(), [stretch(10, 20), stretch(30, 35)]);
+        assert_eq!(map(&[(30, 35), (1, 3), (10, 13)]).largest(), [stretch(30, 35), stretch(10, 13)]);
+        assert_eq!(map(&[(7, 9)]).largest(), [stretch(7, 9), Stretch::default()]);
     }
 
     #[test]

@@ -8,7 +8,6 @@ mod aarch64;
 pub mod bad_input;
 pub mod case;
 mod debian;
-mod packed;
 pub mod soak;
 pub mod stretch;
 pub mod table;

@@ -14,7 +14,6 @@ mod build;
 mod check;
 mod cli;
 mod debian;
-mod files;
 mod house;
 mod image;
 mod model;

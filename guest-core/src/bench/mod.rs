@@ -11,15 +11,16 @@
 
 mod calls;
 mod direct;
+pub mod given_back;
 mod grants;
 mod memory;
 mod meter;
 pub mod multicalls;
 mod pinning;
-mod pins_then_superpage;
 mod roots;
 pub mod stretches;
 mod tables;
+mod then_superpage;
 pub mod upcall;
 pub mod window;
 

@@ -11,7 +11,7 @@
 //! A table is locked into its type, and old translations of it are flushed, before its first entry is read: nobody can
 //! write to it behind the validation's back (XSA-401).
 
-use super::{Refusal, Stop, TableSpace, Unfinished};
+use super::{ROOM_FOR_A_TABLE, Refusal, Stop, TableSpace, Unfinished};
 use crate::address::MachineFrame;
 use crate::frame::uses::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
@@ -257,7 +257,7 @@ impl<M: Machine> TableSpace<'_, M> {
         while let Some(index) = progress.checked_sub(1) {
             if self.machine.read_in(words, index) != 0
                 && !self.is_reserved(level, index)
-                && let Err(stop) = self.release_entry(level, self.entry(table, level, index))
+                && let Err(stop) = self.release_in_time(level, self.entry(table, level, index))
             {
                 self.frames.set_progress(table, progress);
                 return Err(stop);
@@ -280,6 +280,14 @@ impl<M: Machine> TableSpace<'_, M> {
             return Err(Stop::Preempted);
         }
         Ok(())
+    }
+
+    /// As [`Self::release_entry`], of an entry of many. The frames of a superpage go in one piece: it waits for a budget that covers them.
+    fn release_in_time(&self, level: Level, entry: Entry) -> Result<(), Stop> {
+        match entry {
+            Entry::Leaf(_) if self.budget.lacks(ROOM_FOR_A_TABLE) => Err(Stop::Preempted),
+            _ => self.release_entry(level, entry),
+        }
     }
 
     /// Gives back what one entry holds.

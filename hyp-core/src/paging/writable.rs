@@ -22,6 +22,9 @@ use crate::machine::{Entry, FlushScope, Leaf, Machine, PageTableFormat};
 
 /// Tables that a domain can have unhooked at once.
 pub const MAX_UNHOOKED: usize = 4;
+/// What an entry that the guest has changed costs of the budget besides, when its table is hooked in: two frames are looked up, and it may be
+/// written.
+const CHANGED_ENTRY: u32 = 4;
 /// Entries of the largest table.
 const MAX_ENTRIES: usize = 512;
 
@@ -286,11 +289,14 @@ impl<M: Machine> TableSpace<'_, M> {
     /// what now stands in the table.
     fn exchange_entries(&self, slot: usize, table: MachineFrame) -> (usize, Result<(), Refusal>) {
         let count = M::Format::entries(1);
+        let Some(words) = self.machine.table(table) else { return (0, Err(Refusal::NotATable(table))) };
         for index in 0..count {
-            let (old, new) = (self.snapshot(slot, index), self.machine.read_entry(table, index));
-            if old != new
-                && let Err(refusal) = self.exchange_one(table, index, old, new)
-            {
+            let (old, new) = (self.snapshot(slot, index), self.machine.read_in(words, index));
+            if old == new {
+                continue;
+            }
+            self.budget.charge(CHANGED_ENTRY);
+            if let Err(refusal) = self.exchange_one(table, index, old, new) {
                 return (index, Err(refusal));
             }
         }

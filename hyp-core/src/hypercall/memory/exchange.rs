@@ -148,7 +148,10 @@ impl<'a, M: Machine> Call<'a, M> {
             if self.budget.lacks(cost) || number > first && self.budget.is_spent() {
                 return Err(NotDone::Preempted);
             }
-            self.one_chunk(request, number)?;
+            let outcome = self.one_chunk(request, number);
+            // The old ones are put where they belong among the free frames, one by one.
+            self.budget.charge(cost);
+            outcome?;
         }
         exchange.nr_exchanged = exchange.input.nr_extents;
         Ok(())
