@@ -1,8 +1,8 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
 use crate::{
-    absent_entries, bench, descriptor_stretches, descriptors, entries, events, forbidden, late_traps,
-    made_up, registers, table_writes, traps, user_mode,
+    absent_entries, bench, descriptor_stretches, descriptors, entries, events, forbidden, interface,
+    late_traps, made_up, registers, table_writes, traps, user_mode,
 };
 use core::arch::asm;
 use core::mem::offset_of;
@@ -50,6 +50,7 @@ impl Architecture for X86 {
         ("absent-entries", absent_entries::run),
         ("late-traps", late_traps::run),
         ("user-mode", user_mode::run),
+        ("interface", interface::run),
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     /// Ring 3 has to reach it.

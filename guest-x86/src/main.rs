@@ -24,6 +24,8 @@ mod events;
 #[cfg(target_os = "none")]
 mod forbidden;
 #[cfg(target_os = "none")]
+mod interface;
+#[cfg(target_os = "none")]
 mod late_traps;
 #[cfg(target_os = "none")]
 mod machine;

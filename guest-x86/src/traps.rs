@@ -116,6 +116,15 @@ pub fn install_one(vector: u8, handler: unsafe extern "C" fn()) -> Result<(), Er
     set_table(hypercalls::address_of(&table)).map(drop)
 }
 
+/// The same, of a handler that users may call by `int`.
+///
+/// # Errors
+/// Why the hypervisor refuses.
+pub fn install_for_users(vector: u8, handler: unsafe extern "C" fn()) -> Result<(), Errno> {
+    let table = [TrapInfo { flags: 3, ..trap(vector, handler) }, TrapInfo::default()];
+    set_table(hypercalls::address_of(&table)).map(drop)
+}
+
 /// Removes all handlers: address 0 stands for an empty table.
 pub fn remove() {
     // Without a table there is nothing to remove.
@@ -159,6 +168,11 @@ const GENERAL_PROTECTION: u64 = 13;
 pub fn refused_selector(selector: u64) -> bool {
     // The error code says which selector it was, but for its lowest two bits (Intel SDM volume 3, 6.13).
     VECTOR.load(Ordering::Relaxed) == GENERAL_PROTECTION && ERROR.load(Ordering::Relaxed) == selector & !3
+}
+
+/// The error code of the last fault that was tried.
+pub fn error() -> u64 {
+    ERROR.load(Ordering::Relaxed)
 }
 
 /// Reads a word, or says that the read faulted.

@@ -46,7 +46,7 @@ global_asm!(
     1:  movq {kernel_stack}(%rip), %rsp
         ret
 
-    // Runs the user at rdi with rsi in rbx, and the flags in rdx. Changes every register that a caller doesn't expect to be kept.
+    // Runs the user at rdi with rsi in rbx, the flags in rdx and the code segment in rcx. Changes every register that a caller doesn't expect to be kept.
     enter_user:
         pushq %rbx
         pushq %rbp
@@ -67,7 +67,7 @@ global_asm!(
         pushq ${stack_segment}
         pushq $0
         pushq %rdx
-        pushq ${code_segment}
+        pushq %rcx
         pushq %rdi
         pushq $0
         pushq $0
@@ -80,14 +80,13 @@ global_asm!(
     in_syscall = const VGCF_IN_SYSCALL,
     iret = const number::IRET,
     stack_segment = const FLAT_RING3_SS64,
-    code_segment = const FLAT_RING3_CS64,
     kernel_stack = sym KERNEL_STACK,
     options(att_syntax)
 );
 
 unsafe extern "C" {
     fn user_system_call();
-    fn enter_user(code: u64, count: u64, flags: u64);
+    fn enter_user(code: u64, count: u64, flags: u64, code_segment: u64);
 }
 
 /// A user.
@@ -133,12 +132,17 @@ impl<'a> User<'a> {
 
     /// Runs the code with `count` in rbx, until it makes a system call with zero there.
     pub fn run(&self, count: u64) {
+        self.run_in(FLAT_RING3_CS64.into(), count);
+    }
+
+    /// The same, in this code segment.
+    pub fn run_in(&self, code_segment: u64, count: u64) {
         let flags: u64;
         // SAFETY: whatever the code does, it does with a user's rights; a system call with a count of zero ends it, whose handler returns to
         // here with this stack; every register that this function may not change is on that stack.
         unsafe {
             asm!("pushfq", "pop {}", out(reg) flags);
-            enter_user(USER_CODE, count, flags);
+            enter_user(USER_CODE, count, flags, code_segment);
         }
     }
 

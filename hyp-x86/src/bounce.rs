@@ -14,7 +14,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Hooked, Saved};
-use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, Failed, GUEST_FLAGS, GuestContext, TrapHandler};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, trap};
 
@@ -189,22 +189,18 @@ pub fn software_interrupt(
     Some(exception(vcpu, context, vector, None, hooked))
 }
 
-/// The state that the guest wants can't be loaded: its failsafe callback gets that state, with the segment registers as they were meant to
-/// be; it compares them with those that it has. `false`: tables are unhooked, and it waits.
+/// A segment register of the guest's can't be loaded with what it held before others had the CPU: its failsafe callback gets what the
+/// registers were meant to hold, and compares. `false`: tables are unhooked, and it waits.
 #[cold]
 #[inline(never)]
 #[must_use]
-pub fn failsafe(vcpu: &'static Vcpu<X86>, failed: Failed) -> bool {
+pub fn failsafe(vcpu: &'static Vcpu<X86>) -> bool {
     let Some(hooked) = Hooked::now() else { return false };
     let context = vcpu.context();
-    context.set_failed(None);
+    context.lost_segment.set(false);
     let mode =
         if context.user_mode.get() { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) };
-    let selectors = match failed {
-        Failed::Return => cpu::selectors(),
-        Failed::Segment => context.segments.selectors(),
-    };
-    if enter_failsafe(hooked, context, mode, selectors).is_none() {
+    if enter_failsafe(hooked, context, mode, context.segments.selectors()).is_none() {
         HYPERVISOR.kill(vcpu, format_args!("no stack for the failsafe callback"));
     }
     true

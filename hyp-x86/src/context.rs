@@ -131,16 +131,6 @@ pub struct PortRights {
     pub bitmap: Cell<u64>,
 }
 
-/// Why the failsafe callback is to be entered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Failed {
-    /// `iret`: the processor refuses the segments or the place to go on at.
-    Return = 1,
-    /// A segment register can't be loaded again with what it held.
-    Segment = 2,
-}
-
 /// The first part of a vCPU's `vcpu_info` (`penumbra_abi::shared_info::X86VcpuInfo`). The guest writes there, too, at any time.
 #[repr(C)]
 pub struct VcpuInfo {
@@ -172,8 +162,8 @@ pub struct GuestContext {
     pub user_mode: Cell<bool>,
     /// Whether it has come for something that waits to be dealt with (`cpu::later`).
     pub waits: Cell<bool>,
-    /// A [`Failed`] that the guest is to be told of; 0 is none.
-    failed: Cell<u8>,
+    /// Whether a segment register couldn't be loaded again with what it held, and the guest hasn't been told.
+    pub lost_segment: Cell<bool>,
     /// Whether the guest has set the task-switched flag: the next use of floating point is to fault.
     pub task_switched: Cell<bool>,
     /// Whether the guest forbids its users to read the time-stamp counter.
@@ -244,21 +234,6 @@ impl GuestContext {
     pub fn set_fault_address(&self, address: Option<u64>) {
         self.fault_was.set(address.is_some());
         self.fault_address.set(address.unwrap_or(0));
-    }
-
-    /// Why the failsafe callback is to be entered, if it is.
-    #[inline(always)]
-    pub fn failed(&self) -> Option<Failed> {
-        match self.failed.get() {
-            0 => None,
-            1 => Some(Failed::Return),
-            _ => Some(Failed::Segment),
-        }
-    }
-
-    /// Says why it is, or that it no longer is.
-    pub fn set_failed(&self, failed: Option<Failed>) {
-        self.failed.set(failed.map_or(0, |failed| failed as u8));
     }
 
     /// The first byte beyond the frame.
@@ -440,7 +415,7 @@ impl GuestContext {
         self.frame.vector.set(BY_IRET);
         self.user_mode.set(false);
         self.waits.set(false);
-        self.set_failed(None);
+        self.lost_segment.set(false);
         self.set_fault_address(None);
         self.task_switched.set(false);
         self.counter_forbidden.set(false);

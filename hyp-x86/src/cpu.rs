@@ -26,7 +26,7 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{FsBase, GsBase};
 use x86_64::structures::paging::PhysFrame;
 
-use crate::context::{Failed, GuestContext, Segments};
+use crate::context::{GuestContext, Segments};
 use crate::machine::{HYPERVISOR, X86};
 use crate::{bounce, descriptors, guest_descriptors, stack, trap};
 
@@ -165,9 +165,9 @@ pub fn next() -> *const GuestContext {
             choose();
             continue;
         };
-        let failed = vcpu.context().failed();
-        let due = failed.is_some() || vcpu.context().upcall_due();
-        if due && !failed.map_or_else(|| bounce::upcall(vcpu), |failed| bounce::failsafe(vcpu, failed)) {
+        let lost = vcpu.context().lost_segment.get();
+        let due = lost || vcpu.context().upcall_due();
+        if due && !if lost { bounce::failsafe(vcpu) } else { bounce::upcall(vcpu) } {
             hook_some(vcpu);
             continue;
         }
@@ -346,7 +346,7 @@ fn restore(context: &GuestContext) {
     }
     load_counter_right(context);
     if !restore_segments(&context.segments) && context.callbacks.failsafe.get() != 0 {
-        context.set_failed(Some(Failed::Segment));
+        context.lost_segment.set(true);
     }
 }
 

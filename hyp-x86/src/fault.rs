@@ -10,9 +10,9 @@ use hyp_core::Vcpu;
 use x86_64::registers::control::Cr2;
 
 use crate::console::LastWords;
-use crate::context::{Failed, Frame, GuestContext};
+use crate::context::{Frame, GuestContext};
 use crate::machine::{HYPERVISOR, X86, halt};
-use crate::{access, cpu, entry, interrupts};
+use crate::{access, cpu, entry, interrupts, trap};
 
 const DEBUG: u64 = 1;
 const NON_MASKABLE: u64 = 2;
@@ -37,25 +37,20 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
     if rip == entry::address(&entry::exit_iret)
         && let Some(vcpu) = cpu::current()
     {
-        return bad_return(vcpu);
+        return bad_return(vcpu, frame);
     }
     stop(frame)
 }
 
-/// The processor refuses the segments or the place at which a guest is to go on: it is for the guest's failsafe callback to know what
-/// to do, and the end of a guest that has none.
-fn bad_return(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
+/// The processor refuses the segments or the place at which a guest is to go on: as in Xen, that is the guest's own exception, as if it
+/// had got there.
+fn bad_return(vcpu: &'static Vcpu<X86>, frame: &Frame) -> *const GuestContext {
     let context = vcpu.context();
-    if context.callbacks.failsafe.get() != 0 {
-        context.set_failed(Some(Failed::Return));
-        return cpu::next();
-    }
-    let frame = &context.frame;
-    HYPERVISOR.kill(
-        vcpu,
-        format_args!("can't go on at {:#x} with code segment {:#x}", frame.rip.get(), frame.cs.get()),
-    );
-    cpu::next()
+    context.frame.vector.set(frame.vector.get());
+    context.frame.error.set(frame.error.get());
+    let next = trap::again(vcpu, context);
+    // Every register is to come from the context.
+    if next.is_null() { context } else { next }
 }
 
 /// A non-maskable interrupt, a double fault or a machine check, wherever it came; a debug exception in the hypervisor, which is a guest's

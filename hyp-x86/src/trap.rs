@@ -23,6 +23,8 @@ const GENERAL_PROTECTION: u64 = 13;
 /// In the error code of a general-protection fault: whose fault it is (not the program's own), and whether the rest is a gate's number.
 const ERROR_KIND: u64 = 0b11;
 const ERROR_GATE: u64 = 0b10;
+/// The opcode of `int`, which has one byte more.
+const INT: u8 = 0xcd;
 /// In a page fault's error code: a write; ring 3's.
 const ERROR_WRITE: u64 = 1 << 1;
 const ERROR_USER: u64 = 1 << 2;
@@ -174,8 +176,14 @@ fn selector_error(
     error: u64,
     hooked: Hooked,
 ) -> *const GuestContext {
-    let by_int = error & ERROR_KIND == ERROR_GATE;
-    let taken = if by_int { bounce::software_interrupt(vcpu, context, error >> 3, hooked) } else { None };
+    // Which gate it was says the instruction as well; QEMU's emulator up to version 7.2 has its number wrong in the error code.
+    let mut code = [0; 2];
+    let by_int = error & ERROR_KIND == ERROR_GATE
+        && HYPERVISOR.machine().read_guest(context.instruction(), &mut code).is_ok();
+    let taken = match code {
+        [INT, vector] if by_int => bounce::software_interrupt(vcpu, context, vector.into(), hooked),
+        _ => None,
+    };
     taken.unwrap_or_else(|| bounce::exception(vcpu, context, GENERAL_PROTECTION, Some(error), hooked))
 }
 

@@ -12,6 +12,8 @@ use crate::user::KERNEL_STACK;
 
 pub const BREAKPOINT: u64 = 3;
 pub const INVALID_OPCODE: u64 = 6;
+/// A vector whose handler users may call by `int`; the next one has a handler for the kernel alone.
+pub const FOR_USERS: u64 = 0x80;
 pub const GENERAL_PROTECTION: u64 = 13;
 pub const PAGE_FAULT: u64 = 14;
 /// What stands for a vector when it was a system call.
@@ -51,6 +53,12 @@ global_asm!(
         popq %r11
         pushq $0
         pushq $3
+        jmp user_mode_came
+    user_mode_for_users:
+        popq %rcx
+        popq %r11
+        pushq $0
+        pushq $0x80
         jmp user_mode_came
     user_mode_invalid_opcode:
         popq %rcx
@@ -146,6 +154,7 @@ global_asm!(
 
 unsafe extern "C" {
     fn user_mode_breakpoint();
+    fn user_mode_for_users();
     fn user_mode_invalid_opcode();
     fn user_mode_general_protection();
     fn user_mode_page_fault();
@@ -167,6 +176,8 @@ pub struct Came {
 /// Why the hypervisor refuses.
 pub fn install() -> Result<(), Errno> {
     traps::install_one(BREAKPOINT as u8, user_mode_breakpoint)?;
+    traps::install_for_users(FOR_USERS as u8, user_mode_for_users)?;
+    traps::install_one(FOR_USERS as u8 + 1, user_mode_for_users)?;
     traps::install_one(INVALID_OPCODE as u8, user_mode_invalid_opcode)?;
     traps::install_one(GENERAL_PROTECTION as u8, user_mode_general_protection)?;
     traps::install_one(PAGE_FAULT as u8, user_mode_page_fault)
