@@ -121,8 +121,8 @@ fn time(guest: &Guest<X86>, check: &mut Check<X86>) {
     let before = guest_core::events::now::<X86>();
     let between = system_time(info);
     let after = guest_core::events::now::<X86>();
-    // The runstate's clock is known that well.
-    let slack = 2_000_000;
+    // What the runstate says is behind by as long as it took to read once; on a machine with much to do that can be long.
+    let slack = 500_000_000;
     check.that("system time is the hypervisor's", before <= between + slack && between <= after + slack);
     let again = system_time(info);
     check.that("it doesn't go back", again >= between);
