@@ -1,10 +1,10 @@
 //! What a boot loader may leave that can't be used: kernels, words, too little memory.
 
-use crate::case::{Board, Case, End, File};
+use crate::case::{Board, Case, Change, End, File};
 
 /// Every test of one machine.
 pub fn cases(board: Board) -> Vec<Case> {
-    [kernels(board), words_and_memory(board)].concat()
+    [kernels(board), changed_kernels(board), words_and_memory(board)].concat()
 }
 
 /// Kernels that are none, or not whole, or not for this machine: that is said in one clear line, and it is the end of that domain alone.
@@ -54,6 +54,29 @@ fn kernels(board: Board) -> Vec<Case> {
     ]
 }
 
+/// Kernels whose file says what can't be.
+fn changed_kernels(board: Board) -> Vec<Case> {
+    let kinds = [
+        ("overlapping-segments", Change::OverlappingSegments, "two of its segments overlap"),
+        ("endless-segment", Change::EndlessSegment, "one of its segments has impossible addresses"),
+        ("kernel-without-notes", Change::NoNotes, "it has no Xen ELF note XEN_VERSION"),
+        ("kernel-for-another-abi", Change::OtherAbi, "it is for another ABI than xen-3.0"),
+    ];
+    let first = |(name, change, line): (&str, _, _)| {
+        let case = Case::new(board, &format!("bad-input/{name}"), "then=poweroff");
+        let modules = vec![(File::Changed(change), "then=poweroff")];
+        Case { modules, end: End::Stopped, ..case }
+            .says(&["the control domain can't start: the kernel can't be used: ", line])
+    };
+    let second = |(name, change, line): (&str, _, _)| {
+        let mut case = Case::new(board, &format!("bad-input/second-{name}"), "then=poweroff");
+        case.modules.push((File::Changed(change), "domain=bad memory=16M"));
+        case.domain("domain=good memory=16M").says(&["domain bad can't start: ", line, "d1: guest, Alive"])
+    };
+    let [overlapping, .., other_abi] = kinds;
+    kinds.into_iter().map(first).chain([second(overlapping), second(other_abi)]).collect()
+}
+
 /// What is wrong with words and memory is said in one clear line; then comes a sane default or a clean stop, never a fault.
 fn words_and_memory(board: Board) -> Vec<Case> {
     let no_kernel = Case::new(board, "bad-input/no-module", "");
@@ -64,7 +87,12 @@ fn words_and_memory(board: Board) -> Vec<Case> {
         Case { words, end: End::Stopped, ..Case::new(board, name, "then=poweroff") }.says(&[line])
     };
     let small = Case::new(board, "bad-input/40-MiB-machine", "then=poweroff");
+    let mut ramdisk = Case::new(board, "bad-input/ramdisk-larger-than-the-memory", "then=poweroff")
+        .domain("domain=bad memory=8M")
+        .says(&["domain bad can't start: ", "KiB of memory are needed to start it", "d1: guest, Alive"]);
+    ramdisk.modules.push((File::LargeRamdisk, ""));
     vec![
+        ramdisk.domain("domain=good memory=16M"),
         Case::new(board, "bad-input/second-domain-with-more-than-there-is", "then=poweroff")
             .domain("domain=bad memory=600M")
             .says(&["domain bad can't start: it needs 600 MiB", "(d0) guest kernel ("]),

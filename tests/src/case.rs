@@ -41,10 +41,61 @@ pub enum File {
     OtherMachine,
     /// Not a kernel: [`ramdisk`].
     Ramdisk,
+    /// Our guest kernel, with something changed in the file.
+    Changed(Change),
+    /// Our guest kernel as a bzImage (x86-64), whole or damaged.
+    Packed(Packing, Damage),
+    /// Not a kernel: 9 MiB of zeros.
+    LargeRamdisk,
     /// Debian's Linux kernel, as its package brings it (x86-64).
     DebianKernel,
     /// The ramdisk that goes with it: busybox, `workloads/init` and the workloads.
     DebianRamdisk,
+}
+
+/// What is changed in a kernel's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The second segment to load wants the memory of the first.
+    OverlappingSegments,
+    /// The last segment to load says that it goes nearly to the end of all addresses.
+    EndlessSegment,
+    /// No segment holds notes.
+    NoNotes,
+    /// The notes name another ABI.
+    OtherAbi,
+}
+
+/// The compression of a bzImage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Packing {
+    /// LZMA2 in an XZ stream, with the filter for x86 code.
+    Xz,
+    /// Deflate.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+    /// LZ4, legacy frame.
+    Lz4,
+}
+
+/// What is wrong with a bzImage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damage {
+    /// Nothing.
+    None,
+    /// Its second half is missing.
+    CutShort,
+    /// Some bytes in the middle of the payload are others.
+    Corrupt,
+    /// It says that 4 GiB would come out.
+    TooLarge,
+    /// It says that one byte less would come out.
+    WrongLength,
+    /// It follows boot protocol 2.07.
+    TooOld,
+    /// The payload is in no compression.
+    NoFormat,
 }
 
 /// Bytes of a ramdisk: more than a page, and not a whole number of words.

@@ -8,6 +8,7 @@ mod aarch64;
 pub mod bad_input;
 pub mod case;
 mod debian;
+mod packed;
 pub mod soak;
 pub mod stretch;
 pub mod table;

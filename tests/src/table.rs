@@ -3,7 +3,7 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{aarch64, bad_input, debian, soak, stretch, verdict};
+use crate::{aarch64, bad_input, debian, packed, soak, stretch, verdict};
 
 /// CTRL-a three times: the input changes between the control domain and the hypervisor.
 const SWITCH: &str = "\x01\x01\x01";
@@ -28,6 +28,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         reference(board),
         bare(board),
         debian::cases(board),
+        packed::cases(board),
         soak::cases(board),
         stretch::cases(board),
     ]

@@ -14,6 +14,7 @@ mod build;
 mod check;
 mod cli;
 mod debian;
+mod files;
 mod house;
 mod image;
 mod model;

@@ -17,6 +17,7 @@ use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
 use crate::debian;
+use crate::files;
 use crate::image::{self, Artefacts};
 use crate::model;
 use crate::process;
@@ -230,7 +231,7 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
     let artefacts = &parts.artefacts;
     let arch = arch(case.board);
     let modules = case.modules.iter().map(|(file, words)| {
-        let ramdisk = matches!(file, File::Ramdisk | File::DebianRamdisk);
+        let ramdisk = matches!(file, File::Ramdisk | File::LargeRamdisk | File::DebianRamdisk);
         let kind = if ramdisk { Kind::Ramdisk } else { Kind::Kernel };
         Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
     });
@@ -265,8 +266,11 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
         File::FirstBytesOfGuest => whole().map(|bytes| bytes[..bytes.len().min(40)].to_vec())?,
         File::Text => b"This is no kernel, but a text of one line.\n".repeat(20),
         File::Empty => Vec::new(),
-        File::OtherMachine => whole().map(|bytes| for_the_other_machine(bytes, case.board))?,
+        File::OtherMachine => files::for_the_other_machine(whole()?, case.board),
+        File::Changed(change) => files::changed(whole()?, change)?,
+        File::Packed(packing, damage) => files::packed(&whole()?, packing, damage),
         File::Ramdisk => case::ramdisk(),
+        File::LargeRamdisk => vec![0; 9 << 20],
         File::DebianKernel => return Ok(debian::ready()?.kernel),
         File::DebianRamdisk => return Ok(debian::ready()?.ramdisk),
     };
@@ -274,18 +278,6 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
     let path = folder.join(file_name(case));
     fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
-}
-
-/// The same ELF file, with the other architecture's number in its header (`e_machine`, System V gABI, chapter 4).
-fn for_the_other_machine(mut bytes: Vec<u8>, board: Board) -> Vec<u8> {
-    let machine = match board {
-        Board::Virt => object::elf::EM_X86_64,
-        Board::Q35 => object::elf::EM_AARCH64,
-    };
-    if let Some(field) = bytes.get_mut(18..20) {
-        field.copy_from_slice(&machine.to_le_bytes());
-    }
-    bytes
 }
 
 /// A case's name as a file's.
