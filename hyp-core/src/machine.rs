@@ -11,7 +11,7 @@ use core::sync::atomic::AtomicU64;
 use penumbra_abi::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::address::{GuestVirtual, MachineFrame};
+use crate::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
 use crate::domain::vcpu::Vcpu;
 use crate::hypercall::{Arguments, Call, Outcome};
 use crate::time::published::GuestClock;
@@ -51,6 +51,12 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     const VCPU_TIME: Option<usize> = None;
     /// Where in the shared-info page a guest reads the time of day: as above.
     const WALL_CLOCK: Option<usize> = None;
+
+    /// Writes code by which kernels issue hypercalls, where an architecture has such a page: [`PAGE_SIZE`] / 32 pieces of 32 bytes,
+    /// each for the hypercall of its number.
+    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
+        let _ = page;
+    }
 
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none
     /// (not canonical), or that root isn't set.

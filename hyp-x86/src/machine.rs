@@ -11,7 +11,7 @@ use hyp_core::machine::{
 use hyp_core::time::published::GuestClock;
 use hyp_core::{Hypervisor, Vcpu};
 use hyp_x86::format::X86Format;
-use hyp_x86::{descriptor_tables, layout};
+use hyp_x86::{descriptor_tables, hypercall_page, layout};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::shared_info::{X86ArchSharedInfo, X86SharedInfo, X86VcpuInfo};
 use penumbra_abi::vcpu::X86GuestContext;
@@ -55,6 +55,12 @@ impl Machine for X86 {
 
     const VCPU_TIME: Option<usize> = Some(offset_of!(X86VcpuInfo, time));
     const WALL_CLOCK: Option<usize> = Some(offset_of!(X86SharedInfo, wc_version));
+
+    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
+        for (number, piece) in page.chunks_exact_mut(hypercall_page::CALL_BYTES).enumerate() {
+            piece.copy_from_slice(&hypercall_page::call(number as u32));
+        }
+    }
 
     /// The kernel's root maps both halves.
     fn root_of(

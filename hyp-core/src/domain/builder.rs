@@ -147,6 +147,11 @@ impl<M: Machine> Builder<'_, M> {
         for segment in image.segments() {
             self.copy(segment.start, segment.content);
         }
+        if let Some(page) = image.hypercall_page {
+            let mut code = [0; PAGE_SIZE];
+            M::write_hypercall_page(&mut code);
+            self.copy(page, &code);
+        }
         self.copy(self.layout.ramdisk << PAGE_SHIFT, plan.ramdisk);
         self.write_tables()?;
         self.write_start_info(plan)?;

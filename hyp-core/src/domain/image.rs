@@ -79,6 +79,8 @@ pub struct KernelImage<'a> {
     paddr_offset: u64,
     /// One past the last pseudo-physical byte of the kernel.
     pub end: u64,
+    /// The page, in pseudo-physical bytes, where it wants code that issues hypercalls: within the kernel.
+    pub hypercall_page: Option<u64>,
     /// What it asks for beyond the usual.
     pub wishes: Wishes,
     /// What it says about itself.
@@ -118,13 +120,19 @@ impl<'a> KernelImage<'a> {
             virt_base,
             paddr_offset: notes.paddr_offset.unwrap_or(0),
             end: 0,
+            hypercall_page: None,
             wishes: notes.wishes,
             identity: notes.identity,
         };
         let (start, end) = image.check_segments()?;
         image.end = end;
-        let entry = image.entry.checked_sub(virt_base).ok_or(ImageError::BadEntry)?;
-        if (start..end).contains(&entry) { Ok(image) } else { Err(ImageError::BadEntry) }
+        let within =
+            |address: u64| address.checked_sub(virt_base).filter(|address| (start..end).contains(address));
+        within(image.entry).ok_or(ImageError::BadEntry)?;
+        if let Some(page) = image.wishes.hypercall_page {
+            image.hypercall_page = Some(within(page).ok_or(ImageError::BadNote("HYPERCALL_PAGE"))?);
+        }
+        Ok(image)
     }
 
     fn headers(&self) -> impl Iterator<Item = ProgramHeader> + use<'a> {

@@ -48,6 +48,8 @@ pub struct Wishes {
     pub p2m_base: Option<u64>,
     /// `MOD_START_PFN`: its ramdisk needn't be mapped, the first frame's pseudo-physical number is enough.
     pub takes_unmapped_ramdisk: bool,
+    /// `HYPERCALL_PAGE`: where the hypervisor shall write code that issues hypercalls, guest-virtual; a multiple of a page.
+    pub hypercall_page: Option<u64>,
     /// `HV_START_LOW`: the lowest address that it leaves to the hypervisor.
     pub hypervisor_start: Option<u64>,
 }
@@ -103,6 +105,7 @@ impl<'a> Notes<'a> {
             elfnote::MOD_START_PFN => {
                 self.wishes.takes_unmapped_ramdisk = number(content).is_some_and(|yes| yes != 0);
             }
+            elfnote::HYPERCALL_PAGE => self.wishes.hypercall_page = number(content),
             elfnote::HV_START_LOW => self.wishes.hypervisor_start = number(content),
             _ => {}
         }
@@ -114,8 +117,13 @@ impl<'a> Notes<'a> {
         if version != ABI {
             return Err(ImageError::OtherAbi);
         }
-        if self.wishes.p2m_base.is_some_and(|base| !base.is_multiple_of(PAGE_BYTES)) {
+        let is_odd =
+            |address: Option<u64>| address.is_some_and(|address| !address.is_multiple_of(PAGE_BYTES));
+        if is_odd(self.wishes.p2m_base) {
             return Err(ImageError::BadNote("INIT_P2M"));
+        }
+        if is_odd(self.wishes.hypercall_page) {
+            return Err(ImageError::BadNote("HYPERCALL_PAGE"));
         }
         let required = self.features.split('|').filter_map(|feature| feature.trim().strip_prefix('!'));
         for feature in required.filter(|feature| !PROVIDED.contains(feature)) {

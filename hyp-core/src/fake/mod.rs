@@ -195,6 +195,10 @@ impl Machine for Fake {
     const VCPU_TIME: Option<usize> = Some(24);
     const WALL_CLOCK: Option<usize> = Some(2048);
 
+    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
+        page.fill(7);
+    }
+
     fn root_of(
         address: GuestVirtual,
         kernel: Option<MachineFrame>,

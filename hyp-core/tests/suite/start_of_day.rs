@@ -226,6 +226,25 @@ fn notes_that_cannot_be_met_are_named() {
     assert_eq!(fake::hypervisor(MACHINE).build_domain(&plan).err(), Some(BuildError::HypervisorsPlace));
 }
 
+/// The fake machine's page of hypercalls is made of sevens.
+#[test]
+fn code_that_issues_hypercalls_is_written_where_the_kernel_wants_it() {
+    let of = |at: u64| {
+        image(kernel::VIRT_BASE, &[(elfnote::HYPERCALL_PAGE, &(kernel::VIRT_BASE + at).to_le_bytes())])
+    };
+    let built = Built::of(&of(0x2000), b"");
+    built.check();
+    for (pfn, byte) in [(1, 0x90), (2, 7), (3, 0x90)] {
+        let mut page = [0; PAGE_SIZE];
+        built.hv.machine().read_frame(built.p2m[pfn], 0, &mut page);
+        assert!(page.iter().all(|found| *found == byte), "pfn {pfn}");
+    }
+    for at in [0, 0x4000, 0x2008, u64::MAX - 0xfff] {
+        let error = KernelImage::parse(&of(at), "x86_64").map(|_| ()).err();
+        assert_eq!(error, Some(ImageError::BadNote("HYPERCALL_PAGE")), "{at:#x}");
+    }
+}
+
 #[test]
 fn a_kernel_says_who_it_is() {
     let of = |content: &[u8]| {
