@@ -83,6 +83,24 @@ fn hooking_in_waits_for_a_budget_that_covers_it() {
     }
 }
 
+/// Entries that the guest has changed cost more than those that it has left alone.
+#[test]
+fn changed_entries_cost_more() {
+    let cost = |changed: u64| {
+        let rig = Rig::new(1);
+        hang(&rig, 1, 0, &[]);
+        assert_eq!(unhook(&rig, 1, mapped(0)), Ok(0));
+        (0..changed)
+            .for_each(|slot| assert!(write(&rig, 1, mapped(0) + 8 * slot, leaf(rig.pool(1, 0), false))));
+        let whole = ROOM_FOR_A_TABLE + 1000;
+        let budget = Budget::new(whole);
+        assert_eq!(rig.space(1, &budget).hook_all(), Ok(()));
+        rig.check();
+        whole - budget.piece(whole as usize) as u32
+    };
+    assert_eq!(cost(ENTRIES), cost(0) + ENTRIES as u32 * 4);
+}
+
 /// One entry of a multicall takes a table out, the next has it hooked in.
 #[test]
 fn a_multicall_takes_out_and_hooks_in() {

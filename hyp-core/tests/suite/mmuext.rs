@@ -3,6 +3,7 @@
 use crate::common::{LIST, POOL, Rig, SCRATCH, SELF, address, frame, leaf, place};
 use hyp_core::domain::MAX_VCPUS;
 use hyp_core::machine::Mmu;
+use hyp_core::paging::Budget;
 use penumbra_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};
 use penumbra_abi::domctl::{self, Domctl, GetMemoryList};
 use penumbra_abi::errno::Errno;
@@ -202,6 +203,25 @@ fn caches_are_flushed_for_the_control_domain_alone() {
     assert_eq!(flush(0, mmu::MMUEXT_FLUSH_CACHE_GLOBAL), Ok(0));
     assert_eq!(flush(1, mmu::MMUEXT_FLUSH_CACHE), Err(Errno::EACCES));
     assert_eq!(flush(1, mmu::MMUEXT_FLUSH_CACHE_GLOBAL), Err(Errno::EINVAL));
+}
+
+/// All of a local table's descriptors may have to be judged in one piece, which waits for a budget that covers them, and for no more.
+#[test]
+fn a_local_table_waits_for_a_budget_that_covers_it() {
+    let rig = Rig::new(1);
+    let waits = |entries, spent| {
+        let operation = MmuextOp { command: mmu::MMUEXT_SET_LDT, pad: 0, argument1: 0, argument2: entries };
+        let at = rig.give(1, 0, operation.as_bytes());
+        let vcpu = rig.domains[1].vcpu();
+        vcpu.context().take();
+        let budget = Budget::new(1000);
+        budget.charge(spent);
+        rig.hv.hypercall_within(vcpu, number::MMUEXT_OP, [at, 1, 0, SELF, 0, 0], &budget);
+        vcpu.context().take().again.is_some()
+    };
+    assert!(!waits(1000, 300));
+    assert!(waits(1000, 600));
+    assert!(!waits(8192, 0), "no budget is larger than a whole one");
 }
 
 #[test]

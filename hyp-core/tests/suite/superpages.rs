@@ -87,6 +87,26 @@ fn a_superpage_waits_for_a_budget_that_covers_it() {
     assert_eq!(outcome, Ok(()));
 }
 
+/// So does the end of a table that maps one: the domain's next hypercall goes on with it.
+#[test]
+fn a_table_that_ends_keeps_its_superpage_for_a_budget_that_covers_it() {
+    for (spent, waits) in [(0, false), (190, false), (201, true)] {
+        let rig = Rig::new(1);
+        let (_, first) = run(&rig, 1);
+        let two = rig.prepare(1, 40, &[(7, leaf(first, true))]);
+        assert_eq!(rig.pin(1, two, 2), Ok(0));
+        let budget = Budget::new(ROOM_FOR_A_TABLE + 200);
+        budget.charge(spent);
+        let mut space = rig.space(1, &budget);
+        space.unpin(two).expect("it was pinned");
+        drop(space);
+        assert_eq!(rig.uses(first) == 2, waits, "{spent} spent");
+        rig.space(1, &Budget::unbounded()).settle(None).expect("all of it");
+        assert_eq!(rig.uses(first), 1);
+        rig.check();
+    }
+}
+
 /// XSA-148: the writable bit of a superpage must count, or a guest writes to its own page tables through it.
 #[test]
 fn xsa_148_a_superpage_over_a_table_is_refused_if_writable() {
