@@ -5,6 +5,8 @@
 //! instructions, of the program, the kernel and whatever is below it together. On AArch64 the counter runs at a fixed
 //! frequency, which is taken into account.
 //!
+//! `workload profile ROW` does a row with few repetitions, for a log of every instruction.
+//!
 //! Each operation is done some times before it is counted, so that no row pays for what is done only once.
 
 use std::hint::black_box;
@@ -21,30 +23,42 @@ use crate::exec;
 use crate::memory::{Mapping, Rights, Sharing};
 use crate::processes::{child, expect};
 
-/// Pages of the rows that are counted by the page.
-const PAGES: usize = 2048;
-/// How often the rows of whole processes are repeated, and the short ones.
-const FEW: u64 = 50;
-const MANY: u64 = 2000;
+/// How often operations are repeated.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Pages of the rows that are counted by the page.
+    pages: usize,
+    /// Repetitions of the rows of whole processes.
+    few: u64,
+    /// Repetitions of the short ones.
+    many: u64,
+}
 
-/// A row's name, and what counts it.
-type Row = (&'static str, fn() -> Result<u64>);
+/// For figures.
+const USUAL: Size = Size { pages: 2048, few: 50, many: 2000 };
+/// For a log of every instruction.
+const SMALL: Size = Size { pages: 256, few: 2, many: 20 };
+
+/// A row's name, what counts it, and how many operations that are.
+type Row = (&'static str, fn(Size) -> Result<u64>, fn(Size) -> u64);
 
 const ROWS: [Row; 8] = [
-    ("system-call", system_call),
-    ("fork-exit", fork_exit),
-    ("fork-exec", fork_exec),
-    ("first-touch", first_touch),
-    ("mprotect", mprotect),
-    ("write-after-mprotect", write_after_mprotect),
-    ("copy-on-write-fault", copy_on_write_fault),
-    ("pipe-switch", pipe_switch),
+    ("system-call", system_call, |size| size.many),
+    ("fork-exit", fork_exit, |size| size.few),
+    ("fork-exec", fork_exec, |size| size.few),
+    ("first-touch", first_touch, |size| size.pages as u64),
+    ("mprotect", mprotect, |size| size.pages as u64),
+    ("write-after-mprotect", write_after_mprotect, |size| size.pages as u64),
+    ("copy-on-write-fault", copy_on_write_fault, |size| size.pages as u64),
+    ("pipe-switch", pipe_switch, |size| 2 * size.many),
 ];
 
 pub fn run() -> ExitCode {
     let mut status = ExitCode::SUCCESS;
-    for (name, row) in ROWS {
-        match row() {
+    // Where the emulator counts instructions: how many nanoseconds the machine has been on, waiting included.
+    println!("BENCH start {}", ticks());
+    for (name, row, _) in ROWS {
+        match row(USUAL) {
             Ok(count) => println!("BENCH {name} {count}"),
             Err(error) => {
                 println!("BENCH {name} failed: {error:#}");
@@ -56,21 +70,39 @@ pub fn run() -> ExitCode {
     status
 }
 
-/// A tenth of the repetitions uncounted, then all of them counted: the average, rounded.
+/// One row, small, as soon as somebody types a line: whoever logs what the processor does begins with that before.
+pub fn profile(name: &str) -> ExitCode {
+    let Some((name, row, operations)) = ROWS.into_iter().find(|(known, ..)| *known == name) else {
+        println!("PROFILE end: there is no row {name}");
+        return ExitCode::FAILURE;
+    };
+    println!("PROFILE operations {}", operations(SMALL));
+    println!("PROFILE ready");
+    // Whatever is typed, and even if nothing can be.
+    let _ = std::io::stdin().read_line(&mut String::new());
+    match row(SMALL) {
+        Ok(count) => println!("BENCH {name} {count}"),
+        Err(error) => println!("BENCH {name} failed: {error:#}"),
+    }
+    println!("PROFILE end");
+    ExitCode::SUCCESS
+}
+
+/// A tenth of the repetitions uncounted, or one, then all of them counted: the average, rounded.
 fn average(count: u64, mut once: impl FnMut() -> Result<()>) -> Result<u64> {
-    (0..count / 10).try_for_each(|_| once())?;
+    (0..(count / 10).max(1)).try_for_each(|_| once())?;
     let start = ticks();
     (0..count).try_for_each(|_| once())?;
     Ok((ticks() - start + count / 2) / count)
 }
 
 /// The smallest of three rounds of `counted`, each by the page: what a single timer interrupt adds is no part of the row.
-fn per_page(mut counted: impl FnMut() -> Result<u64>) -> Result<u64> {
+fn per_page(pages: usize, mut counted: impl FnMut() -> Result<u64>) -> Result<u64> {
     let mut least = u64::MAX;
     for _ in 0..3 {
         least = least.min(counted()?);
     }
-    Ok((least + PAGES as u64 / 2) / PAGES as u64)
+    Ok((least + pages as u64 / 2) / pages as u64)
 }
 
 /// Ticks that `work` takes.
@@ -81,28 +113,28 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<u64> {
 }
 
 /// The shortest system call that reaches the kernel.
-fn system_call() -> Result<u64> {
-    average(10 * MANY, || {
+fn system_call(size: Size) -> Result<u64> {
+    average(size.many, || {
         // SAFETY: this call takes no argument and touches no memory.
         black_box(unsafe { syscall(SYS_getppid) });
         Ok(())
     })
 }
 
-fn fork_exit() -> Result<u64> {
-    average(FEW, || expect(child(|| Ok(0))?, 0))
+fn fork_exit(size: Size) -> Result<u64> {
+    average(size.few, || expect(child(|| Ok(0))?, 0))
 }
 
-fn fork_exec() -> Result<u64> {
-    average(FEW, || expect(child(|| exec::start(1))?, i32::from(exec::status(1))))
+fn fork_exec(size: Size) -> Result<u64> {
+    average(size.few, || expect(child(|| exec::start(1))?, i32::from(exec::status(1))))
 }
 
 /// Memory mapped and each page written to for the first time, by the page.
-fn first_touch() -> Result<u64> {
-    per_page(|| {
+fn first_touch(size: Size) -> Result<u64> {
+    per_page(size.pages, || {
         let mut memory = None;
         let ticks = timed(|| {
-            let memory = memory.insert(Mapping::new(PAGES, Sharing::Private)?);
+            let memory = memory.insert(Mapping::new(size.pages, Sharing::Private)?);
             touch(memory);
             Ok(())
         });
@@ -116,11 +148,11 @@ fn touch(memory: &Mapping) {
 }
 
 /// One call that takes the right to write from many pages, by the page.
-fn mprotect() -> Result<u64> {
-    let memory = touched()?;
-    per_page(|| {
-        let ticks = timed(|| memory.protect(0..PAGES, Rights::Read))?;
-        memory.protect(0..PAGES, Rights::Write)?;
+fn mprotect(size: Size) -> Result<u64> {
+    let memory = touched(size.pages)?;
+    per_page(size.pages, || {
+        let ticks = timed(|| memory.protect(0..size.pages, Rights::Read))?;
+        memory.protect(0..size.pages, Rights::Write)?;
         touch(&memory);
         Ok(ticks)
     })
@@ -128,12 +160,12 @@ fn mprotect() -> Result<u64> {
 
 /// The right given back by another call, and each page written to, by the page. (Whether there are faults is up to the
 /// kernel: Linux 6.1 makes pages of one's own writable at once.)
-fn write_after_mprotect() -> Result<u64> {
-    let memory = touched()?;
-    per_page(|| {
-        memory.protect(0..PAGES, Rights::Read)?;
+fn write_after_mprotect(size: Size) -> Result<u64> {
+    let memory = touched(size.pages)?;
+    per_page(size.pages, || {
+        memory.protect(0..size.pages, Rights::Read)?;
         timed(|| {
-            memory.protect(0..PAGES, Rights::Write)?;
+            memory.protect(0..size.pages, Rights::Write)?;
             touch(&memory);
             Ok(())
         })
@@ -141,10 +173,10 @@ fn write_after_mprotect() -> Result<u64> {
 }
 
 /// A page that has been read only, and therefore is the kernel's page of zeros, is written to: a fault and a copy, by the page.
-fn copy_on_write_fault() -> Result<u64> {
-    per_page(|| {
-        let memory = Mapping::new(PAGES, Sharing::Private)?;
-        (0..PAGES).try_for_each(|page| memory.check_zeros(page))?;
+fn copy_on_write_fault(size: Size) -> Result<u64> {
+    per_page(size.pages, || {
+        let memory = Mapping::new(size.pages, Sharing::Private)?;
+        (0..size.pages).try_for_each(|page| memory.check_zeros(page))?;
         timed(|| {
             touch(&memory);
             Ok(())
@@ -152,17 +184,17 @@ fn copy_on_write_fault() -> Result<u64> {
     })
 }
 
-fn touched() -> Result<Mapping> {
-    let memory = Mapping::new(PAGES, Sharing::Private)?;
-    (0..PAGES).for_each(|page| memory.fill(page, 1, Spoil(false)));
+fn touched(pages: usize) -> Result<Mapping> {
+    let memory = Mapping::new(pages, Sharing::Private)?;
+    (0..pages).for_each(|page| memory.fill(page, 1, Spoil(false)));
     Ok(memory)
 }
 
 /// Two processes that wake each other through two pipes: half of a round trip.
-fn pipe_switch() -> Result<u64> {
+fn pipe_switch(size: Size) -> Result<u64> {
     let (ask, answer) = (Line::new()?, Line::new()?);
     // As often as `average` asks.
-    let times = MANY + MANY / 10;
+    let times = size.many + (size.many / 10).max(1);
     let other = child(|| {
         for _ in 0..times {
             ask.wait()?;
@@ -170,7 +202,7 @@ fn pipe_switch() -> Result<u64> {
         }
         Ok(0)
     })?;
-    let round = average(MANY, || {
+    let round = average(size.many, || {
         ask.call()?;
         answer.wait()
     })?;
@@ -199,8 +231,9 @@ impl Line {
     }
 }
 
-/// The time-stamp counter.
+/// The time-stamp counter. A function of its own, so that it is found in a log of what was executed.
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 fn ticks() -> u64 {
     // SAFETY: the instruction only reads a counter that the kernel lets programs read.
     unsafe { std::arch::x86_64::_rdtsc() }
@@ -208,6 +241,7 @@ fn ticks() -> u64 {
 
 /// The virtual counter, in nanoseconds.
 #[cfg(target_arch = "aarch64")]
+#[inline(never)]
 fn ticks() -> u64 {
     let (count, frequency): (u64, u64);
     // SAFETY: the instructions only read registers that the kernel lets programs read.

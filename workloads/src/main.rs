@@ -5,7 +5,7 @@
 //! (`WORKLOAD NAME ok`, `WORKLOAD NAME FAILED: why` or `WORKLOAD NAME skipped: why`) and ends with a status of its own.
 //!
 //! `workload NAME spoil` does the same with one bit of memory, or one status, falsified in passing, as a hypervisor's mistake might do it:
-//! the program must then fail. `workload bench` counts what single operations take ([`bench`]).
+//! the program must then fail. `workload bench` counts what single operations take, `workload profile ROW` does one of them ([`bench`]).
 
 mod balloon;
 mod bench;
@@ -77,6 +77,7 @@ fn main() -> ExitCode {
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["list"] => list(),
         ["bench"] => bench::run(),
+        ["profile", row] => bench::profile(row),
         [exec::ANSWER, number] => exec::answer(number),
         [name] => run(name, Spoil(false)),
         [name, "spoil"] => run(name, Spoil(true)),
@@ -109,6 +110,6 @@ fn run(name: &str, spoil: Spoil) -> ExitCode {
 
 fn usage() -> ExitCode {
     let names: Vec<&str> = WORKLOADS.iter().map(|(name, _)| *name).collect();
-    eprintln!("usage: workload NAME [spoil] | list | bench\nnames: {}", names.join(" "));
+    eprintln!("usage: workload NAME [spoil] | list | bench | profile ROW\nnames: {}", names.join(" "));
     ExitCode::from(USAGE)
 }

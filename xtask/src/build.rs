@@ -83,7 +83,7 @@ pub fn workload() -> Result<PathBuf> {
     command.current_dir(workspace::root()).args(["build", "--release", "--package", WORKLOADS.0]);
     command.args(["--target", target, "--target-dir"]).arg(&folder);
     // A program of its own size at a fixed address: what it costs to start is then the same on every computer.
-    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Crelocation-model=static -Cstrip=symbols");
+    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Crelocation-model=static -Cstrip=debuginfo");
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
     if !cfg!(target_arch = "x86_64") {
         command.args(["--config", &format!("target.{target}.linker=\"rust-lld\"")]);

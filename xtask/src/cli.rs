@@ -252,7 +252,10 @@ pub struct ProfileOptions {
     /// The machine
     #[arg(long, value_enum, default_value = "x86_64")]
     pub arch: Arch,
-    /// The row, by its name in the guest's output, such as `batch-map`
+    /// Whose operation it is
+    #[arg(long, value_enum, default_value = "builtin")]
+    pub guest: BenchGuest,
+    /// The row, by its name in the guest's output, such as `batch-map`, or `fork-exit` of Debian's
     pub row: String,
     /// How many functions and lines are shown
     #[arg(long, value_name = "N", default_value_t = 40)]

@@ -18,9 +18,10 @@ use machine_tests::verdict;
 use object::{Object, ObjectSymbol};
 
 use crate::bench;
+use crate::boot::Machine;
 use crate::build::{self, Program};
-use crate::cli::{Arch, Profile, ProfileOptions};
-use crate::image;
+use crate::cli::{Arch, BenchGuest, Profile, ProfileOptions};
+use crate::image::{self, Artefacts};
 use crate::progress::Step;
 use crate::qemu::{self, Keyboard, Session};
 use crate::setup;
@@ -42,19 +43,49 @@ pub fn profile(options: &ProfileOptions) -> Result<()> {
     let elf =
         build::build(&Toolchain::ready(options.arch)?, Program::Hypervisor, options.arch, Profile::Release)?;
     let log = workspace::logs()?.join(format!("profile-{}.trace", options.arch));
-    let words = format!("profile={} then=reboot", options.row);
-    let machine = bench::machine(options.arch, artefacts.hypervisor.clone(), &artefacts, &words, "");
-    Step::around(format!("logging {} on {}", options.row, options.arch), |_| {
-        trace(&machine.command()?, &log)
+    let subject = Subject::new(options, &artefacts)?;
+    let said = Step::around(format!("logging {} on {}", options.row, options.arch), |_| {
+        trace(&subject.machine.command()?, &log)
     })?;
-    let stretch = read(&log, &counters(&artefacts.guest)?, hypervisor_addresses(options.arch))?;
+    let stretch =
+        read(&log, &counters(&subject.program, subject.counter)?, hypervisor_addresses(options.arch))?;
     std::fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
-    print(options, &stretch, &Loader::new(&elf).map_err(|error| anyhow::anyhow!("no symbols: {error}"))?);
+    let operations = operations(options, &said, &stretch);
+    let symbols = Loader::new(&elf).map_err(|error| anyhow::anyhow!("no symbols: {error}"))?;
+    print(options, &stretch, operations, &symbols);
     Ok(())
 }
 
-/// Runs the machine; the emulator's log goes to `log`.
-fn trace(machine: &Command, log: &Path) -> Result<()> {
+/// What is profiled.
+struct Subject {
+    machine: Machine,
+    /// The program that measures, with its symbols.
+    program: PathBuf,
+    /// A part of the name of its function that reads the counter.
+    counter: &'static str,
+}
+
+impl Subject {
+    fn new(options: &ProfileOptions, artefacts: &Artefacts) -> Result<Subject> {
+        if options.guest == BenchGuest::Debian {
+            ensure!(options.arch == Arch::X86_64, "--guest debian is there for x86_64 only");
+            let machine = bench::linux_machine(artefacts, &format!("test=profile row={}", options.row))?;
+            return Ok(Subject { machine, program: build::workload()?, counter: "5ticks" });
+        }
+        let words = format!("profile={} then=reboot", options.row);
+        let machine = bench::machine(options.arch, artefacts.hypervisor.clone(), artefacts, &words, "");
+        Ok(Subject { machine, program: artefacts.guest.clone(), counter: "7counter" })
+    }
+}
+
+/// How many operations a stretch holds: as the program says, or else by the row and how often the hypervisor was entered.
+fn operations(options: &ProfileOptions, said: &str, stretch: &Stretch) -> u64 {
+    let told = said.lines().find_map(|line| line.split_once("PROFILE operations ")?.1.trim().parse().ok());
+    told.unwrap_or_else(|| bench::operations_of(options.arch, &options.row).max(1) * stretch.entries.max(1))
+}
+
+/// Runs the machine, and returns what it said; the emulator's log goes to `log`.
+fn trace(machine: &Command, log: &Path) -> Result<String> {
     let mut command = Command::new(machine.get_program());
     // The serial line shares the terminal with the emulator's prompt.
     command.args(machine.get_args().map(|word| if word == "stdio" { "mon:stdio".as_ref() } else { word }));
@@ -62,7 +93,7 @@ fn trace(machine: &Command, log: &Path) -> Result<()> {
     if let Some(folder) = machine.get_current_dir() {
         command.current_dir(folder);
     }
-    let begin = format!("{SWITCH}singlestep on\nlog exec,nochain\n{SWITCH}g");
+    let begin = format!("{SWITCH}singlestep on\nlog exec,nochain\n{SWITCH}g\r");
     let session = Session {
         limit: Some(Duration::from_secs(TIME_LIMIT)),
         log: qemu::log_file(&workspace::logs()?, "profile"),
@@ -80,16 +111,16 @@ fn trace(machine: &Command, log: &Path) -> Result<()> {
     if let Some(line) = outcome.text.lines().find(|line| line.contains("BENCH ")) {
         println!("{line}");
     }
-    Ok(())
+    Ok(outcome.text)
 }
 
 /// Addresses of the guest's functions that read the counter: a stretch begins and ends there.
-fn counters(guest: &Path) -> Result<Vec<u64>> {
+fn counters(guest: &Path, counter: &str) -> Result<Vec<u64>> {
     let content = std::fs::read(guest).with_context(|| format!("cannot read {}", guest.display()))?;
     let file = object::File::parse(&*content)?;
-    let named = file.symbols().filter(|symbol| symbol.name().is_ok_and(|name| name.contains("7counter")));
+    let named = file.symbols().filter(|symbol| symbol.name().is_ok_and(|name| name.contains(counter)));
     let addresses: Vec<u64> = named.map(|symbol| symbol.address()).collect();
-    ensure!(!addresses.is_empty(), "the guest kernel has no function that reads the counter");
+    ensure!(!addresses.is_empty(), "{} has no function that reads the counter", guest.display());
     Ok(addresses)
 }
 
@@ -158,7 +189,7 @@ fn executed(line: &str) -> Option<u64> {
 }
 
 /// Prints functions by their own instructions, and by those of all that was inlined into them.
-fn print(options: &ProfileOptions, stretch: &Stretch, symbols: &Loader) {
+fn print(options: &ProfileOptions, stretch: &Stretch, operations: u64, symbols: &Loader) {
     let (mut own, mut whole, mut lines) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (&address, &count) in &stretch.hypervisor {
         let frames = frames(symbols, address);
@@ -170,7 +201,6 @@ fn print(options: &ProfileOptions, stretch: &Stretch, symbols: &Loader) {
         names.dedup();
         names.into_iter().for_each(|name| *whole.entry(name).or_insert(0) += count);
     }
-    let operations = bench::operations_of(options.arch, &options.row).max(1) * stretch.entries.max(1);
     println!(
         "{}: {} hypervisor instructions, {} of the guest, {} entries, {} operations: {:.1} an operation",
         options.row,

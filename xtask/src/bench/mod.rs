@@ -24,6 +24,7 @@ use anyhow::{Result, ensure};
 use crate::cli::{Arch, BenchGuest, BenchOptions, Profile};
 use crate::image;
 use crate::setup;
+pub use linux::ours as linux_machine;
 pub use machines::machine;
 use report::Table;
 pub use rows::operations_of;
