@@ -101,6 +101,7 @@ impl<M: Machine> Hypervisor<M> {
         self.domains.iter().skip(first).find(takes_input)
     }
 
+    #[inline(never)]
     fn deliver(&self, byte: u8) {
         let Some(id) = self.console.focus.get() else { return self.key(byte) };
         let Some(domain) = self.domain(id).filter(|domain| domain.life() == Life::Alive) else { return };

@@ -173,6 +173,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Tells the domain that bytes were moved, unless it has closed the port.
+    #[inline(never)]
     fn raise_console(&self, domain: &Domain<M>) {
         let _guard = domain.events.lock.lock();
         let port = Port::new(domain.console.port.load(Ordering::Relaxed).into());

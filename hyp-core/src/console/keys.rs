@@ -5,6 +5,7 @@ use crate::machine::Machine;
 
 impl<M: Machine> Hypervisor<M> {
     /// A key was typed while the input goes to the hypervisor.
+    #[inline(never)]
     pub(super) fn key(&self, key: u8) {
         match key {
             b'?' | b'h' => log::info!("keys: ? this help, q domains, m memory, a audit, r reboot"),
