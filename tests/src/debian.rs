@@ -52,6 +52,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         vcpus("debian/self-check-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4", 4),
         workloads("debian/workloads-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4"),
         three(),
+        shells_in_turn(),
     ]
 }
 
@@ -101,6 +102,63 @@ fn three() -> Case {
     case.finding = Some(both_others_are_well);
     let case = case.types(&[(" is gone; ", ""), (" is gone; ", "\r"), (PROMPT, SUM), ("sum 666", "exit\r")]);
     case.says(&[" is gone; ", " is gone; ", "(d0) sum 666", "(PEN) d0 has shut down: power-off"])
+}
+
+/// Three kernels, each at a shell, and a person who goes from one to the next. One panics, another ends: the rest don't mind.
+fn shells_in_turn() -> Case {
+    let mut case = on_penumbra("debian/three-shells-in-turn", "console=hvc0 quiet then=shell");
+    let others = [
+        "domain=second memory=192M vcpus=3 console=hvc0 quiet then=shell",
+        "domain=third memory=192M console=hvc0 quiet then=shell",
+    ];
+    for words in others {
+        case.modules.extend([(File::DebianKernel, words), (File::DebianRamdisk, "")]);
+    }
+    (case.words, case.memory) = ("dom0_mem=256M", 2 * MEMORY);
+    // The third panics because it is told to.
+    case.forbidden.retain(|bad| *bad != "Kernel panic");
+    case.finding = Some(each_heard_its_own);
+    // All are at their shells, in whatever order they came.
+    case.types(&[(AT_SHELL, ""), (AT_SHELL, ""), (AT_SHELL, SWITCH)])
+        .types(&[
+            ("input goes to d1", "\r"),
+            ("(d1) / # ", "echo one $((1 * 111))\r"),
+            ("(d1) one 111", SWITCH),
+        ])
+        .types(&[
+            ("input goes to d2", "\r"),
+            ("(d2) / # ", "echo two $((2 * 111))\r"),
+            ("(d2) two 222", SWITCH),
+        ])
+        .types(&[("input goes to the hypervisor", SWITCH), ("input goes to d0", "\r")])
+        .types(&[("(d0) / # ", "echo three $((3 * 111))\r"), ("(d0) three 333", SWITCH)])
+        .types(&[("input goes to d1", SWITCH), ("input goes to d2", "echo c > /proc/sysrq-trigger\r")])
+        .types(&[("input goes to the hypervisor", ""), ("(PEN) d2 is gone; ", "a"), (": clean", SWITCH)])
+        .types(&[("input goes to d0", SWITCH), ("input goes to d1", "nproc | sed s/^/CPUs:/\r")])
+        .types(&[
+            ("(d1) CPUs:3", "exit\r"),
+            ("input goes to the hypervisor", ""),
+            ("(PEN) d1 is gone; ", SWITCH),
+        ])
+        .types(&[("input goes to d0", SUM), ("sum 666", "exit\r")])
+        .says(&["(d1) one 111", "(d2) two 222", "(d0) three 333", "Kernel panic", "(PEN) d2 has shut down: "])
+        .says(&[": clean", "(d1) CPUs:3", "(PEN) d1 has shut down: power-off", "(d0) sum 666"])
+        .says(&["(PEN) d0 has shut down: power-off"])
+}
+
+/// What `workloads/init` says before its shell.
+const AT_SHELL: &str = "`exit` switches off";
+
+fn each_heard_its_own(text: &str) -> Result<(), String> {
+    let said = [("(d0) ", "three 333"), ("(d1) ", "one 111"), ("(d2) ", "two 222")];
+    for (speaker, answer) in said {
+        let answers = verdict::lines_of(text, speaker)
+            .filter(|line| line.ends_with("11") || line.ends_with("22") || line.ends_with("33"));
+        if let Some(other) = answers.into_iter().find(|line| !line.ends_with(answer)) {
+            return Err(format!("{speaker}answers what was typed for somebody else: {other}"));
+        }
+    }
+    Ok(())
 }
 
 fn both_others_are_well(text: &str) -> Result<(), String> {
