@@ -6,17 +6,19 @@
 
 mod came;
 
+use core::arch::asm;
 use core::array;
 use core::mem::offset_of;
 
 use guest_core::architecture::{Architecture, PAGE_SIZE};
 use guest_core::events::{self, Events};
 use guest_core::guest::Guest;
-use guest_core::hypercalls::call;
+use guest_core::hypercalls::{address_of, address_of_mut, call};
 use guest_core::tests::Check;
 use penumbra_abi::Errno;
 use penumbra_abi::event_channel::VIRQ_TIMER;
 use penumbra_abi::hypercall as number;
+use penumbra_abi::physdev::{PHYSDEVOP_SET_IOBITMAP, PHYSDEVOP_SET_IOPL, SetIoBitmap};
 use penumbra_abi::shared_info::X86VcpuInfo;
 
 use crate::machine::{VIRT_BASE, X86};
@@ -150,6 +152,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("handlers", came::install());
     system_calls(guest, check);
     instructions(guest, check);
+    permissions(guest, check);
     accesses(guest, &events, check);
     event(guest, &events, check);
     X86::remove_traps();
@@ -212,6 +215,56 @@ fn instructions(guest: &Guest<X86>, check: &mut Check<X86>) {
     let refused = Program::of(&[0xcd, 0x82], GENERAL_PROTECTION, gate(0x82));
     check.that("int to none", refused.comes(guest));
     check.that("ud2", Program::of(&[0x0f, 0x0b], INVALID_OPCODE, 0).comes(guest));
+}
+
+/// What users may do if their kernel lets them: access ports, and read the time-stamp counter unless it forbids that.
+fn permissions(guest: &Guest<X86>, check: &mut Check<X86>) {
+    // `in al, dx`, of a port behind which nobody is: 0x303, by the pattern of rdx. And `rdtsc`.
+    const IN: &[u8] = &[0xec];
+    const COUNTER: &[u8] = &[0x0f, 0x31];
+    let passes = |instruction: &[u8]| match run_user(guest, &[instruction], 1, 0, || Ok(())) {
+        Ok((_, Came { count: 0, last, .. })) => last[RAX] != pattern(RAX),
+        _ => false,
+    };
+    let faults = |instruction| Program::of(instruction, GENERAL_PROTECTION, 0).comes(guest);
+    let level = |mut level: u32| {
+        call::<X86>(number::PHYSDEV_OP, &[PHYSDEVOP_SET_IOPL, address_of_mut(&mut level)]).map(drop)
+    };
+    check.done("the highest level", level(3));
+    check.that("users access ports", passes(IN));
+    check.done("a lower one", level(1));
+    check.that("users don't", faults(IN));
+    let ports = [0u8; 0x400 / 8];
+    let bitmap = |nr_ports| {
+        let request = SetIoBitmap { bitmap: address_of(&ports), nr_ports, pad: 0 };
+        call::<X86>(number::PHYSDEV_OP, &[PHYSDEVOP_SET_IOBITMAP, address_of(&request)]).map(drop)
+    };
+    check.done("a bitmap", bitmap(0x400));
+    check.that("users access the ports that it allows", passes(IN));
+    check.done("a shorter one", bitmap(0x303));
+    check.that("and none behind it", faults(IN));
+    check.refused("there are 65536 ports", bitmap(65537), &[Errno::EINVAL]);
+    check.done("none", bitmap(0));
+    check.that("users read the counter", passes(COUNTER));
+    change_control_4(|four| four | COUNTER_FORBIDDEN);
+    check.that("unless the kernel forbids it", faults(COUNTER));
+    // SAFETY: reads a counter.
+    let (first, second) = unsafe { (core::arch::x86_64::_rdtsc(), core::arch::x86_64::_rdtsc()) };
+    check.that("which itself reads it on", first < second);
+    change_control_4(|four| four & !COUNTER_FORBIDDEN);
+    check.that("and allows it again", passes(COUNTER));
+}
+
+/// CR4: users can't read the time-stamp counter.
+const COUNTER_FORBIDDEN: u64 = 1 << 2;
+
+fn change_control_4(change: impl FnOnce(u64) -> u64) {
+    let four: u64;
+    // SAFETY: the hypervisor carries both out; the flag that changes concerns the time-stamp counter alone.
+    unsafe {
+        asm!("mov {}, cr4", out(reg) four, options(nomem, nostack, preserves_flags));
+        asm!("mov cr4, {}", in(reg) change(four), options(nomem, nostack, preserves_flags));
+    }
 }
 
 /// Where in an error code a gate's number begins: at bit 3, but for QEMU's emulator up to version 7.2, where it is bit 4.
