@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
 
-use hyp_core::time::published::{GuestClock, Scale};
+use hyp_core::time::published::{FlatScale, GuestClock, Scale};
 use platform::q35::rtc;
 
 /// The counter when the loader gave us the machine.
@@ -10,6 +10,8 @@ static START: AtomicU64 = AtomicU64::new(0);
 /// The counter's [`Scale`].
 static MULTIPLIER: AtomicU32 = AtomicU32::new(1 << 31);
 static SHIFT: AtomicI8 = AtomicI8::new(1);
+/// The same as a [`FlatScale`].
+static FLAT_SCALE: AtomicU64 = AtomicU64::new(1 << 56);
 /// Counts a second.
 static FREQUENCY: AtomicU64 = AtomicU64::new(0);
 /// Seconds from 1970 to when the machine was handed over; 0: not known.
@@ -32,17 +34,13 @@ pub fn set_frequency(frequency: u64) {
     let scale = Scale::of(frequency);
     MULTIPLIER.store(scale.multiplier, Ordering::Relaxed);
     SHIFT.store(scale.shift, Ordering::Relaxed);
+    FLAT_SCALE.store(FlatScale::from(scale).0, Ordering::Relaxed);
     FREQUENCY.store(frequency, Ordering::Relaxed);
 }
 
 /// Counts a second.
 pub fn frequency() -> u64 {
     FREQUENCY.load(Ordering::Relaxed)
-}
-
-#[inline(always)]
-fn scale() -> Scale {
-    Scale { multiplier: MULTIPLIER.load(Ordering::Relaxed), shift: SHIFT.load(Ordering::Relaxed) }
 }
 
 /// Asks the board for the time of day.
@@ -63,7 +61,9 @@ pub fn time_of_day() -> Option<u64> {
 
 /// The counter, as guests are told of it.
 pub fn of_guests() -> GuestClock {
-    GuestClock { start: START.load(Ordering::Relaxed), scale: scale() }
+    let scale =
+        Scale { multiplier: MULTIPLIER.load(Ordering::Relaxed), shift: SHIFT.load(Ordering::Relaxed) };
+    GuestClock { start: START.load(Ordering::Relaxed), scale }
 }
 
 /// Counts since the machine was handed over.
@@ -74,7 +74,7 @@ pub fn since_start() -> u64 {
 /// Nanoseconds since the machine was handed over.
 #[inline]
 pub fn now() -> u64 {
-    scale().nanoseconds(since_start())
+    FlatScale(FLAT_SCALE.load(Ordering::Relaxed)).nanoseconds(since_start())
 }
 
 /// What one count is called: under QEMU's `-icount shift=0` the counter counts one a nanosecond, and an instruction takes one.
