@@ -1,7 +1,7 @@
 //! Debian's own kernel, with a ramdisk that checks itself (`workloads/init`): on the bare machine, on Debian's Xen and on Penumbra the same two
 //! files, so that what differs is the hypervisor.
 
-use crate::case::{Board, Case, File, Hypervisor};
+use crate::case::{Board, Case, End, File, Hypervisor};
 use crate::verdict;
 
 /// CTRL-a three times: the input goes to the next who takes some.
@@ -53,7 +53,32 @@ pub fn cases(board: Board) -> Vec<Case> {
         workloads("debian/workloads-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4"),
         three(),
         shells_in_turn(),
+        refused(
+            "bad-input/debian/dom0-mem-too-small",
+            1024,
+            "dom0_mem=64M",
+            "needed to start it, it is given 65536",
+        ),
+        refused(
+            "bad-input/debian/dom0-mem-too-large",
+            1024,
+            "dom0_mem=2G",
+            "it needs 2048 MiB of memory, and ",
+        ),
+        refused(
+            "bad-input/debian/no-room-to-unpack",
+            96,
+            "dom0_mem=80M",
+            "the kernel can't be unpacked: unpacking it takes ",
+        ),
     ]
+}
+
+/// A machine or a domain that is too small for the kernel, or a domain that is too large for the machine.
+fn refused(name: &str, memory: u64, hypervisor: &'static str, line: &'static str) -> Case {
+    let case = on_penumbra(name, "console=hvc0 then=shell");
+    Case { memory, words: hypervisor, end: End::Stopped, ..case }
+        .says(&["the control domain can't start: ", line])
 }
 
 /// The programs, with the audit asked for while each runs, and after the last.

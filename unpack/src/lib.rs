@@ -79,7 +79,7 @@ impl fmt::Display for Error {
             Self::TooLarge { needed, free } => {
                 write!(
                     f,
-                    "unpacking it takes {} KiB of memory in one piece, and {} KiB are free",
+                    "unpacking it takes {} KiB of memory in two pieces, and {} KiB are free",
                     needed >> 10,
                     free >> 10
                 )
