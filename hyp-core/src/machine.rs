@@ -251,6 +251,11 @@ pub trait Mmu {
     /// As [`Self::read_entry`].
     fn read_in(&self, table: Self::Table, index: usize) -> u64;
 
+    /// Whether `count` entries from `first` on are all zero, so that none of them leads anywhere.
+    fn are_zero(&self, table: Self::Table, first: usize, count: usize) -> bool {
+        (first..first.saturating_add(count)).all(|index| self.read_in(table, index) == 0)
+    }
+
     /// As [`Self::write_entry`].
     fn write_in(&self, table: Self::Table, index: usize, raw: u64);
 

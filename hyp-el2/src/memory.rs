@@ -97,6 +97,13 @@ impl Mmu for El2 {
     }
 
     #[inline(always)]
+    fn are_zero(&self, table: Self::Table, first: usize, count: usize) -> bool {
+        // Relaxed: nothing is reached by what is zero. All are read, since that is faster than asking after each.
+        let run = table.get(first..first.saturating_add(count)).unwrap_or(&[]);
+        run.iter().fold(0, |all, entry| all | entry.load(Ordering::Relaxed)) == 0
+    }
+
+    #[inline(always)]
     fn write_data_in(&self, frame: Self::Table, index: usize, word: u64) {
         if let Some(place) = frame.get(index) {
             // Relaxed: data, as any other that is copied.

@@ -107,6 +107,13 @@ impl Mmu for X86 {
     }
 
     #[inline(always)]
+    fn are_zero(&self, table: Self::Table, first: usize, count: usize) -> bool {
+        // Relaxed: nothing is reached by what is zero. All are read, since that is faster than asking after each.
+        let run = table.get(first..first.saturating_add(count)).unwrap_or(&[]);
+        run.iter().fold(0, |all, entry| all | entry.load(Ordering::Relaxed)) == 0
+    }
+
+    #[inline(always)]
     fn write_in(&self, table: Self::Table, index: usize, raw: u64) {
         if let Some(entry) = table.get(index) {
             // Release: what it leads to is written before the walker can find it.

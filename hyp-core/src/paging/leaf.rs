@@ -6,6 +6,7 @@
 //! reference, by its neutral form (XSA-148, XSA-182).
 
 use super::update::HardwareBits;
+use super::validate::RUN;
 use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT};
 use crate::machine::{Entry, Machine, PageTableFormat};
@@ -196,11 +197,20 @@ impl<M: Machine> TableSpace<'_, M> {
         // They are paid for together: the entries before, and afterwards the flushes of those frames that were tables last.
         self.budget.charge_flushes(self.frames.type_flushes());
         let end = progress.saturating_add(self.budget.piece(entries.saturating_sub(progress)));
-        for index in progress..end {
+        let mut index = progress;
+        while index < end {
+            if index.is_multiple_of(RUN)
+                && index.saturating_add(RUN) <= end
+                && self.machine.are_zero(words, index, RUN)
+            {
+                index = index.saturating_add(RUN);
+                continue;
+            }
             if let Err(refusal) = self.validate_leaf(words, index) {
                 self.frames.set_progress(table, index);
                 return Err(refusal.into());
             }
+            index = index.saturating_add(1);
         }
         self.budget.charge_flushes(self.frames.type_flushes());
         if end < entries {
@@ -225,6 +235,12 @@ impl<M: Machine> TableSpace<'_, M> {
     pub(super) fn invalidate_leaves(&self, table: MachineFrame, mut progress: usize) -> Result<(), Stop> {
         let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         while let Some(index) = progress.checked_sub(1) {
+            if let Some(before) = progress.checked_sub(RUN)
+                && self.passes_empty_run(words, before, M::Format::entries(1))
+            {
+                progress = before;
+                continue;
+            }
             self.release_leaf(M::Format::decode(1, self.machine.read_in(words, index)));
             progress = index;
             self.charge_entry(table, progress)?;

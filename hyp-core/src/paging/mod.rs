@@ -178,6 +178,16 @@ impl Budget {
         left != 0
     }
 
+    /// Takes `entries` off if more than that are left, so that it isn't time to stop afterwards; whether it did.
+    #[inline(always)]
+    pub fn covers(&self, entries: u32) -> bool {
+        let rest = self.left.get().saturating_sub(entries);
+        if rest != 0 {
+            self.left.set(rest);
+        }
+        rest != 0
+    }
+
     /// Charges for the flushes since the last time; `flushes`: how many changes of type have caused so far. The first time, there is
     /// nothing to charge for.
     #[inline(always)]

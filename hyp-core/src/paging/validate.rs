@@ -16,6 +16,9 @@ use crate::address::MachineFrame;
 use crate::frame::uses::Locked;
 use crate::machine::{Entry, Leaf, Level, Machine, PageTableFormat};
 
+/// Entries of a table that are looked at together, since most are empty.
+pub(super) const RUN: usize = 16;
+
 /// A table could not be held.
 pub(super) struct NotHeld {
     pub stop: Stop,
@@ -184,9 +187,13 @@ impl<M: Machine> TableSpace<'_, M> {
         }
         let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         let count = M::Format::entries(level);
-        for index in usage.progress()..count {
+        let mut index = usage.progress();
+        while index < count {
+            if self.passes_empty_run(words, index, count) {
+                index = index.saturating_add(RUN);
+                continue;
+            }
             let proposed = self.machine.read_in(words, index);
-            // Most entries of an upper table are empty.
             if proposed != 0
                 && !self.is_reserved(level, index)
                 && let Err(not_held) = self.validate_entry(table, level, index, proposed)
@@ -194,7 +201,8 @@ impl<M: Machine> TableSpace<'_, M> {
                 self.frames.set_progress(table, index.saturating_add(usize::from(not_held.taken)));
                 return Err(not_held.stop);
             }
-            self.charge_entry(table, index.saturating_add(1))?;
+            index = index.saturating_add(1);
+            self.charge_entry(table, index)?;
         }
         if level == M::Format::LEVELS {
             self.fill_reserved_slots(table);
@@ -255,6 +263,12 @@ impl<M: Machine> TableSpace<'_, M> {
         }
         let words = self.machine.table(table).ok_or(Refusal::NotATable(table))?;
         while let Some(index) = progress.checked_sub(1) {
+            if let Some(before) = progress.checked_sub(RUN)
+                && self.passes_empty_run(words, before, count)
+            {
+                progress = before;
+                continue;
+            }
             if self.machine.read_in(words, index) != 0
                 && !self.is_reserved(level, index)
                 && let Err(stop) = self.release_in_time(level, self.entry(table, level, index))
@@ -266,6 +280,16 @@ impl<M: Machine> TableSpace<'_, M> {
             self.charge_entry(table, progress)?;
         }
         Ok(())
+    }
+
+    /// Whether the entries from `first` on are a run of empty ones that the budget covers: they are paid for then, and hold nothing. Most
+    /// entries are, and most of what a process costs is to look at them.
+    #[inline(always)]
+    pub(super) fn passes_empty_run(&self, words: M::Table, first: usize, count: usize) -> bool {
+        first.is_multiple_of(RUN)
+            && first.saturating_add(RUN) <= count
+            && self.machine.are_zero(words, first, RUN)
+            && self.budget.covers(RUN as u32)
     }
 
     /// Charges for one entry of a table of which the first `progress` entries hold references now.
