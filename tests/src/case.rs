@@ -18,6 +18,8 @@ pub enum Hypervisor {
     Penumbra,
     /// Ours, built to judge every frame that a guest reaches by a second stage of translation (aarch64; hyp-el2/src/oracle.rs).
     PenumbraWithOracle,
+    /// Ours, on the disc that `cargo xtask image` makes, by GRUB and multiboot 2 (x86-64); its menu has the words and the modules.
+    PenumbraOnDisc,
     /// The Xen that Debian ships, unchanged.
     DebianXen,
     /// Nothing: a kernel has the machine for itself, our guest kernel (aarch64) or Debian's (x86-64); [`Case::words`] are its own.

@@ -28,6 +28,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         reference(board),
         bare(board),
         debian::cases(board),
+        disc(board),
         packed::cases(board),
         soak::cases(board),
         stretch::cases(board),
@@ -426,6 +427,20 @@ fn bare(board: Board) -> Vec<Case> {
             "words: some words then=poweroff",
         ]),
     ]
+}
+
+/// GRUB brings the hypervisor and its modules from a disc, by multiboot 2.
+fn disc(board: Board) -> Vec<Case> {
+    if board != Board::Q35 {
+        return Vec::new();
+    }
+    let case = Case::new(board, "boot/from-a-disc-by-grub", "");
+    let case = Case { hypervisor: Hypervisor::PenumbraOnDisc, modules: Vec::new(), ..case };
+    vec![case.says(&[
+        "(d1) guest kernel (x86-64): domain",
+        "words: domain=guest memory=64M tour",
+        "(d0) TOUR: PASS",
+    ])]
 }
 
 /// Our PV kernel on the real Xen: the ABI is the real one.

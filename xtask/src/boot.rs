@@ -64,7 +64,12 @@ impl Machine {
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
-        command.arg("-kernel").arg(&self.hypervisor).args(["-append", &self.words]);
+        if self.hypervisor.extension().is_some_and(|end| end == "iso") {
+            // What is on a disc has its words there, and its modules.
+            command.args(["-boot", "d", "-cdrom"]).arg(&self.hypervisor);
+        } else {
+            command.arg("-kernel").arg(&self.hypervisor).args(["-append", &self.words]);
+        }
         match self.arch {
             Arch::Aarch64 => self.virt(&mut command)?,
             Arch::X86_64 => self.q35(&mut command)?,

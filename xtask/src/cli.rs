@@ -226,6 +226,15 @@ pub struct ImageOptions {
     /// Cargo's profile
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,
+    /// A kernel for the second entry of the disc's menu (x86_64): `debian`, or a file
+    #[arg(long, value_name = "debian|FILE")]
+    pub guest: Option<String>,
+    /// Its initial ramdisk
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true, requires = "guest")]
+    pub append: Option<String>,
 }
 
 #[derive(Args)]

@@ -17,6 +17,7 @@ use object::write::elf::{FileHeader as Header, ProgramHeader, Writer};
 
 use crate::build::{self, Program};
 use crate::cli::{Arch, ImageOptions, Profile};
+use crate::iso;
 use crate::toolchain::Toolchain;
 use crate::workspace;
 
@@ -30,7 +31,10 @@ pub struct Artefacts {
 /// `cargo xtask image`.
 pub fn command(options: &ImageOptions) -> Result<()> {
     let mut failures = Vec::new();
-    for arch in Arch::chosen(options.arch) {
+    let arches = Arch::chosen(options.arch);
+    let guest = options.guest.is_some();
+    ensure!(!guest || arches.contains(&Arch::X86_64), "--guest goes onto the disc, which is x86_64's");
+    for &arch in &arches {
         let toolchain = Toolchain::ready(arch)?;
         // One program that does not build keeps nobody from taking the others.
         for program in [Program::Hypervisor, Program::Guest] {
@@ -44,6 +48,21 @@ pub fn command(options: &ImageOptions) -> Result<()> {
         eprintln!("{failure:#}");
     }
     ensure!(failures.is_empty(), "{} of the artefacts could not be made", failures.len());
+    if arches.contains(&Arch::X86_64) {
+        disc(options)?;
+    }
+    Ok(())
+}
+
+/// The disc with GRUB on it. Where nothing can be installed, it is left out, unless somebody wants a kernel on it.
+fn disc(options: &ImageOptions) -> Result<()> {
+    if let Err(error) = iso::tools() {
+        ensure!(options.guest.is_none(), "{error:#}");
+        println!("penumbra.iso is left out: {error:#}");
+        return Ok(());
+    }
+    let disc = iso::make(&artefacts(Arch::X86_64, options.profile)?, iso::Guest::chosen(options)?.as_ref())?;
+    println!("{}  {} bytes", workspace::shown(&disc), size(&disc)?);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod debian;
 mod files;
 mod house;
 mod image;
+mod iso;
 mod model;
 mod process;
 mod profile;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::cli::{Arch, Profile, TestOptions};
 use crate::debian;
 use crate::files;
 use crate::image::{self, Artefacts};
+use crate::iso;
 use crate::model;
 use crate::process;
 use crate::progress::Step;
@@ -211,6 +212,11 @@ fn obstacle(case: &Case) -> Option<String> {
     if case.hypervisor == Hypervisor::DebianXen && !xen::can_be_had() {
         return Some("Debian's package of Xen 4.17 cannot be had on this system".into());
     }
+    if case.hypervisor == Hypervisor::PenumbraOnDisc
+        && let Err(error) = iso::tools()
+    {
+        return Some(format!("what makes discs cannot be had on this system: {error:#}"));
+    }
     let is_debians = |file: &File| matches!(file, File::DebianKernel | File::DebianRamdisk);
     if case.modules.iter().any(|(file, _)| is_debians(file)) && !apt::can_be_had() {
         return Some("Debian's kernel cannot be had on this system".into());
@@ -248,6 +254,7 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
             Hypervisor::Nothing if arch == Arch::X86_64 => debian::ready()?.kernel,
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
+            Hypervisor::PenumbraOnDisc => disc(artefacts)?,
         },
         words: match case.hypervisor {
             Hypervisor::Nothing => case.words.into(),
@@ -255,6 +262,16 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
         },
         modules: modules.collect::<Result<_>>()?,
     })
+}
+
+/// The disc, made at the first call; whoever asks meanwhile waits.
+fn disc(artefacts: &Artefacts) -> Result<PathBuf> {
+    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if made.is_none() {
+        *made = Some(iso::make(artefacts, None)?);
+    }
+    made.clone().context("there is no disc, though it was made")
 }
 
 /// The file with a module's content. What is made for a case has the case's name, since two machines run at a time.
