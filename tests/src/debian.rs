@@ -2,10 +2,9 @@
 //! files, so that what differs is the hypervisor.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
+use crate::console::SWITCH;
 use crate::verdict;
 
-/// CTRL-a three times: the input goes to the next who takes some.
-const SWITCH: &str = "\x01\x01\x01";
 /// The shell's prompt.
 const PROMPT: &str = "# ";
 /// Memory of each machine without a hypervisor, and of the first domain on one, in MiB; the tasks below say it too.
@@ -86,7 +85,8 @@ fn workloads(name: &str, hypervisor: &'static str) -> Case {
     let case = Case { words: hypervisor, ..on_penumbra(name, "console=hvc0 test=workloads then=shell") };
     let mut case = case.types(&[("Run /init", SWITCH), ("input goes to the hypervisor", "a")]);
     for ended in &WORKED[..WORKED.len() - 1] {
-        case = case.types(&[(": clean", ""), (ended, "a")]);
+        // Twice: right after one program, and as the next one begins.
+        case = case.types(&[(": clean", ""), (ended, "a"), (": clean", "a")]);
     }
     let case = case.types(&[(": clean", SWITCH), ("WORKLOADS: PASS", ""), (PROMPT, "exit\r")]);
     let mut case = case.says(&WORKED).says(&["(PEN) d0 has shut down: power-off"]);

@@ -7,6 +7,7 @@
 mod aarch64;
 pub mod bad_input;
 pub mod case;
+mod console;
 mod debian;
 mod packed;
 pub mod soak;

@@ -76,7 +76,7 @@ fn access(memory: &Mapping, page: usize, spoil: Spoil) -> Result<()> {
     let before = FAULTS.load(Ordering::Relaxed);
     memory.fill(page, 6, Spoil(false));
     let faults = FAULTS.load(Ordering::Relaxed) - before;
-    ensure!(faults == usize::from(page % 2 == 0), "page {page}: {faults} faults");
+    ensure!(faults == usize::from(page.is_multiple_of(2)), "page {page}: {faults} faults");
     if faults == 1 {
         let (address, code) = (ADDRESS.load(Ordering::Relaxed) as u64, CODE.load(Ordering::Relaxed));
         let expected = spoil.word(memory.address(page) as u64);

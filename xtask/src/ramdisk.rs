@@ -71,8 +71,10 @@ mod tests {
 
     use super::*;
 
-    /// Each entry's name, mode, device and content.
-    fn entries(packed: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// An entry's name, mode, device and content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    fn entries(packed: &[u8]) -> Vec<Entry> {
         let mut rest: Box<dyn Read + '_> = Box::new(GzDecoder::new(packed));
         let mut entries = Vec::new();
         loop {

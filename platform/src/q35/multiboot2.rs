@@ -100,8 +100,11 @@ pub fn read<'m>(memory: &impl PhysicalMemory<'m>, address: u32) -> Result<Inform
     Ok(information)
 }
 
-/// The next tag's type, its content, and what follows; `None` at the end, which a tag has to mark.
-fn next(rest: &[u8]) -> Result<Option<(u32, &[u8], &[u8])>, Malformed> {
+/// A tag's type, its content, and what follows it.
+type Next<'m> = (u32, &'m [u8], &'m [u8]);
+
+/// The next tag; `None` at the end, which a tag has to mark.
+fn next(rest: &[u8]) -> Result<Option<Next<'_>>, Malformed> {
     const MALFORMED: Malformed = Malformed::Unreadable(Part::Tags);
     let (tag, _) = Tag::read_from_prefix(rest).map_err(|_| MALFORMED)?;
     let bytes = tag.bytes as usize;
