@@ -241,7 +241,7 @@ impl<M: Machine> Holders for AllHolders<'_, M> {
     }
 
     fn for_each_shared(&self, visit: &mut dyn FnMut(MachineFrame)) {
-        let pages = |domain: &Domain<M>| [domain.shared_info(), domain.console_page()];
+        let pages = |domain: &Domain<M>| [domain.shared_info(), domain.console_page(), domain.store_page()];
         for frame in self.hypervisor.domains.iter().flat_map(pages).flatten() {
             visit(frame);
         }

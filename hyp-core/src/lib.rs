@@ -40,6 +40,7 @@ pub mod machine;
 pub mod options;
 pub mod paging;
 pub mod sched;
+pub(crate) mod store;
 mod stretch;
 pub mod sync;
 pub mod time;

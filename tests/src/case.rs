@@ -51,7 +51,9 @@ pub enum File {
     LargeRamdisk,
     /// Debian's Linux kernel, as its package brings it (x86-64).
     DebianKernel,
-    /// The ramdisk that goes with it: busybox, `workloads/init` and the workloads.
+    /// GRUB's own image for Xen's paravirtual guests, as its package brings it (x86-64).
+    DebianGrub,
+    /// The ramdisk that goes with Debian's kernel: busybox, `workloads/init` and the workloads.
     DebianRamdisk,
 }
 

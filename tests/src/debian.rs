@@ -52,6 +52,13 @@ pub fn cases(board: Board) -> Vec<Case> {
         workloads("debian/workloads-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4"),
         three(),
         shells_in_turn(),
+        grub("debian/grub", vec![(File::DebianGrub, "")], "dom0_mem=64M dom0=plain", None),
+        grub(
+            "debian/grub-as-a-second-domain",
+            vec![(File::Guest, "then=shell"), (File::DebianGrub, "domain=grub memory=64M")],
+            "dom0_mem=64M",
+            Some("input goes to d1"),
+        ),
         refused(
             "bad-input/debian/dom0-mem-too-small",
             1024,
@@ -71,6 +78,22 @@ pub fn cases(board: Board) -> Vec<Case> {
             "the kernel can't be unpacked: unpacking it takes ",
         ),
     ]
+}
+
+/// GRUB, which has no disk and no configuration here, comes to its prompt and does what it is told there.
+fn grub(
+    name: &str,
+    modules: Vec<(File, &'static str)>,
+    words: &'static str,
+    reached: Option<&'static str>,
+) -> Case {
+    let case = Case::new(Board::Q35, name, "");
+    let case = Case { modules, words, end: End::Says("first second"), ..case };
+    let keys: Vec<_> = match reached {
+        None => vec![("grub> ", "echo first${nothing} second\r")],
+        Some(line) => vec![("grub> ", SWITCH), (line, "echo first${nothing} second\r")],
+    };
+    case.types(&keys).says(&["Welcome to GRUB!", "grub> ", "first second"])
 }
 
 /// A machine or a domain that is too small for the kernel, or a domain that is too large for the machine.

@@ -17,6 +17,8 @@ use crate::workspace;
 
 /// The package that always depends on Debian's newest kernel, and what that one's name begins with.
 const KERNEL: (&str, &str) = ("linux-image-amd64", "linux-image-");
+/// The package with GRUB's image for Xen's paravirtual guests, and where it is there.
+const GRUB: (&str, &str) = ("grub-xen-bin", "usr/lib/grub-xen/grub-x86_64-xen.bin");
 /// One program with everything that a shell needs.
 const BUSYBOX: &str = "busybox-static";
 /// Where a guest's kernel has its console, on its command line.
@@ -43,6 +45,12 @@ pub fn ready() -> Result<Debian> {
         *ready = Some(make()?);
     }
     ready.clone().context("there is no guest, though it was made")
+}
+
+/// GRUB as a guest.
+pub fn grub() -> Result<PathBuf> {
+    let (package, file) = GRUB;
+    Ok(apt::package(package, &apt::lock()?)?.files.join(file))
 }
 
 fn make() -> Result<Debian> {

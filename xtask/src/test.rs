@@ -217,7 +217,8 @@ fn obstacle(case: &Case) -> Option<String> {
     {
         return Some(format!("what makes discs cannot be had on this system: {error:#}"));
     }
-    let is_debians = |file: &File| matches!(file, File::DebianKernel | File::DebianRamdisk);
+    let is_debians =
+        |file: &File| matches!(file, File::DebianKernel | File::DebianRamdisk | File::DebianGrub);
     if case.modules.iter().any(|(file, _)| is_debians(file)) && !apt::can_be_had() {
         return Some("Debian's kernel cannot be had on this system".into());
     }
@@ -289,6 +290,7 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
         File::Ramdisk => case::ramdisk(),
         File::LargeRamdisk => vec![0; 9 << 20],
         File::DebianKernel => return Ok(debian::ready()?.kernel),
+        File::DebianGrub => return debian::grub(),
         File::DebianRamdisk => return Ok(debian::ready()?.ramdisk),
     };
     let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;

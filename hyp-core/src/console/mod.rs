@@ -11,7 +11,7 @@ mod focus;
 pub(crate) mod guest;
 pub mod keys;
 pub mod line;
-mod page;
+pub(crate) mod page;
 pub mod ring;
 
 use core::fmt::{self, Write};

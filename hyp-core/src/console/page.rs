@@ -21,10 +21,10 @@ use crate::machine::FrameMemory;
 const ATTEMPTS: usize = 64;
 
 /// One of the two rings: where its bytes begin in the page, how many there are (a power of two), and which 8-byte word its indices are.
-struct Place {
-    bytes: usize,
-    size: u32,
-    indices: usize,
+pub(crate) struct Place {
+    pub bytes: usize,
+    pub size: u32,
+    pub indices: usize,
 }
 
 const INPUT: Place = Place {
@@ -71,7 +71,7 @@ impl Indices {
 }
 
 /// A console page, for as long as it is held as *writable*.
-pub(super) struct Page<'a, F: FrameMemory> {
+pub(crate) struct Page<'a, F: FrameMemory> {
     pub memory: &'a F,
     pub frame: MachineFrame,
 }
@@ -79,15 +79,42 @@ pub(super) struct Page<'a, F: FrameMemory> {
 impl<F: FrameMemory> Page<'_, F> {
     /// Whether output waits.
     pub fn has_output(&self) -> bool {
-        self.indices(&OUTPUT).is_some_and(|(_, indices)| indices.waiting(OUTPUT.size).unwrap_or(0) != 0)
+        self.waiting(&OUTPUT) != 0
     }
 
     /// Takes output, at most as much as fits; returns how many bytes.
     pub fn take_output(&self, into: &mut [u8]) -> usize {
-        let Some((word, indices)) = self.indices(&OUTPUT) else { return 0 };
-        let waiting = indices.waiting(OUTPUT.size).unwrap_or(0);
+        self.take(&OUTPUT, into)
+    }
+
+    /// How many bytes of input there is room for.
+    pub fn input_room(&self) -> usize {
+        self.room(&INPUT)
+    }
+
+    /// Gives input, no more than there is room for; returns how many bytes.
+    pub fn give_input(&self, from: &[u8]) -> usize {
+        self.give(&INPUT, from)
+    }
+
+    /// How many bytes wait in a ring.
+    pub fn waiting(&self, place: &Place) -> usize {
+        let waiting = self.indices(place).and_then(|(_, indices)| indices.waiting(place.size));
+        waiting.unwrap_or(0) as usize
+    }
+
+    /// How many bytes more a ring has room for.
+    pub fn room(&self, place: &Place) -> usize {
+        let waiting = self.indices(place).and_then(|(_, indices)| indices.waiting(place.size));
+        waiting.map_or(0, |waiting| place.size.saturating_sub(waiting) as usize)
+    }
+
+    /// Takes bytes out of a ring, at most as many as fit; returns how many.
+    pub fn take(&self, place: &Place, into: &mut [u8]) -> usize {
+        let Some((word, indices)) = self.indices(place) else { return 0 };
+        let waiting = indices.waiting(place.size).unwrap_or(0);
         let count = waiting.min(u32::try_from(into.len()).unwrap_or(u32::MAX));
-        let (first, rest) = halves(&OUTPUT, indices.consumed, count);
+        let (first, rest) = halves(place, indices.consumed, count);
         let Some((head, tail)) = into.split_at_mut_checked(first.length) else { return 0 };
         self.memory.read_frame(self.frame, first.offset, head);
         self.memory.read_frame(self.frame, rest.offset, tail.get_mut(..rest.length).unwrap_or(&mut []));
@@ -96,19 +123,13 @@ impl<F: FrameMemory> Page<'_, F> {
         if moved { count as usize } else { 0 }
     }
 
-    /// How many bytes of input there is room for.
-    pub fn input_room(&self) -> usize {
-        let waiting = self.indices(&INPUT).and_then(|(_, indices)| indices.waiting(INPUT.size));
-        waiting.map_or(0, |waiting| INPUT.size.saturating_sub(waiting) as usize)
-    }
-
-    /// Gives input, no more than there is room for; returns how many bytes.
-    pub fn give_input(&self, from: &[u8]) -> usize {
-        let Some((word, indices)) = self.indices(&INPUT) else { return 0 };
-        let Some(waiting) = indices.waiting(INPUT.size) else { return 0 };
-        let room = INPUT.size.saturating_sub(waiting);
+    /// Puts bytes into a ring, no more than there is room for; returns how many.
+    pub fn give(&self, place: &Place, from: &[u8]) -> usize {
+        let Some((word, indices)) = self.indices(place) else { return 0 };
+        let Some(waiting) = indices.waiting(place.size) else { return 0 };
+        let room = place.size.saturating_sub(waiting);
         let count = room.min(u32::try_from(from.len()).unwrap_or(u32::MAX));
-        let (first, rest) = halves(&INPUT, indices.produced, count);
+        let (first, rest) = halves(place, indices.produced, count);
         let Some((head, tail)) = from.split_at_checked(first.length) else { return 0 };
         self.memory.write_frame(self.frame, first.offset, head);
         self.memory.write_frame(self.frame, rest.offset, tail.get(..rest.length).unwrap_or(&[]));

@@ -154,9 +154,10 @@ impl<M: Machine> Builder<'_, M> {
         }
         self.copy(self.layout.ramdisk << PAGE_SHIFT, plan.ramdisk);
         self.write_tables()?;
-        self.write_start_info(plan)?;
+        self.write_start_info(plan, image)?;
         self.validate()?;
         self.connect_console()?;
+        self.connect_store(image)?;
         self.start(image);
         Ok(())
     }
@@ -280,7 +281,7 @@ impl<M: Machine> Builder<'_, M> {
         Ok(())
     }
 
-    fn write_start_info(&self, plan: &Plan<'_>) -> Result<(), BuildError> {
+    fn write_start_info(&self, plan: &Plan<'_>, image: &KernelImage<'_>) -> Result<(), BuildError> {
         let layout = &self.layout;
         let mut info = StartInfo::new_zeroed();
         fill(&mut info.magic, &[b"xen-3.0-", M::PLATFORM.as_bytes()]);
@@ -292,6 +293,7 @@ impl<M: Machine> Builder<'_, M> {
             info.store_mfn = self.machine_frame(store).map_or(0, MachineFrame::number);
             info.console_mfn = self.machine_frame(console).map_or(0, MachineFrame::number);
             info.console_evtchn = Port::CONSOLE.number().into();
+            info.store_evtchn = if image.identity.needs_store() { Port::STORE.number().into() } else { 0 };
         }
         info.pt_base = layout.address(layout.tables).bytes();
         info.nr_pt_frames = layout.table_count();
@@ -343,6 +345,14 @@ impl<M: Machine> Builder<'_, M> {
         let Some((_, console)) = self.layout.store_and_console else { return Ok(()) };
         let page = self.machine_frame(console).ok_or(BuildError::Layout)?;
         self.hypervisor.connect_console(self.domain, page, Port::CONSOLE).map_err(|_| BuildError::Layout)
+    }
+
+    /// The store page, in the same way, of a domain that can't start without a store.
+    fn connect_store(&self, image: &KernelImage<'_>) -> Result<(), BuildError> {
+        let store = self.layout.store_and_console.filter(|_| image.identity.needs_store());
+        let Some((store, _)) = store else { return Ok(()) };
+        let page = self.machine_frame(store).ok_or(BuildError::Layout)?;
+        self.hypervisor.connect_store(self.domain, page).map_err(|_| BuildError::Layout)
     }
 
     /// Has the root validated like any other, pinned, and held once more for the vCPU that starts with it.

@@ -36,6 +36,7 @@ use crate::grant::Grants;
 use crate::hypercall::StoredMap;
 use crate::machine::Machine;
 use crate::paging::{Budget, TableSpace, TableState};
+use crate::store::Store;
 use vcpu::{FrameSlot, RunState, Vcpu};
 
 /// Domains there can be.
@@ -96,6 +97,7 @@ pub struct Domain<M: Machine> {
     /// What it has written of a line that isn't whole yet.
     pub(crate) output: Mutex<LineBuffer>,
     pub(crate) console: GuestConsole,
+    pub(crate) store: Store,
     pub(crate) teardown: Mutex<teardown::Teardown>,
 }
 
@@ -118,6 +120,7 @@ impl<M: Machine> Domain<M> {
             vcpus: [const { Vcpu::new() }; MAX_VCPUS],
             output: Mutex::new(LineBuffer::new()),
             console: GuestConsole::new(),
+            store: Store::new(),
             teardown: Mutex::new(teardown::Teardown::new()),
         }
     }
@@ -166,6 +169,7 @@ impl<M: Machine> Domain<M> {
         self.set_vcpu_count(1);
         self.events.begin();
         self.console.begin();
+        self.store.begin();
         *self.memory_map.lock() = StoredMap::new();
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             vcpu.begin(id, index as u16);
@@ -208,6 +212,11 @@ impl<M: Machine> Domain<M> {
     /// The page that it shares with the hypervisor.
     pub fn shared_info(&self) -> Option<MachineFrame> {
         self.shared_info.get()
+    }
+
+    /// The page of its store's rings, if the hypervisor is at its other end.
+    pub fn store_page(&self) -> Option<MachineFrame> {
+        self.store.page()
     }
 
     /// The page of its console's rings, if it has one.

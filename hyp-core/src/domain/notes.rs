@@ -16,6 +16,8 @@ use crate::address::PAGE_BYTES;
 const ABI: &str = "xen-3.0";
 /// The operating system by whose name a Linux kernel is known.
 const LINUX: &str = "linux";
+/// The system that asks a store for its disks before anything else, and waits for the answer.
+const ASKS_A_STORE: &str = "GRUB";
 /// Features that a kernel may insist on (`!` in front of one, in `FEATURES`).
 const PROVIDED: [&str; 2] = ["writable_page_tables", "pae_pgdir_above_4gb"];
 /// Features that there are, but not here: named in the complaint.
@@ -71,6 +73,11 @@ impl Identity<'_> {
     /// Whether it is a Linux kernel, as far as it says so itself.
     pub fn is_linux(&self) -> bool {
         self.system == LINUX
+    }
+
+    /// Whether it can't start without an answer from a store.
+    pub fn needs_store(&self) -> bool {
+        self.system == ASKS_A_STORE
     }
 }
 

@@ -116,6 +116,7 @@ impl<M: Machine> Domain<M> {
             frames.put_use(shared_info, machine);
         }
         self.console.release(machine, frames);
+        self.store.release(machine, frames);
         self.close_grant_table(machine, frames);
         Some(Phase::Pins(frames.extent().0))
     }

@@ -22,6 +22,8 @@ impl Port {
 
     /// The console's, of a domain that has a console page: the number that it mostly has under Xen, whose tools open the store's port first.
     pub const CONSOLE: Self = Self(2);
+    /// The store's, of a domain that has one ([`crate::store`]).
+    pub const STORE: Self = Self(1);
 
     /// Its number.
     pub const fn number(self) -> u16 {
@@ -45,7 +47,8 @@ pub enum Kind {
     Virq(u8),
     /// From one vCPU of the domain to another.
     Ipi,
-    /// Connected to the hypervisor, which shows what the domain writes into its console page ([`crate::console::guest`]).
+    /// Connected to the hypervisor, which shows what the domain writes into its console page ([`crate::console::guest`]), and answers
+    /// what it asks its store for ([`crate::store`]).
     Console,
 }
 

@@ -28,18 +28,24 @@ impl<M: Machine> Call<'_, M> {
         let [operation, place, ..] = values(arguments);
         // The most frequent by far, and the smallest: it goes without what the others need of the stack.
         if operation == abi::EVTCHNOP_SEND {
-            if self.hypervisor.send(self.domain, self.port(place)?)? {
-                return self.send_to_console(arguments);
+            let port = self.port(place)?;
+            if self.hypervisor.send(self.domain, port)? {
+                return self.send_to_hypervisor(port, arguments);
             }
             return Ok(0);
         }
         self.other_channel_operation(arguments)
     }
 
-    /// What the guest has written into its console page is shown before it goes on; preempted, the event is sent once more.
+    /// What the guest has written into its console page is shown before it goes on; preempted, the event is sent once more. What it asks
+    /// its store for is answered.
     #[cold]
     #[inline(never)]
-    fn send_to_console(&self, arguments: &Arguments) -> Outcome {
+    fn send_to_hypervisor(&self, port: Port, arguments: &Arguments) -> Outcome {
+        if port == Port::STORE {
+            self.hypervisor.serve_store(self.domain, self.budget);
+            return Ok(0);
+        }
         match self.hypervisor.serve_console(self.domain, self.budget) {
             true => Ok(0),
             false => Err(Failure::Again(values(arguments))),

@@ -8,12 +8,14 @@ use hyp_core::fake::{self, Fake, kernel};
 use hyp_core::machine::{FrameMemory, GuestMemory};
 use hyp_core::{BootInformation, Module, ModuleKind};
 use penumbra_abi::elfnote;
+use penumbra_abi::event_channel as abi;
+use penumbra_abi::hypercall as number;
 use penumbra_abi::start_info::{
     SIF_INITDOMAIN, SIF_MOD_START_PFN, SIF_PRIVILEGED, SIF_VIRT_P2M_4TOOLS, StartInfo,
 };
 use zerocopy::FromBytes;
 
-use crate::common::observe;
+use crate::common::{self, Rig, observe};
 
 const MACHINE: usize = 4096;
 /// More than the kernel's own region, so that there is room behind it.
@@ -329,4 +331,65 @@ fn segments_that_cannot_be_are_named() {
         let judged = KernelImage::parse(&file, "x86_64").map(|_| ());
         assert_eq!(judged, if page < 63 { Ok(()) } else { Err(ImageError::TooManySegments) }, "{page}");
     }
+}
+
+/// GRUB asks a store for its disks, in pieces, and waits: the answer comes with the event, and says that there are none.
+#[test]
+fn a_store_has_an_answer_for_whoever_cannot_do_without() {
+    const STORE: usize = 2048 / 8;
+    let rig = Rig::new(0);
+    let file = image(kernel::VIRT_BASE, &[(elfnote::GUEST_OS, b"GRUB\0")]);
+    let plan = Plan { kernel: &file, ramdisk: b"", arguments: "", pages: PAGES, control: false };
+    let domain = rig.hv.build_domain(&plan).unwrap_or_else(|error| panic!("{error}"));
+    let page = domain.store_page().expect("a store page");
+    let machine = rig.hv.machine();
+    machine.set_root(domain.vcpus[0].kernel_root().unwrap());
+    let scratch = common::address(common::SCRATCH);
+    let send = |port: u32| {
+        machine.write_guest(GuestVirtual::new(scratch), &port.to_le_bytes()).unwrap();
+        let vcpu = &domain.vcpus[0];
+        vcpu.context().take();
+        rig.hv.hypercall(vcpu, number::EVENT_CHANNEL_OP, [abi::EVTCHNOP_SEND, scratch, 0, 0, 0, 0]);
+        vcpu.context().take().result
+    };
+    let words = |at: usize| [0, 1].map(|which| machine.read_word(page, at + which));
+    let ask = |bytes: &[u8]| {
+        let produced = (machine.read_word(page, STORE) >> 32) as usize;
+        for (index, byte) in bytes.iter().enumerate() {
+            machine.write_frame(page, (produced + index) % 1024, &[*byte]);
+        }
+        let all = (produced + bytes.len()) as u32;
+        machine.write_frame(page, 2052, &all.to_le_bytes());
+    };
+    let header = |kind: u32, length: u32| [kind, 7, 0, length].map(u32::to_le_bytes).concat();
+    // The answers fill their ring, since nobody reads them: 44 of 23 bytes each. Nothing is lost, and nothing written beyond.
+    for round in 1..=44u64 {
+        ask(&header(1, 11));
+        assert_eq!(send(1), Some(0));
+        assert_eq!(words(STORE)[1] >> 32, (round - 1) * 23, "half a request is no request");
+        ask(b"device/vbd\0");
+        assert_eq!(send(1), Some(0));
+        let [requests, answers] = words(STORE);
+        assert_eq!((requests as u32, requests >> 32), (round as u32 * 27, round * 27));
+        assert_eq!(answers >> 32, round * 23);
+    }
+    let mut answer = [0; 23];
+    machine.read_frame(page, 1024, &mut answer);
+    assert_eq!(answer[..], [&[16u32, 7, 0, 7].map(u32::to_le_bytes).concat()[..], b"ENOENT\0"].concat());
+    ask(&header(1, 0));
+    assert_eq!((send(1), words(STORE)[1] >> 32), (Some(0), 44 * 23), "there is no room");
+    machine.write_frame(page, 2056, &(44u32 * 23).to_le_bytes());
+    assert_eq!((send(1), words(STORE)[1] >> 32), (Some(0), 45 * 23), "now there is");
+    // A request of an impossible length: nobody listens any more.
+    ask(&header(1, 5000));
+    send(1);
+    ask(&header(1, 0));
+    assert_eq!((send(1), words(STORE)[1] >> 32), (Some(0), 45 * 23));
+    machine.write_frame(page, 2048, &[0xff; 16]);
+    assert_eq!(send(1), Some(0), "indices that can't be");
+    let report = rig.hv.audit();
+    assert_eq!(report.findings, 0, "{report}");
+    rig.hv.kill(&domain.vcpus[0], format_args!("a test"));
+    while rig.hv.background() {}
+    assert_eq!((domain.store_page(), rig.hv.audit().findings), (None, 0));
 }
