@@ -91,9 +91,10 @@ fn grub(
     let case = Case { modules, words, end: End::Says("first second"), ..case };
     let keys: Vec<_> = match reached {
         None => vec![("grub> ", "echo first${nothing} second\r")],
-        Some(line) => vec![("grub> ", SWITCH), (line, "echo first${nothing} second\r")],
+        // A line that isn't whole is shown only of who has the input.
+        Some(line) => vec![("or file completions", SWITCH), (line, "echo first${nothing} second\r")],
     };
-    case.types(&keys).says(&["Welcome to GRUB!", "grub> ", "first second"])
+    case.types(&keys).says(&["Welcome to GRUB!", "GNU GRUB  version", "first second"])
 }
 
 /// A machine or a domain that is too small for the kernel, or a domain that is too large for the machine.

@@ -18,7 +18,7 @@ use crate::workspace;
 /// The package that always depends on Debian's newest kernel, and what that one's name begins with.
 const KERNEL: (&str, &str) = ("linux-image-amd64", "linux-image-");
 /// The package with GRUB's image for Xen's paravirtual guests, and where it is there.
-const GRUB: (&str, &str) = ("grub-xen-bin", "usr/lib/grub-xen/grub-x86_64-xen.bin");
+const GRUB: (&str, &str) = ("grub-xen-host", "usr/lib/grub-xen/grub-x86_64-xen.bin");
 /// One program with everything that a shell needs.
 const BUSYBOX: &str = "busybox-static";
 /// Where a guest's kernel has its console, on its command line.
