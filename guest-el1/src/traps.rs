@@ -49,8 +49,8 @@ global_asm!(
         .endr
 
     trap_synchronous:
-        // Not on the stack: a hostile kernel may have none just now.
-        msr tpidr_el1, x0
+        // Not on the stack: a hostile kernel may have none just now. Nor in TPIDR_EL1, where the vCPU's number stands.
+        msr tpidrro_el0, x0
         msr tpidr_el0, x1
         adrp x0, {fixup}
         add x0, x0, :lo12:{fixup}
@@ -58,10 +58,10 @@ global_asm!(
         cbz x1, 1f
         str xzr, [x0]
         msr elr_el1, x1
-        mrs x0, tpidr_el1
+        mrs x0, tpidrro_el0
         mrs x1, tpidr_el0
         eret
-    1:  mrs x0, tpidr_el1
+    1:  mrs x0, tpidrro_el0
         mrs x1, tpidr_el0
     trap_fatal:
         // The first time the stack is taken from its start again; the second time even that has failed.

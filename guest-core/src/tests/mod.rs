@@ -65,7 +65,7 @@ fn every<A: Architecture>() -> impl Iterator<Item = Test<A>> {
 
 /// Runs the tests in `names` (separated by `+`, since QEMU takes commas for itself); `all` means those that need nothing else: not
 /// a domain 1 that lends its memory (`balloon`), with `die=` (as `neighbour`), `spin` (`preemption`) `echo=` (`signal`), `registers=` (`registers`) or `lend`
-/// (`share`), nor any (`attacks`, which are Penumbra's alone), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
+/// (`share`), nor a console page and somebody who types (`console-ring`), nor any (`attacks`, which are Penumbra's alone), nor a second vCPU (`vcpus`), nor a machine that counts instructions (`unseen`).
 pub fn run<A: Architecture>(guest: &Guest<A>, names: &str) {
     for name in names.split('+') {
         match name {
