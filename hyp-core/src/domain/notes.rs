@@ -132,9 +132,9 @@ impl<'a> Notes<'a> {
         if is_odd(self.wishes.hypercall_page) {
             return Err(ImageError::BadNote("HYPERCALL_PAGE"));
         }
-        let required = self.features.split('|').filter_map(|feature| feature.trim().strip_prefix('!'));
-        for feature in required.filter(|feature| !PROVIDED.contains(feature)) {
-            let name = REFUSED.into_iter().find(|name| *name == feature);
+        let mut required = self.features.split('|').filter_map(|feature| feature.trim().strip_prefix('!'));
+        if let Some(missing) = required.find(|feature| !PROVIDED.contains(feature)) {
+            let name = REFUSED.into_iter().find(|name| *name == missing);
             return Err(ImageError::MissingFeature(name.unwrap_or("of an unknown name")));
         }
         Ok(())

@@ -148,15 +148,13 @@ impl FrameTable {
     pub fn take_boot_memory(&self, bytes: u64) -> Option<Range<u64>> {
         const CHUNK_BYTES: u64 = PAGE_BYTES << MAX_ORDER;
         let tables = self.tables.get()?;
-        let chunks = usize::try_from(bytes.div_ceil(CHUNK_BYTES).max(1)).ok()?;
-        let index = tables.free.take_chunks(chunks)?;
-        let frames = (chunks as u64).checked_mul(1 << MAX_ORDER)?;
-        for record in tables.records.iter().skip(index).take(frames as usize) {
-            record.vacate(false);
-        }
+        let chunks = bytes.div_ceil(CHUNK_BYTES).max(1);
+        let index = tables.free.take_chunks(usize::try_from(chunks).ok()?)?;
+        let frames = chunks.checked_mul(1 << MAX_ORDER)?;
+        tables.records.iter().skip(index).take(frames as usize).for_each(|record| record.vacate(false));
         self.managed.fetch_sub(frames, Ordering::Relaxed);
         let start = tables.first.checked_add(index as u64)?.checked_mul(PAGE_BYTES)?;
-        Some(start..start.checked_add((chunks as u64).checked_mul(CHUNK_BYTES)?)?)
+        Some(start..start.checked_add(chunks.checked_mul(CHUNK_BYTES)?)?)
     }
 
     #[inline(always)]

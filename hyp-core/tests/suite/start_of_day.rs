@@ -251,8 +251,7 @@ fn code_that_issues_hypercalls_is_written_where_the_kernel_wants_it() {
 fn a_kernel_says_who_it_is() {
     let of = |content: &[u8]| {
         let file = image(kernel::VIRT_BASE, &[(elfnote::GUEST_OS, content)]);
-        let linux = KernelImage::parse(&file, "x86_64").is_ok_and(|image| image.identity.is_linux());
-        linux
+        KernelImage::parse(&file, "x86_64").map(|image| image.identity.is_linux()) == Ok(true)
     };
     assert!(of(b"linux\0") && of(b"linux"));
     assert!(!of(b"linux2\0") && !of(b"Linux\0") && !of(b"") && !of(b"\0linux") && !of(b"li\nux\0"));
@@ -392,4 +391,33 @@ fn a_store_has_an_answer_for_whoever_cannot_do_without() {
     rig.hv.kill(&domain.vcpus[0], format_args!("a test"));
     while rig.hv.background() {}
     assert_eq!((domain.store_page(), rig.hv.audit().findings), (None, 0));
+}
+
+/// What is unpacked at boot lies in free memory, which is nobody's meanwhile, and comes back.
+#[test]
+fn memory_for_boot_is_taken_in_one_piece_and_comes_back() {
+    let hv = fake::hypervisor(MACHINE);
+    let counts = || (hv.frames().free_frames() as u64, hv.frames().managed());
+    let (free, managed) = counts();
+    assert!(hv.take_boot_memory(1 << 40).is_none() && hv.take_boot_memory(u64::MAX).is_none());
+    assert_eq!(counts(), (free, managed));
+    let piece = hv.take_boot_memory((2 << 20) + 1).expect("memory");
+    assert_eq!((piece.end - piece.start, piece.start % (2 << 20)), (4 << 20, 0));
+    assert_eq!(counts(), (free - 1024, managed - 1024));
+    let built = hv.build_domain(&Plan {
+        kernel: &kernel::image(PAGE_SIZE),
+        ramdisk: b"",
+        arguments: "",
+        pages: kernel::MINIMUM_FRAMES,
+        control: false,
+    });
+    assert!(built.is_ok());
+    for number in piece.start / PAGE_SIZE as u64..piece.end / PAGE_SIZE as u64 {
+        let hold = MachineFrame::new(number).and_then(|frame| hv.frames().hold(frame)).expect("memory");
+        assert_eq!(hold.owner, None, "frame {number:#x} was given away");
+    }
+    assert_eq!(hv.audit().findings, 0);
+    hv.release_boot_memory(piece.start, piece.end);
+    assert_eq!(counts(), (free - kernel::MINIMUM_FRAMES - 1, managed));
+    assert_eq!(hv.audit().findings, 0);
 }

@@ -1,3 +1,5 @@
+//! Files that are packed kernels, and files that only seem to be.
+
 use super::*;
 
 /// A file with one setup sector and this payload behind it, at offset 4 from the end of the setup code.
