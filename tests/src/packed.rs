@@ -52,7 +52,7 @@ fn damaged() -> Vec<Case> {
         ("cut-bzimage", Packing::Xz, Damage::CutShort, "the file is cut short"),
         ("corrupt-xz", Packing::Xz, Damage::Corrupt, "its XZ payload is corrupt"),
         ("corrupt-gzip", Packing::Gzip, Damage::Corrupt, "its gzip payload is"),
-        ("corrupt-zstd", Packing::Zstd, Damage::Corrupt, "its zstd payload is corrupt"),
+        ("corrupt-zstd", Packing::Zstd, Damage::Corrupt, "its zstd payload is"),
         ("corrupt-lz4", Packing::Lz4, Damage::Corrupt, "payload is"),
         ("bzimage-larger-than-the-memory", Packing::Gzip, Damage::TooLarge, "unpacking it takes 4198399 KiB"),
         (
