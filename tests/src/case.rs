@@ -90,7 +90,7 @@ pub enum Damage {
     None,
     /// Its second half is missing.
     CutShort,
-    /// Some bytes in the middle of the payload are others.
+    /// The payload's first half is other bytes, but for its header.
     Corrupt,
     /// It says that 4 GiB would come out.
     TooLarge,

@@ -73,7 +73,8 @@ pub fn packed(kernel: &[u8], packing: Packing, damage: Damage) -> Vec<u8> {
     let mut payload = pack::payload(format, kernel);
     let (middle, trailer) = (payload.len() / 2, payload.len() - 4);
     match damage {
-        Damage::Corrupt => payload[middle..middle + 40].fill(0xff),
+        // Behind the stream's header, so that tables and lengths are hit: content alone has no check in two of the formats.
+        Damage::Corrupt => payload[30..middle].fill(0xff),
         Damage::TooLarge => payload[trailer..].fill(0xff),
         Damage::WrongLength => {
             payload[trailer..].copy_from_slice(&(kernel.len() as u32 - 1).to_le_bytes());
