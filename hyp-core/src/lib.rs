@@ -22,6 +22,7 @@
 pub mod address;
 mod boot;
 pub mod console;
+mod context;
 pub mod domain;
 pub mod event;
 #[cfg(any(test, feature = "fake-machine"))]

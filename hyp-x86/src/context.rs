@@ -7,11 +7,11 @@
 //!
 //! Fields are cells: assembly and the CPU that runs the vCPU are the only ones that change them, never at once.
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::Cell;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Context, Roots, StartOfDay};
@@ -27,6 +27,7 @@ use penumbra_abi::vcpu::{
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 pub use crate::frame::Frame;
+pub use crate::parts::{Callbacks, FloatingPoint, PortRights, Segments, TrapHandler, VcpuInfo};
 use crate::{dump, memory};
 
 /// In [`GuestContext::vector`]: `sysret` may restore the registers, which leaves rip in rcx and the flags in r11, and makes the
@@ -47,109 +48,6 @@ const FLAG_ONE: u64 = 1 << 1;
 const IO_LEVEL_SHIFT: u32 = 12;
 /// Bytes of `syscall`, which a hypercall that is issued again goes back by.
 const SYSCALL_BYTES: u64 = 2;
-
-/// Where the guest wants its exceptions.
-#[repr(C)]
-pub struct TrapHandler {
-    /// The handler; 0 is none.
-    pub address: Cell<u64>,
-    /// As in the ABI's `trap_info`: bit 2 masks events on entry.
-    pub flags: Cell<u8>,
-}
-
-/// The segment registers, which the hypervisor leaves as the guest has them until another vCPU runs.
-#[repr(C)]
-pub struct Segments {
-    pub ds: Cell<u16>,
-    pub es: Cell<u16>,
-    pub fs: Cell<u16>,
-    pub gs: Cell<u16>,
-    pub fs_base: Cell<u64>,
-    /// Base of `gs` in the mode in which the vCPU is.
-    pub gs_base: Cell<u64>,
-    /// Base of `gs` in the other mode: the user's while the kernel runs.
-    pub other_gs_base: Cell<u64>,
-}
-
-impl Segments {
-    /// ds, es, fs and gs.
-    pub fn selectors(&self) -> [u16; 4] {
-        [&self.ds, &self.es, &self.fs, &self.gs].map(Cell::get)
-    }
-}
-
-/// The floating-point and vector registers, as `fxsave` lays them out.
-#[repr(C, align(16))]
-pub struct FloatingPoint(UnsafeCell<[u8; 512]>);
-
-impl FloatingPoint {
-    /// For `fxsave` and `fxrstor`.
-    pub fn area(&self) -> *mut u8 {
-        self.0.get().cast()
-    }
-}
-
-/// Entry points that a guest registers by `set_callbacks` and `callback_op`.
-#[repr(C)]
-pub struct Callbacks {
-    pub event: Cell<u64>,
-    pub failsafe: Cell<u64>,
-    pub syscall: Cell<u64>,
-    /// For `syscall` in 32-bit code.
-    pub syscall32: Cell<u64>,
-    /// Kept, and never called: `sysenter` faults.
-    pub sysenter: Cell<u64>,
-    /// Kept, and never called: nobody sends non-maskable interrupts.
-    pub non_maskable: Cell<u64>,
-    /// Whether events are masked when the callback is entered (the event callback's always are).
-    pub failsafe_masks: Cell<bool>,
-    pub syscall_masks: Cell<bool>,
-    pub syscall32_masks: Cell<bool>,
-}
-
-impl Callbacks {
-    fn clear(&self) {
-        for callback in
-            [&self.event, &self.failsafe, &self.syscall, &self.syscall32, &self.sysenter, &self.non_maskable]
-        {
-            callback.set(0);
-        }
-        for masks in [&self.failsafe_masks, &self.syscall_masks, &self.syscall32_masks] {
-            masks.set(false);
-        }
-    }
-}
-
-/// Which ports the guest lets its own users access. (Behind none of them is any device.)
-#[repr(C)]
-pub struct PortRights {
-    /// Users may access all of them at 3.
-    pub level: Cell<u8>,
-    /// How many ports have a bit in the bitmap.
-    pub ports: Cell<u32>,
-    /// The bitmap's address in the kernel's memory: a port whose bit is clear may be accessed.
-    pub bitmap: Cell<u64>,
-}
-
-/// The first part of a vCPU's `vcpu_info` (`penumbra_abi::shared_info::X86VcpuInfo`). The guest writes there, too, at any time.
-#[repr(C)]
-pub struct VcpuInfo {
-    /// Not zero: an event is pending.
-    pub pending: AtomicU8,
-    /// Not zero: no upcalls.
-    pub mask: AtomicU8,
-    padding: [u8; 6],
-    selector: AtomicU64,
-    /// Where the last page fault was.
-    pub cr2: AtomicU64,
-}
-
-const _: () = {
-    use penumbra_abi::shared_info::X86VcpuInfo;
-    assert!(offset_of!(VcpuInfo, pending) == offset_of!(X86VcpuInfo, evtchn_upcall_pending));
-    assert!(offset_of!(VcpuInfo, mask) == offset_of!(X86VcpuInfo, evtchn_upcall_mask));
-    assert!(offset_of!(VcpuInfo, cr2) == offset_of!(X86VcpuInfo, cr2));
-};
 
 /// A virtual CPU's registers.
 #[repr(C, align(64))]

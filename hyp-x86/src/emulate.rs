@@ -12,7 +12,7 @@ use crate::access::Hooked;
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
-use crate::{clock, cpu, msr, ports};
+use crate::{clock, loaded, msr, ports};
 
 /// CR0 as a guest sees it: paging, alignment mask, write protection, numeric errors, extension type, protection.
 const GUEST_CR0: u64 = 0x8005_0033;
@@ -35,7 +35,10 @@ pub fn carry_out(
         Instruction::Out { port, size } => ports::write(vcpu, context, port, size),
         Instruction::InOutString(access) => ports::string(vcpu, context, access, hooked),
         // Behind the prefix, users may have it as well.
-        Instruction::CpuId => done(cpuid(vcpu, context)),
+        Instruction::CpuId => {
+            cpuid(vcpu, context);
+            Accessed::Done
+        }
         _ if context.user_mode.get() => Accessed::Refused,
         Instruction::WriteControl { control: 3, general } => {
             write_root(vcpu, context.frame.general(general).get())
@@ -45,10 +48,6 @@ pub fn carry_out(
             None => Accessed::Refused,
         },
     }
-}
-
-const fn done((): ()) -> Accessed {
-    Accessed::Done
 }
 
 /// `None`: it stays a fault of the guest's.
@@ -71,9 +70,9 @@ fn carry_out_for_kernel(vcpu: &Vcpu<X86>, context: &GuestContext, instruction: I
         }
         Instruction::WriteDebug { debug, general } => {
             context.debug.set(debug.into(), frame.general(general).get()).ok()?;
-            cpu::load_debug_registers(context);
+            loaded::load_debug_registers(context);
         }
-        Instruction::ClearTaskSwitched => cpu::set_task_switched(context, false),
+        Instruction::ClearTaskSwitched => loaded::set_task_switched(context, false),
         Instruction::ReadCounter { with_processor } => {
             put_halves(context, clock::counter());
             if with_processor {
@@ -136,12 +135,12 @@ fn read_control(vcpu: &Vcpu<X86>, context: &GuestContext, control: u8) -> Option
 fn write_control(context: &GuestContext, control: u8, value: u64) -> Option<()> {
     match control {
         0 if (value ^ GUEST_CR0) & !TASK_SWITCHED == 0 => {
-            cpu::set_task_switched(context, value & TASK_SWITCHED != 0);
+            loaded::set_task_switched(context, value & TASK_SWITCHED != 0);
         }
         2 => context.info()?.cr2.store(value, Ordering::Relaxed),
         4 => {
             context.counter_forbidden.set(value & COUNTER_FORBIDDEN != 0);
-            cpu::load_counter_right(context);
+            loaded::load_counter_right(context);
         }
         _ => return None,
     }

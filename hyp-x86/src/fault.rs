@@ -12,7 +12,7 @@ use x86_64::registers::control::Cr2;
 use crate::console::LastWords;
 use crate::context::{Frame, GuestContext};
 use crate::machine::{HYPERVISOR, X86, halt};
-use crate::{access, cpu, entry, interrupts, trap};
+use crate::{access, cpu, entry, interrupts, loaded, trap};
 
 const DEBUG: u64 = 1;
 const NON_MASKABLE: u64 = 2;
@@ -59,7 +59,7 @@ pub extern "C" fn critical(frame: &Frame) {
     match frame.vector.get() {
         NON_MASKABLE => {}
         DEBUG => {
-            let _ = cpu::take_debug_status();
+            let _ = loaded::take_debug_status();
         }
         _ => stop(frame),
     }

@@ -15,7 +15,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase};
 use crate::callbacks::{self, code_address};
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, cpu, guest_descriptors, ports, trap};
+use crate::{cpu, guest_descriptors, iret, loaded, ports, trap};
 
 /// Most entries of a trap table: one for each vector, and the end.
 const MOST_TRAPS: u64 = 257;
@@ -29,7 +29,7 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
     let number = frame.rax.get();
     // The one that returns nothing: every register is the context's that it loads.
     if number == number::IRET {
-        return bounce::iret(vcpu, context);
+        return iret::iret(vcpu, context);
     }
     if let Some(answer) = immediate(number, frame.rdi().get()) {
         frame.rax.set(answer);
@@ -84,7 +84,7 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
         number::SET_CALLBACKS => callbacks::set_all(context, values(arguments)),
         number::CALLBACK_OP => callbacks::operation(call, context, first, second),
         number::FPU_TASKSWITCH => {
-            cpu::set_task_switched(context, first as u32 != 0);
+            loaded::set_task_switched(context, first as u32 != 0);
             Ok(())
         }
         number::SET_SEGMENT_BASE => set_segment_base(context, first, second),
@@ -127,13 +127,13 @@ fn stack_switch(context: &GuestContext, _selector: u64, stack: u64) -> Result<()
 
 fn set_debug_register(context: &GuestContext, number: u64, value: u64) -> Result<(), Errno> {
     context.debug.set(number, value)?;
-    cpu::load_debug_registers(context);
+    loaded::load_debug_registers(context);
     Ok(())
 }
 
 fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(), Errno> {
     if which == SEGBASE_GS_USER_SEL {
-        cpu::load_user_gs(context, base as u16);
+        loaded::load_user_gs(context, base as u16);
         return Ok(());
     }
     let base = code_address(base)?;

@@ -12,6 +12,8 @@
 //! | `emulate.rs`, `msr.rs`, `ports.rs` | instructions that are carried out for guests |
 //! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
+//! | `iret.rs` | the way back out of a guest's handler |
+//! | `loaded.rs`, `parts.rs` | what of a vCPU's registers the processor holds; parts of them |
 //! | `fault.rs`, `dump.rs` | exceptions in the hypervisor itself; what the log tells of a guest that crashes |
 //!
 //! On the host this program is empty: its pure parts are the library `hyp_x86`, which is tested there.
@@ -54,11 +56,17 @@ mod hypercall;
 #[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
+mod iret;
+#[cfg(target_os = "none")]
+mod loaded;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod msr;
+#[cfg(target_os = "none")]
+mod parts;
 #[cfg(target_os = "none")]
 mod ports;
 #[cfg(target_os = "none")]

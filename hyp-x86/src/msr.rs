@@ -83,7 +83,7 @@ pub fn read(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32) -> Option<u
         MACHINE_CHECK_STATUS => 0,
         // All errors are reported, and there is none.
         MACHINE_CHECK_BANKS..MACHINE_CHECK_BANKS_END => {
-            if register % 4 == 0 {
+            if register.is_multiple_of(4) {
                 !0
             } else {
                 0

@@ -14,7 +14,7 @@ use x86_64::registers::model_specific::{FsBase, GsBase};
 
 use crate::access::Hooked;
 use crate::context::{Frame, GuestContext};
-use crate::cpu;
+use crate::loaded;
 use crate::machine::{HYPERVISOR, X86};
 
 /// How many ports there are.
@@ -166,7 +166,7 @@ fn in_bitmap(vcpu: &'static Vcpu<X86>, context: &GuestContext, port: Port, size:
     let place = context.ports.bitmap.get().wrapping_add(u64::from(first / 8));
     // One byte, or the next one too.
     let count = if (end - 1) / 8 == first / 8 { 1 } else { 2 };
-    let read = cpu::as_kernel(vcpu, || {
+    let read = loaded::as_kernel(vcpu, || {
         let bytes = bytes.get_mut(..count).unwrap_or_default();
         HYPERVISOR.machine().read_guest(GuestVirtual::new(place), bytes)
     });

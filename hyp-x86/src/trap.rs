@@ -14,7 +14,7 @@ use crate::access::{self, Hooked};
 use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
-use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, writable_tables};
+use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, loaded, writable_tables};
 
 const DEBUG: u64 = 1;
 const INVALID_OPCODE: u64 = 6;
@@ -122,12 +122,12 @@ fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: 
     match vector {
         BY_COMPATIBILITY_SYSCALL => bounce::compatibility_system_call(vcpu, context, hooked),
         DEBUG => {
-            context.debug.record_status(cpu::take_debug_status());
+            context.debug.record_status(loaded::take_debug_status());
             bounce::exception(vcpu, context, vector, None, hooked)
         }
         NO_FLOATING_POINT => {
             // It was the guest that has set the flag, and as in Xen its handler finds it clear.
-            cpu::set_task_switched(context, false);
+            loaded::set_task_switched(context, false);
             bounce::exception(vcpu, context, vector, None, hooked)
         }
         INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector, hooked),

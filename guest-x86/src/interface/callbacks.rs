@@ -229,7 +229,7 @@ fn segments(guest: &Guest<X86>, check: &mut Check<X86>) {
 fn lost_segment(guest: &Guest<X86>, check: &mut Check<X86>, table: u64) {
     // SAFETY: the hypervisor's segments and this one lead to the same memory; data is never reached through `ds` in 64-bit code.
     unsafe { asm!("mov ds, {:x}", in(reg) 2 * 8 + 3u16, options(nomem, nostack, preserves_flags)) };
-    check.done("its descriptor goes", call::<X86>(UPDATE_DESCRIPTOR, &[table << 12 | 2 * 8, 0]));
+    check.done("its descriptor goes", call::<X86>(UPDATE_DESCRIPTOR, &[(table << 12) | (2 * 8), 0]));
     let place = interface_failsafe as *const () as u64;
     check.done("the failsafe callback", register(CALLBACKTYPE_FAILSAFE, 0, place));
     FAILURES.store(0, Ordering::Relaxed);

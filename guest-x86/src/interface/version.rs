@@ -109,7 +109,7 @@ fn system_time(info: u64) -> u64 {
     let delta = unsafe { _rdtsc() }.wrapping_sub(time.tsc_timestamp);
     let places = u32::from(time.tsc_shift.unsigned_abs());
     let shifted = if time.tsc_shift < 0 { delta >> places } else { delta << places };
-    time.system_time + (u128::from(shifted) * u128::from(time.tsc_to_system_mul) >> 32) as u64
+    time.system_time + ((u128::from(shifted) * u128::from(time.tsc_to_system_mul)) >> 32) as u64
 }
 
 fn time(guest: &Guest<X86>, check: &mut Check<X86>) {

@@ -25,7 +25,7 @@ fn is_the_machines(rig: &Rig, info: VcpuTimeInfo) -> bool {
     let expected = [clock.start, 0, clock.scale.multiplier.into(), clock.scale.shift as u64];
     let found = [info.tsc_timestamp, info.system_time, info.tsc_to_system_mul.into(), info.tsc_shift as u64];
     // Even, and not as if nobody had ever written it.
-    found == expected && info.version % 2 == 0 && info.version != 0 && info.flags == 0
+    found == expected && info.version.is_multiple_of(2) && info.version != 0 && info.flags == 0
 }
 
 #[test]

@@ -1,0 +1,58 @@
+//! The way back out of a handler: the `iret` hypercall; and the change between a guest's kernel and its users.
+
+use core::sync::atomic::Ordering;
+
+use hyp_core::Vcpu;
+use hyp_x86::layout;
+use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+use crate::access::{self, Hooked};
+use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext};
+use crate::machine::{HYPERVISOR, X86};
+use crate::{cpu, trap};
+
+/// `iret`: takes a context from the kernel's stack. The domain ends if there is none that could be used.
+#[inline(never)]
+pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
+    let frame = &context.frame;
+    let Some(hooked) = Hooked::now() else { return cpu::later(context) };
+    let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
+    let Some(info) = context.info() else { return no_context(vcpu) };
+    let (cs, flags) = (frame.cs.get(), frame.rflags.get());
+    info.mask.store(u8::from(flags & FLAG_INTERRUPT == 0), Ordering::Relaxed);
+    // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
+    frame.cs.set(cs & 0xffff | 3);
+    frame.ss.set(frame.ss.get() & 0xffff | 3);
+    frame.rflags.set(flags & GUEST_FLAGS | FLAG_INTERRUPT);
+    let flat = frame.cs.get() == FLAT_RING3_CS64.into() && frame.ss.get() == FLAT_RING3_SS64.into();
+    // A place that isn't canonical is for the processor to refuse.
+    let by_sysret = how & VGCF_IN_SYSCALL != 0 && flat && layout::is_canonical(frame.rip.get());
+    frame.vector.set(if by_sysret { BY_SYSCALL } else { BY_IRET });
+    if cs & 3 == 3 { to_user_mode(vcpu, context) } else { trap::go_on(context) }
+}
+
+#[inline(never)]
+fn to_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
+    if vcpu.user_root().is_none() {
+        return no_context(vcpu);
+    }
+    change_mode(vcpu, context, true);
+    trap::go_on(context)
+}
+
+#[cold]
+#[inline(never)]
+fn no_context(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
+    HYPERVISOR.kill(vcpu, format_args!("iret without a context that could be used"));
+    cpu::next()
+}
+
+/// Between the guest's kernel and its users: another root, another base of `gs`.
+pub fn change_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext, user: bool) {
+    context.user_mode.set(user);
+    let other = context.segments.other_gs_base.replace(GsBase::read().as_u64());
+    GsBase::write(VirtAddr::new_truncate(other));
+    cpu::load_roots_of(vcpu);
+}
