@@ -201,7 +201,7 @@ impl<M: Machine> TableSpace<'_, M> {
         while index < end {
             if index.is_multiple_of(RUN)
                 && index.saturating_add(RUN) <= end
-                && self.machine.are_zero(words, index, RUN)
+                && self.is_empty_run(words, index)
             {
                 index = index.saturating_add(RUN);
                 continue;

@@ -282,13 +282,19 @@ impl<M: Machine> TableSpace<'_, M> {
         Ok(())
     }
 
+    /// Whether the entries from `first` on are a run of empty ones. The first is looked at by itself: in a full table it says enough.
+    #[inline(always)]
+    pub(super) fn is_empty_run(&self, words: M::Table, first: usize) -> bool {
+        self.machine.read_in(words, first) == 0 && self.machine.are_zero(words, first, RUN)
+    }
+
     /// Whether the entries from `first` on are a run of empty ones that the budget covers: they are paid for then, and hold nothing. Most
     /// entries are, and most of what a process costs is to look at them.
     #[inline(always)]
     pub(super) fn passes_empty_run(&self, words: M::Table, first: usize, count: usize) -> bool {
         first.is_multiple_of(RUN)
             && first.saturating_add(RUN) <= count
-            && self.machine.are_zero(words, first, RUN)
+            && self.is_empty_run(words, first)
             && self.budget.covers(RUN as u32)
     }
 
