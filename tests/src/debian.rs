@@ -112,7 +112,8 @@ fn workloads(name: &str, hypervisor: &'static str) -> Case {
         // Twice: right after one program, and as the next one begins.
         case = case.types(&[(": clean", ""), (ended, "a"), (": clean", "a")]);
     }
-    let case = case.types(&[(": clean", SWITCH), ("WORKLOADS: PASS", ""), (PROMPT, "exit\r")]);
+    // The shell may have come before the last audit is done: another line makes it prompt again.
+    let case = case.types(&[(": clean", SWITCH), ("input goes to d0", "\r"), (PROMPT, "exit\r")]);
     let mut case = case.says(&WORKED).says(&["(PEN) d0 has shut down: power-off"]);
     case.story.insert(WORKED.len() - 2, "WORKLOAD balloon ok");
     case
