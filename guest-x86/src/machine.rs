@@ -2,7 +2,7 @@
 
 use crate::{
     absent_entries, bench, descriptor_stretches, descriptors, entries, events, forbidden, interface,
-    late_traps, made_up, registers, table_writes, traps, user_mode,
+    late_traps, made_up, registers, table_writes, timers, traps, user_mode,
 };
 use core::arch::asm;
 use core::mem::offset_of;
@@ -50,6 +50,7 @@ impl Architecture for X86 {
         ("absent-entries", absent_entries::run),
         ("late-traps", late_traps::run),
         ("user-mode", user_mode::run),
+        ("timers", timers::run),
         ("interface", interface::run),
     ];
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;

@@ -36,6 +36,8 @@ mod registers;
 #[cfg(target_os = "none")]
 mod table_writes;
 #[cfg(target_os = "none")]
+mod timers;
+#[cfg(target_os = "none")]
 mod traps;
 #[cfg(target_os = "none")]
 mod user;

@@ -20,7 +20,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::context::GuestContext;
-use crate::{access, clock, console, cpu, guest_descriptors, hypercall, memory};
+use crate::{access, clock, console, cpu, guest_descriptors, hypercall, interrupts, memory};
 
 /// An x86-64 machine with ring-3 guests.
 pub struct X86;
@@ -258,6 +258,10 @@ impl Board for X86 {
 
     fn guest_clock(&self) -> Option<GuestClock> {
         Some(clock::of_guests())
+    }
+
+    fn interrupt_by(&self, deadline: u64) {
+        interrupts::interrupt_by(deadline);
     }
 
     fn wall_clock(&self) -> Option<u64> {

@@ -136,6 +136,8 @@ fn guest_tests(board: Board) -> Vec<Case> {
             cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
         }
         cases.extend(absent_entries(board));
+        let timers = Case::new(board, "guest-test/timers", "test=timers then=poweroff");
+        cases.push(guest_test(Case { icount: true, ..timers }.domain(NEIGHBOUR)));
         // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
         let late = Case::new(board, "guest-test/late-traps", "test=late-traps spinner then=poweroff");
         let late = Case { icount: true, words: "dom0_mem=64M dom0_max_vcpus=2", ..late };

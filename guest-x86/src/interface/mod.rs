@@ -4,7 +4,7 @@
 mod callbacks;
 mod debug;
 mod instructions;
-mod version;
+pub mod version;
 
 use guest_core::guest::Guest;
 use guest_core::tests::Check;

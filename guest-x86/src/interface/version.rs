@@ -46,7 +46,7 @@ fn versions(check: &mut Check<X86>) {
 }
 
 /// `cpuid` behind the prefix that makes the hypervisor answer.
-fn emulated_cpuid(leaf: u32) -> [u32; 4] {
+pub fn emulated_cpuid(leaf: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u64, u32, u32);
     // SAFETY: the hypervisor executes `cpuid` and goes on behind it; rbx, which may not be an operand, is kept by hand.
     unsafe {
@@ -103,7 +103,7 @@ fn published(info: u64) -> VcpuTimeInfo {
 }
 
 /// System time by the counter.
-fn system_time(info: u64) -> u64 {
+pub fn system_time(info: u64) -> u64 {
     let time = published(info);
     // SAFETY: reads a counter.
     let delta = unsafe { _rdtsc() }.wrapping_sub(time.tsc_timestamp);

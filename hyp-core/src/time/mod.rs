@@ -118,10 +118,15 @@ impl<M: Machine> Hypervisor<M> {
         self.set_deadline(&vcpu.timers.periodic, self.machine.now().saturating_add(period));
     }
 
-    /// Fires what is due.
-    pub(crate) fn run_timers(&self) {
+    /// Fires what is due: in each tick, and in what interrupts the board has between them for the sake of timers.
+    pub fn run_timers(&self) {
         let now = self.machine.now();
-        if now < self.earliest.0.load(Ordering::SeqCst) {
+        let earliest = self.earliest.0.load(Ordering::SeqCst);
+        if now < earliest {
+            // The interrupt that there was for it may have come too early.
+            if earliest != u64::MAX {
+                self.machine.interrupt_by(earliest);
+            }
             return;
         }
         self.earliest.0.store(u64::MAX, Ordering::SeqCst);

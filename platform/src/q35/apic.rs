@@ -49,7 +49,7 @@ impl Apic {
             .timer_vector(vectors.timer.into())
             .error_vector(vectors.error.into())
             .spurious_vector(vectors.spurious.into())
-            .timer_mode(TimerMode::Periodic)
+            .timer_mode(TimerMode::OneShot)
             .timer_divide(TimerDivide::Div1)
             .timer_initial(u32::MAX)
             .set_xapic_base(registers)
@@ -68,13 +68,17 @@ impl Apic {
         u64::from(u32::MAX - unsafe { self.local.timer_current() })
     }
 
-    /// Makes the timer interrupt every `counts` of its clock.
-    pub fn tick_every(&mut self, counts: u32) {
+    /// Lets the timer interrupt.
+    pub fn enable_timer(&mut self) {
         // SAFETY: the registers stay mapped; the timer's vector leads to a handler, as promised to `start`.
-        unsafe {
-            self.local.set_timer_initial(counts);
-            self.local.enable_timer();
-        }
+        unsafe { self.local.enable_timer() };
+    }
+
+    /// Makes the timer interrupt once, after so many counts of its clock (0: never), and not when it was to before.
+    #[inline]
+    pub fn interrupt_after(&mut self, counts: u32) {
+        // SAFETY: the registers stay mapped.
+        unsafe { self.local.set_timer_initial(counts) };
     }
 
     /// Tells the APIC that the interrupt in service has been handled.
