@@ -65,7 +65,7 @@ pub fn interrupt_by(deadline: u64) {
     NEXT.store(deadline, Ordering::Relaxed);
     // The next tick is never further away, so no more than this is ever asked for.
     let wait = deadline.saturating_sub(clock::now()).clamp(LEAST, TICK);
-    let counts = (u128::from(wait) * u128::from(COUNTS.load(Ordering::Relaxed)) >> 32) as u64;
+    let counts = (u128::from(wait) * u128::from(COUNTS.load(Ordering::Relaxed))) >> 32;
     // SAFETY: interrupts are off in the hypervisor, and no reference is kept while anything else is called.
     if let Some(apic) = unsafe { (*APIC.0.get()).as_mut() } {
         apic.interrupt_after(u32::try_from(counts).unwrap_or(u32::MAX).max(1));

@@ -127,21 +127,7 @@ fn guest_tests(board: Board) -> Vec<Case> {
     let mut cases =
         alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec();
     if board == Board::Q35 {
-        for (name, words) in [
-            ("guest-test/table-writes", "test=table-writes then=poweroff"),
-            ("guest-test/descriptors", "test=descriptors then=poweroff"),
-            ("guest-test/user-mode", "test=user-mode then=poweroff"),
-            ("guest-test/interface", "test=interface then=poweroff"),
-        ] {
-            cases.push(guest_test(Case::new(board, name, words).domain(NEIGHBOUR)));
-        }
-        cases.extend(absent_entries(board));
-        let timers = Case::new(board, "guest-test/timers", "test=timers then=poweroff");
-        cases.push(guest_test(Case { icount: true, ..timers }.domain(NEIGHBOUR)));
-        // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
-        let late = Case::new(board, "guest-test/late-traps", "test=late-traps spinner then=poweroff");
-        let late = Case { icount: true, words: "dom0_mem=64M dom0_max_vcpus=2", ..late };
-        cases.push(guest_test(late.domain("domain=spinner memory=16M spin")));
+        cases.extend(guest_tests_of_a_pc(board));
     }
     cases.extend(attacks(board));
     // Neither domain ever gives the CPU away.
@@ -165,6 +151,26 @@ fn guest_tests(board: Board) -> Vec<Case> {
     let share = Case::new(board, "guest-test/share", "test=share then=poweroff");
     let taken_back = "(d1) lend: taken back: true, a table since: true, freed: true";
     cases.push(guest_test(share.domain("domain=lender memory=16M lend").says(&[taken_back])));
+    cases
+}
+
+/// The same, of what there is on x86-64 only.
+fn guest_tests_of_a_pc(board: Board) -> Vec<Case> {
+    let alone = [
+        ("guest-test/table-writes", "test=table-writes then=poweroff"),
+        ("guest-test/descriptors", "test=descriptors then=poweroff"),
+        ("guest-test/user-mode", "test=user-mode then=poweroff"),
+        ("guest-test/interface", "test=interface then=poweroff"),
+    ];
+    let mut cases =
+        alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec();
+    cases.extend(absent_entries(board));
+    let timers = Case::new(board, "guest-test/timers", "test=timers then=poweroff");
+    cases.push(guest_test(Case { icount: true, ..timers }.domain(NEIGHBOUR)));
+    // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
+    let late = Case::new(board, "guest-test/late-traps", "test=late-traps spinner then=poweroff");
+    let late = Case { icount: true, words: "dom0_mem=64M dom0_max_vcpus=2", ..late };
+    cases.push(guest_test(late.domain("domain=spinner memory=16M spin")));
     cases
 }
 
