@@ -199,18 +199,16 @@ impl<M: Machine> TableSpace<'_, M> {
         let end = progress.saturating_add(self.budget.piece(entries.saturating_sub(progress)));
         let mut index = progress;
         while index < end {
-            if index.is_multiple_of(RUN)
-                && index.saturating_add(RUN) <= end
-                && self.is_empty_run(words, index)
-            {
-                index = index.saturating_add(RUN);
-                continue;
+            match self.machine.read_in(words, index) {
+                0 => index = self.past_empty_entries(words, index, end),
+                proposed => {
+                    if let Err(refusal) = self.validate_leaf(words, index, proposed) {
+                        self.frames.set_progress(table, index);
+                        return Err(refusal.into());
+                    }
+                    index = index.saturating_add(1);
+                }
             }
-            if let Err(refusal) = self.validate_leaf(words, index) {
-                self.frames.set_progress(table, index);
-                return Err(refusal.into());
-            }
-            index = index.saturating_add(1);
         }
         self.budget.charge_flushes(self.frames.type_flushes());
         if end < entries {
@@ -222,8 +220,7 @@ impl<M: Machine> TableSpace<'_, M> {
     }
 
     #[inline(always)]
-    fn validate_leaf(&self, table: M::Table, index: usize) -> Result<(), Refusal> {
-        let proposed = self.machine.read_in(table, index);
+    fn validate_leaf(&self, table: M::Table, index: usize, proposed: u64) -> Result<(), Refusal> {
         let (admitted, entry) = M::Format::admit(1, proposed)?;
         if admitted != proposed {
             self.machine.write_in(table, index, admitted);

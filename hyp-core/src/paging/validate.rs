@@ -282,20 +282,27 @@ impl<M: Machine> TableSpace<'_, M> {
         Ok(())
     }
 
-    /// Whether the entries from `first` on are a run of empty ones. The first is looked at by itself: in a full table it says enough.
+    /// Where to go on behind the empty entry number `index`: behind its run, if that is empty and ends before `end`.
     #[inline(always)]
-    pub(super) fn is_empty_run(&self, words: M::Table, first: usize) -> bool {
-        self.machine.read_in(words, first) == 0 && self.machine.are_zero(words, first, RUN)
+    pub(super) fn past_empty_entries(&self, words: M::Table, index: usize, end: usize) -> usize {
+        index.saturating_add(if self.is_empty_run(words, index, end) { RUN } else { 1 })
+    }
+
+    /// Whether the entries from `first` on are a run of empty ones that ends before `end`. The first is looked at by itself: in a full table
+    /// it says enough.
+    #[inline(always)]
+    fn is_empty_run(&self, words: M::Table, first: usize, end: usize) -> bool {
+        first.is_multiple_of(RUN)
+            && first.saturating_add(RUN) <= end
+            && self.machine.read_in(words, first) == 0
+            && self.machine.are_zero(words, first, RUN)
     }
 
     /// Whether the entries from `first` on are a run of empty ones that the budget covers: they are paid for then, and hold nothing. Most
     /// entries are, and most of what a process costs is to look at them.
     #[inline(always)]
     pub(super) fn passes_empty_run(&self, words: M::Table, first: usize, count: usize) -> bool {
-        first.is_multiple_of(RUN)
-            && first.saturating_add(RUN) <= count
-            && self.is_empty_run(words, first)
-            && self.budget.covers(RUN as u32)
+        self.is_empty_run(words, first, count) && self.budget.covers(RUN as u32)
     }
 
     /// Charges for one entry of a table of which the first `progress` entries hold references now.
