@@ -293,4 +293,18 @@ mod tests {
         budget.charge(left);
         assert!(budget.is_spent() && budget.lacks(1) && !budget.lacks(0));
     }
+
+    /// A run of entries that is passed is paid for, and never with the last of a budget: then it would be time to stop before the next.
+    #[test]
+    fn a_run_is_covered_by_more_than_it_costs() {
+        let budget = Budget::new(33);
+        assert!(budget.covers(16));
+        assert_eq!(budget.left.get(), 17);
+        assert!(budget.covers(16));
+        assert_eq!(budget.left.get(), 1);
+        for too_many in [1, 16] {
+            assert!(!budget.covers(too_many));
+            assert_eq!(budget.left.get(), 1, "what isn't covered isn't paid for");
+        }
+    }
 }
