@@ -12,6 +12,7 @@ use hyp_core::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::frame::{BootMemory, FrameRecord, Memory, allocator};
 use hyp_core::machine::Board;
 use hyp_core::{BootInformation, Module, ModuleKind};
+use hyp_x86::cpuid_faults;
 use hyp_x86::l1tf::{self, Processor};
 use hyp_x86::layout;
 use hyp_x86::ram::RamMap;
@@ -25,7 +26,7 @@ use x86_64::registers::model_specific::Msr;
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
 use crate::unpacker::Opener;
-use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, stack};
+use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, msr, stack};
 
 /// What the temporary tables show at the direct map.
 const FIRST_4_GIB: u64 = 4 << 30;
@@ -164,6 +165,7 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     unsafe { descriptors::load() };
     set_features();
     judge_processor(end * PAGE_SIZE as u64);
+    let_cpuid_fault();
     give_memory(&mut boot, end)?;
     // SAFETY: once, with interrupts off; the tables map the registers there.
     unsafe { interrupts::start(layout::APIC_REGISTERS) }.map_err(Stop::Clock)?;
@@ -281,6 +283,27 @@ fn judge_processor(end: u64) {
             "the processor may have the L1 terminal fault: guests' absent entries must not name memory"
         );
     }
+}
+
+/// Guests' `cpuid` comes to the hypervisor from now on, where the processor can do that.
+fn let_cpuid_fault() {
+    let names = core::arch::x86_64::__cpuid(0);
+    let last = core::arch::x86_64::__cpuid(0x8000_0000).eax;
+    let features = match last {
+        cpuid_faults::FEATURES_LEAF..=0x8000_ffff => {
+            core::arch::x86_64::__cpuid(cpuid_faults::FEATURES_LEAF).eax
+        }
+        _ => 0,
+    };
+    let vendor = [names.ebx, names.edx, names.ecx];
+    let Some(switch) = cpuid_faults::switch(vendor, features, || msr::read_if_there(cpuid_faults::PLATFORM))
+    else {
+        return;
+    };
+    let mut register = Msr::new(switch.register);
+    // SAFETY: the processor says that the register has the bit, which changes what `cpuid` does outside ring 0, and nothing else.
+    unsafe { register.write(register.read() | switch.bit) };
+    log::info!("guests' cpuid is answered by the hypervisor");
 }
 
 /// Allocates the core's arrays, one item for each frame up to the last of RAM, and hands them over.

@@ -4,7 +4,7 @@
 //! has looked at it. Left out is what a ring-3 kernel can't have (superpages, global pages, fast system entry, memory-type ranges,
 //! supervisor-mode protections, virtualization), what needs state that isn't switched (extended state and all that rests on it, protection
 //! keys), registers that aren't given (speculation control, performance counters, thermal monitoring), and the processor's place among
-//! others. (A user's `cpuid` asks the processor itself.)
+//! others. (Where the processor can't let it fault, a `cpuid` without prefix asks the processor itself.)
 //!
 //! Leaves from 0x40000000 on are the hypervisor's own, as Xen's (`arch-x86/cpuid.h`).
 //!

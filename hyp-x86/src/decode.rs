@@ -246,6 +246,7 @@ mod tests {
     fn recognises_what_linux_executes() {
         let cpuid = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
         assert_eq!(undefined(&cpuid), Some(Decoded { instruction: Instruction::CpuId, length: 7 }));
+        assert_eq!(recognised(&[0x0f, 0xa2]), Instruction::CpuId, "where the processor lets it fault");
         assert_eq!(privileged(&[0x0f, 0x30, 0x90]).unwrap().instruction, Instruction::WriteMsr);
         // mov %cr4, %rax; mov %cr0, %r10; mov %cr8, %rbx
         let control = |control, general| Instruction::ReadControl { control, general };

@@ -5,6 +5,7 @@
 //! - [`layout`]: who owns which virtual addresses;
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`cpuid`]: what guests hear of the processor;
+//! - [`cpuid_faults`]: how a processor is told to ask the hypervisor;
 //! - [`debug_registers`]: what guests may write to their debug registers;
 //! - [`hypercall_page`]: code that issues hypercalls for a guest;
 //! - [`ram`]: which machine memory there is;
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cpuid;
+pub mod cpuid_faults;
 pub mod debug_registers;
 pub mod decode;
 pub mod descriptor_tables;

@@ -144,10 +144,10 @@ fn fill_hypercall_page(vcpu: &Vcpu<X86>, value: u64) -> Option<()> {
     Some(())
 }
 
-/// Reads a register that the processor may not have.
-fn read_if_there(register: u32) -> Option<u64> {
+/// Reads a register that the processor may not have. For those whose reading changes nothing.
+pub fn read_if_there(register: u32) -> Option<u64> {
     let (low, high, there): (u32, u32, u32);
-    // SAFETY: reading the two registers that this is called for changes nothing; on a processor without one, the fault goes on at label 4.
+    // SAFETY: reading the three registers that this is called for changes nothing; on a processor without one, the fault goes on at label 4.
     unsafe {
         asm!(
             "movl $1, {there:e}",
