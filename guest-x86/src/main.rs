@@ -7,6 +7,8 @@
 #[cfg(target_os = "none")]
 mod absent_entries;
 #[cfg(target_os = "none")]
+mod assembly;
+#[cfg(target_os = "none")]
 mod bench;
 #[cfg(target_os = "none")]
 mod descriptor_stretches;

@@ -12,6 +12,7 @@ use penumbra_abi::hypercall as number;
 use penumbra_abi::sched::SHUTDOWN_CRASH;
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, TrapInfo};
 
+use crate::assembly::leave_handler;
 use crate::machine::X86;
 
 /// Where a tried access goes on when it faults; 0 when none is being tried.
@@ -41,10 +42,9 @@ global_asm!(
         movq %rcx, 16(%rsp)
         movq $6, {vector}(%rip)
         movq $0, {error}(%rip)
-        popq %rcx
-        popq %r11
-        orq $3, 8(%rsp)
-        iretq
+    "#,
+    leave_handler!(),
+    r#"
     1:  movl $6, %edi
         xorl %esi, %esi
         movq 16(%rsp), %rdx

@@ -15,6 +15,7 @@ use penumbra_abi::hypercall as number;
 use penumbra_abi::mmu::{MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
 
+use crate::assembly::{keep_registers, load_kept_registers};
 use crate::machine::X86;
 
 /// `callback_op`: register, and the kind of callback that is called for system calls (`callback.h`).
@@ -48,19 +49,13 @@ global_asm!(
 
     // Runs the user at rdi with rsi in rbx, the flags in rdx and the code segment in rcx. Changes every register that a caller doesn't expect to be kept.
     enter_user:
-        pushq %rbx
-        pushq %rbp
-        pushq %r12
-        pushq %r13
-        pushq %r14
-        pushq %r15
+    "#,
+    keep_registers!(),
+    r#"
         call 1f
-        popq %r15
-        popq %r14
-        popq %r13
-        popq %r12
-        popq %rbp
-        popq %rbx
+    "#,
+    load_kept_registers!(),
+    r#"
         ret
     1:  movq %rsp, {kernel_stack}(%rip)
         movq %rsi, %rbx

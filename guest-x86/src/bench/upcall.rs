@@ -8,6 +8,7 @@ use guest_core::hypercalls::{address_of, call};
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
 
+use crate::assembly::leave_handler;
 use crate::machine::X86;
 
 /// `callback_op`: register, and the kind of callback that is called for events (`callback.h`). It can't be taken away again, but
@@ -26,11 +27,8 @@ global_asm!(
         movq $0, 2048(%rcx)
         incq {upcalls}(%rip)
         movb $0, 1(%rcx)
-        popq %rcx
-        popq %r11
-        orq $3, 8(%rsp)
-        iretq
     "#,
+    leave_handler!(),
     shared_info = sym SHARED_INFO,
     upcalls = sym UPCALLS,
     options(att_syntax)

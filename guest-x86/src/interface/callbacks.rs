@@ -17,6 +17,7 @@ use penumbra_abi::x86_64::{
     FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64, SEGBASE_GS_KERNEL, SEGBASE_GS_USER_SEL,
 };
 
+use crate::assembly::{keep_registers, leave_handler, load_kept_registers};
 use crate::machine::X86;
 use crate::traps;
 use crate::user::User;
@@ -62,22 +63,16 @@ global_asm!(
         cld
         rep movsq
         movq {resume}(%rip), %rsp
-        popq %r15
-        popq %r14
-        popq %r13
-        popq %r12
-        popq %rbp
-        popq %rbx
+    "#,
+    load_kept_registers!(),
+    r#"
         ret
 
     // Tells the hypervisor to go on with the frame at rdi, which it can't.
     interface_bad_return:
-        pushq %rbx
-        pushq %rbp
-        pushq %r12
-        pushq %r13
-        pushq %r14
-        pushq %r15
+    "#,
+    keep_registers!(),
+    r#"
         movq %rsp, {resume}(%rip)
         movq %rdi, %rsp
         movl ${iret}, %eax
@@ -87,10 +82,9 @@ global_asm!(
     // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss.
     interface_interrupt:
         incq {interrupts}(%rip)
-        popq %rcx
-        popq %r11
-        orq $3, 8(%rsp)
-        iretq
+    "#,
+    leave_handler!(),
+    r#"
 
     interface_system_call_32:
         movq 24(%rsp), %rcx

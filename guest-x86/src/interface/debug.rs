@@ -9,6 +9,7 @@ use penumbra_abi::Errno;
 use penumbra_abi::hypercall::{FPU_TASKSWITCH, GET_DEBUGREG, SET_DEBUGREG, XEN_VERSION};
 use penumbra_abi::version::{FeatureInfo, XENVER_GET_FEATURES};
 
+use crate::assembly::leave_handler;
 use crate::machine::X86;
 use crate::traps;
 
@@ -32,11 +33,9 @@ global_asm!(
         jmp 1f
     interface_no_floating_point:
         incq {no_floating_point}(%rip)
-    1:  popq %rcx
-        popq %r11
-        orq $3, 8(%rsp)
-        iretq
+    1:
     "#,
+    leave_handler!(),
     debug = sym DEBUG,
     no_floating_point = sym NO_FLOATING_POINT,
     options(att_syntax)
