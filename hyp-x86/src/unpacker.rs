@@ -56,6 +56,12 @@ fn unpack(packed: &Packed<'_>) -> Result<Piece, Error> {
     unsafe { heap::with(lent.bytes_mut(), || packed.unpack(kernel.bytes_mut())) }?;
     let (ticks, unit) = (clock::since_start().saturating_sub(start), clock::unit());
     log::info!("a kernel is unpacked ({}): {} KiB, {ticks} {unit}", packed.format(), out >> 10);
+    if !packed.is_vouched_for() {
+        let format = packed.format();
+        log::warn!(
+            "nothing in that file vouches for what came out: damage to its {format} payload may go unnoticed"
+        );
+    }
     Ok(kernel)
 }
 

@@ -28,5 +28,8 @@ fn unpack(from: &str, to: Option<&str>) -> Result<String, String> {
     if let Some(to) = to {
         std::fs::write(to, &out).map_err(|error| error.to_string())?;
     }
-    Ok(format!("{}: {} bytes, with {} bytes of heap at most", packed.format(), out.len(), packed.heap()))
+    let vouched =
+        if packed.is_vouched_for() { "" } else { ", for whose content nothing in the file vouches" };
+    let (format, heap) = (packed.format(), packed.heap());
+    Ok(format!("{format}: {} bytes, with {heap} bytes of heap at most{vouched}", out.len()))
 }

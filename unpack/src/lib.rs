@@ -26,6 +26,8 @@
 extern crate alloc;
 
 #[cfg(feature = "decoders")]
+mod check;
+#[cfg(feature = "decoders")]
 mod gzip;
 #[cfg(feature = "decoders")]
 mod lz4;

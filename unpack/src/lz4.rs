@@ -1,6 +1,6 @@
 //! LZ4 in the frame of its first versions (`lz4 -l`, "legacy frame"), which is what Linux's build makes: a magic number, and then blocks,
 //! each with its packed length in front, and all but the last one 8 MiB long when they are unpacked. The blocks, by `lz4_flex`, know
-//! nothing of each other. There is no check of the content.
+//! nothing of each other. There is no check of the content: [`super::check`].
 
 use lz4_flex::block::decompress_into;
 

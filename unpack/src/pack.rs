@@ -14,7 +14,9 @@ use lzma_rust2::{FilterType, XzOptions, XzWriter};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use crate::Format;
-use crate::payload::{MAGIC, PAYLOAD_LENGTH, PAYLOAD_OFFSET, SECTOR, SETUP_SECTORS, VERSION};
+use crate::payload::{
+    IMAGE_LENGTH, IMAGE_UNIT, MAGIC, PAYLOAD_LENGTH, PAYLOAD_OFFSET, SECTOR, SETUP_SECTORS, VERSION,
+};
 
 /// Each format.
 pub const FORMATS: [Format; 4] = [Format::Xz, Format::Gzip, Format::Zstd, Format::Lz4];
@@ -24,7 +26,7 @@ const SETUP: u8 = 1;
 /// The payload's place behind it.
 const OFFSET: u32 = 0x2c;
 
-/// A bzImage with this payload.
+/// A bzImage with this payload, and a checksum at its end.
 pub fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut file = vec![0; (usize::from(SETUP) + 1) * SECTOR + OFFSET as usize];
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -34,7 +36,21 @@ pub fn bzimage(payload: &[u8]) -> Vec<u8> {
     put(PAYLOAD_OFFSET, &OFFSET.to_le_bytes());
     put(PAYLOAD_LENGTH, &(payload.len() as u32).to_le_bytes());
     file.extend(payload);
+    let setup = (usize::from(SETUP) + 1) * SECTOR;
+    file.resize((file.len() + CHECKSUM - setup).next_multiple_of(IMAGE_UNIT) + setup, 0);
+    let units = ((file.len() - setup) / IMAGE_UNIT) as u32;
+    file[IMAGE_LENGTH..IMAGE_LENGTH + 4].copy_from_slice(&units.to_le_bytes());
+    seal(&mut file);
     file
+}
+
+/// Bytes of the checksum at the end of a bzImage.
+const CHECKSUM: usize = 4;
+
+/// Makes the last bytes of a bzImage the checksum of those before them.
+pub fn seal(file: &mut [u8]) {
+    let (content, checksum) = file.split_at_mut(file.len() - CHECKSUM);
+    checksum.copy_from_slice(&(!crc32fast::hash(content)).to_le_bytes());
 }
 
 /// The payload of a bzImage, with its trailer.

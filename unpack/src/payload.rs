@@ -11,6 +11,11 @@ use crate::Error;
 
 /// Number of setup sectors; 0 stands for 4.
 pub(crate) const SETUP_SECTORS: usize = 0x1f1;
+/// Length of what follows the setup code, in units of 16 bytes (`syssize`).
+#[cfg(feature = "decoders")]
+pub(crate) const IMAGE_LENGTH: usize = 0x1f4;
+#[cfg(feature = "decoders")]
+pub(crate) const IMAGE_UNIT: usize = 16;
 /// `HdrS`: there is a setup header.
 pub(crate) const MAGIC: (usize, &[u8; 4]) = (0x202, b"HdrS");
 /// Version of the boot protocol.
@@ -71,6 +76,8 @@ impl fmt::Display for Format {
 /// A packed kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
+    #[cfg_attr(not(feature = "decoders"), expect(dead_code, reason = "only decoders look at it"))]
+    file: &'a [u8],
     content: &'a [u8],
     format: Format,
     length: u32,
@@ -92,11 +99,11 @@ impl<'a> Packed<'a> {
         if version < FIRST_VERSION {
             return Err(Error::TooOld(version));
         }
-        Self::read(payload(file)?).map(Some)
+        Self::read(file, payload(file)?).map(Some)
     }
 
     /// Judges a payload by its first and last bytes.
-    fn read(payload: &'a [u8]) -> Result<Self, Error> {
+    fn read(file: &'a [u8], payload: &'a [u8]) -> Result<Self, Error> {
         let format = Format::of(payload).ok_or(Error::UnknownFormat)?;
         let (content, trailer) = payload.split_last_chunk::<TRAILER>().ok_or(Error::CutShort)?;
         let length = u32::from_le_bytes(*trailer);
@@ -107,12 +114,18 @@ impl<'a> Packed<'a> {
             Format::Zstd => zstd_buffer(content).ok_or(Error::BadHeader(format))?,
             Format::Gzip | Format::Lz4 => 0,
         };
-        Ok(Self { content, format, length, heap: DECODER_STATE.saturating_add(window) })
+        Ok(Self { file, content, format, length, heap: DECODER_STATE.saturating_add(window) })
     }
 
     /// Its compression.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// All of the file.
+    #[cfg(feature = "decoders")]
+    pub(crate) fn file(&self) -> &'a [u8] {
+        self.file
     }
 
     /// The compressed data.
@@ -136,13 +149,27 @@ fn field<const SIZE: usize>(file: &[u8], at: usize) -> Result<[u8; SIZE], Error>
     bytes.copied().ok_or(Error::CutShort)
 }
 
-fn payload(file: &[u8]) -> Result<&[u8], Error> {
+fn number(file: &[u8], at: usize) -> Result<usize, Error> {
+    Ok(u32::from_le_bytes(field(file, at)?) as usize)
+}
+
+/// Bytes of the boot sector and the setup code behind it.
+fn setup_length(file: &[u8]) -> Result<usize, Error> {
     let [sectors] = field::<1>(file, SETUP_SECTORS)?;
     let sectors = if sectors == 0 { DEFAULT_SECTORS } else { usize::from(sectors) };
-    let number = |at| Ok::<_, Error>(u32::from_le_bytes(field(file, at)?) as usize);
-    // The boot sector comes before the setup code.
-    let start = sectors.saturating_add(1).saturating_mul(SECTOR).saturating_add(number(PAYLOAD_OFFSET)?);
-    let end = start.saturating_add(number(PAYLOAD_LENGTH)?);
+    Ok(sectors.saturating_add(1).saturating_mul(SECTOR))
+}
+
+/// Bytes of the file that are the kernel's: a signature may follow.
+#[cfg(feature = "decoders")]
+pub(crate) fn image_length(file: &[u8]) -> Option<usize> {
+    let length = number(file, IMAGE_LENGTH).ok()?.checked_mul(IMAGE_UNIT)?;
+    setup_length(file).ok()?.checked_add(length)
+}
+
+fn payload(file: &[u8]) -> Result<&[u8], Error> {
+    let start = setup_length(file)?.saturating_add(number(file, PAYLOAD_OFFSET)?);
+    let end = start.saturating_add(number(file, PAYLOAD_LENGTH)?);
     file.get(start..end).ok_or(Error::CutShort)
 }
 

@@ -1,4 +1,4 @@
-//! Zstandard (RFC 8878), by `ruzstd`: one frame.
+//! Zstandard (RFC 8878), by `ruzstd`: one frame, with its content's checksum, if it has one.
 //!
 //! What has come out is taken from the decoder after each block, so that it keeps no more than the window.
 
@@ -25,5 +25,9 @@ pub fn decode(content: &[u8], out: &mut [u8]) -> Result<usize, Error> {
             written = written.saturating_add(count);
         }
     }
-    Ok(written)
+    // The decoder computes it, and leaves it to us to compare.
+    match decoder.get_checksum_from_data() {
+        said @ Some(_) if said != decoder.get_calculated_checksum() => Err(CORRUPT),
+        _ => Ok(written),
+    }
 }
