@@ -7,6 +7,8 @@
 use core::fmt;
 use core::iter::Peekable;
 
+use penumbra_abi::start_info::MAX_GUEST_CMDLINE;
+
 use crate::domain::MAX_VCPUS;
 use crate::domain::builder::{BuildError, Plan};
 use crate::domain::image::KernelImage;
@@ -117,6 +119,7 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<(), BuildError> {
         let pages = options.control_memory.unwrap_or_else(|| self.default_control_memory());
         let kernel = unpacker.open(module.content)?;
+        tell_of_cut(&"the first domain", module.arguments);
         let control = options.first_is_control.unwrap_or_else(|| !is_linux::<M>(kernel));
         let domain =
             self.build_domain(&Plan { kernel, ramdisk, arguments: module.arguments, pages, control })?;
@@ -145,6 +148,7 @@ impl<M: Machine> Hypervisor<M> {
             }
         };
         let arguments = module.arguments;
+        tell_of_cut(&format_args!("domain {name}"), arguments);
         let built = unpacker.open(module.content).map_err(BuildError::from).and_then(|kernel| {
             self.build_domain(&Plan { kernel, ramdisk, arguments, pages, control: false })
         });
@@ -161,6 +165,15 @@ impl<M: Machine> Hypervisor<M> {
 /// A module that belongs to the kernel before it.
 fn next_ramdisk<'a>(modules: &mut Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
     modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
+}
+
+/// Says it where a kernel's arguments are longer than what start info has for them, so that the rest is left out.
+fn tell_of_cut(who: &dyn fmt::Display, arguments: &str) {
+    let left_out = arguments.len().saturating_sub(MAX_GUEST_CMDLINE.saturating_sub(1));
+    if left_out > 0 {
+        let length = arguments.len();
+        log::warn!("{who}: its kernel's arguments are {length} bytes long; the last {left_out} are left out");
+    }
 }
 
 /// Whether a file is a Linux kernel, as far as it says so itself.

@@ -7,12 +7,13 @@
 use core::fmt;
 use core::ops::Range;
 
-use elf::abi::{EI_NIDENT, ELFMAGIC, EM_AARCH64, EM_X86_64, PT_LOAD, PT_NOTE};
+use elf::abi::{EI_NIDENT, ELFMAGIC, EM_AARCH64, EM_X86_64, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
 
-use super::notes::{Identity, Notes, Wishes};
+use super::notes::{Identity, Wishes};
+use super::sections;
 use crate::address::PAGE_BYTES;
 
 /// Bytes of a program header.
@@ -107,9 +108,9 @@ impl<'a> KernelImage<'a> {
             return Err(ImageError::OtherMachine);
         }
         let segments = read_segments(file, &header)?;
-        let notes = read_notes(file, segments)?;
+        let notes = sections::notes(file, &header, segments)?;
         notes.check()?;
-        let virt_base = notes.virt_base.ok_or(ImageError::MissingNote("VIRT_BASE"))?;
+        let virt_base = notes.virt_base();
         if !virt_base.is_multiple_of(PAGE_BYTES) {
             return Err(ImageError::BadNote("VIRT_BASE"));
         }
@@ -118,7 +119,7 @@ impl<'a> KernelImage<'a> {
             segments,
             entry: notes.entry.unwrap_or(header.e_entry),
             virt_base,
-            paddr_offset: notes.paddr_offset.unwrap_or(0),
+            paddr_offset: notes.paddr_offset(),
             end: 0,
             hypercall_page: None,
             wishes: notes.wishes,
@@ -177,8 +178,7 @@ impl<'a> KernelImage<'a> {
     }
 }
 
-/// The file's header. Section headers aren't looked at: they say nothing about loading, and they stand at the end, where a
-/// file is cut first.
+/// The file's header.
 fn read_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, ImageError> {
     if !file.starts_with(&ELFMAGIC) {
         return Err(ImageError::NotElf);
@@ -202,7 +202,7 @@ fn read_segments<'a>(
 }
 
 /// `size` bytes of the file from `offset` on.
-fn piece(file: &[u8], offset: u64, size: u64) -> Result<&[u8], ImageError> {
+pub(super) fn piece(file: &[u8], offset: u64, size: u64) -> Result<&[u8], ImageError> {
     let start = usize::try_from(offset).map_err(|_| ImageError::BadSegment)?;
     let end =
         offset.checked_add(size).and_then(|end| usize::try_from(end).ok()).ok_or(ImageError::BadSegment)?;
@@ -212,12 +212,4 @@ fn piece(file: &[u8], offset: u64, size: u64) -> Result<&[u8], ImageError> {
 /// The bytes that the file has of a segment.
 fn content<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8], ImageError> {
     piece(file, header.p_offset, header.p_filesz)
-}
-
-fn read_notes<'a>(file: &'a [u8], segments: SegmentTable<'a, LittleEndian>) -> Result<Notes<'a>, ImageError> {
-    let mut notes = Notes::default();
-    for header in segments.into_iter().filter(|header| header.p_type == PT_NOTE) {
-        notes.read(header.p_align, content(file, &header)?);
-    }
-    Ok(notes)
 }

@@ -16,6 +16,7 @@ pub mod image;
 pub mod layout;
 pub mod notes;
 pub mod plan;
+mod sections;
 pub mod teardown;
 pub mod unpacker;
 pub mod vcpu;

@@ -2,7 +2,7 @@
 //!
 //! Each note has a number (`elfnote.h` of Xen's public headers) and a content: a number of 4 or 8 bytes, or a text that ends with a
 //! zero byte. The notes are a claim like everything else in the file. A note whose content makes no sense counts as absent; numbers
-//! that aren't known are passed over.
+//! that aren't known are passed over. Kernels from before there were notes say the same in words: [`Notes::read_words`].
 
 use elf::endian::LittleEndian;
 use elf::file::Class;
@@ -12,7 +12,9 @@ use penumbra_abi::elfnote;
 use super::image::ImageError;
 use crate::address::PAGE_BYTES;
 
-/// The ABI that Penumbra speaks, as `XEN_VERSION` names it.
+/// Notes begin on multiples of this, whatever the file says: so Xen reads them, and so kernels are made that boot on Xen.
+const ALIGNMENT: usize = 4;
+/// The ABI that Penumbra speaks, as `XEN_VERSION` begins when it names it.
 const ABI: &str = "xen-3.0";
 /// The operating system by whose name a Linux kernel is known.
 const LINUX: &str = "linux";
@@ -33,8 +35,12 @@ const REFUSED: [&str; 5] = [
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Notes<'a> {
     pub(super) entry: Option<u64>,
-    pub(super) virt_base: Option<u64>,
-    pub(super) paddr_offset: Option<u64>,
+    virt_base: Option<u64>,
+    paddr_offset: Option<u64>,
+    /// Notes that were found.
+    count: usize,
+    /// They aren't notes, but the words of a kernel from before there were any.
+    are_words: bool,
     version: Option<&'a str>,
     features: &'a str,
     /// What else the kernel asks for.
@@ -82,19 +88,59 @@ impl Identity<'_> {
 }
 
 impl<'a> Notes<'a> {
-    /// Adds the notes of one segment to those that were found before; what comes later holds.
-    pub(super) fn read(&mut self, align: u64, content: &'a [u8]) {
-        // Alignments other than 4 and 8 aren't notes; the iterator ends there.
-        let align = usize::try_from(align).unwrap_or(0);
-        for note in NoteIterator::new(LittleEndian, Class::ELF64, align, content) {
+    /// Whether there are none of Xen's.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Where pseudo-physical frame 0 is mapped; 0 unless something else is said, as Xen takes it.
+    pub(super) fn virt_base(&self) -> u64 {
+        self.virt_base.unwrap_or(0)
+    }
+
+    /// What is taken off the file's physical addresses. In the days of words those were virtual ones.
+    pub(super) fn paddr_offset(&self) -> u64 {
+        let unsaid = if self.are_words { self.virt_base() } else { 0 };
+        self.paddr_offset.unwrap_or(unsaid)
+    }
+
+    /// Adds the notes of one segment or section to those that were found before; what comes later holds.
+    pub(super) fn read(&mut self, content: &'a [u8]) {
+        for note in NoteIterator::new(LittleEndian, Class::ELF64, ALIGNMENT, content) {
             let Note::Unknown(note) = note else { continue };
             if note.name != elfnote::OWNER && note.name != b"Xen" {
                 continue;
             }
+            self.count = self.count.saturating_add(1);
             if let Ok(kind) = u32::try_from(note.n_type) {
                 self.take(kind, note.desc);
             }
         }
+    }
+
+    /// Reads what kernels from before there were notes have in the section `__xen_guest`: words `NAME=VALUE` parted by commas, up to a zero
+    /// byte. Numbers are as C writes them; the page of hypercalls is counted in pages from `VIRT_BASE`.
+    pub(super) fn read_words(&mut self, content: &'a [u8]) {
+        self.are_words = true;
+        let mut hypercall_page = None;
+        for word in text(content).split(',') {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            match name {
+                "VIRT_BASE" => self.virt_base = written(value),
+                "VIRT_ENTRY" => self.entry = written(value),
+                "ELF_PADDR_OFFSET" => self.paddr_offset = written(value),
+                "HYPERCALL_PAGE" => hypercall_page = written(value),
+                "XEN_VER" => self.version = Some(value),
+                "GUEST_OS" => self.identity.system = value,
+                "GUEST_VER" => self.identity.version = value,
+                "LOADER" => self.identity.loader = value,
+                "FEATURES" => self.features = value,
+                _ => {}
+            }
+        }
+        let place = |page: u64| page.checked_mul(PAGE_BYTES)?.checked_add(self.virt_base());
+        // A place that no number can say is no place within the kernel.
+        self.wishes.hypercall_page = hypercall_page.map(|page| place(page).unwrap_or(u64::MAX));
     }
 
     fn take(&mut self, kind: u32, content: &'a [u8]) {
@@ -121,8 +167,11 @@ impl<'a> Notes<'a> {
     /// Whether this can be a kernel for Penumbra at all.
     pub(super) fn check(&self) -> Result<(), ImageError> {
         let version = self.version.ok_or(ImageError::MissingNote("XEN_VERSION"))?;
-        if version != ABI {
+        if !version.starts_with(ABI) {
             return Err(ImageError::OtherAbi);
+        }
+        if self.paddr_offset.is_some() && self.virt_base.is_none() {
+            return Err(ImageError::MissingNote("VIRT_BASE"));
         }
         let is_odd =
             |address: Option<u64>| address.is_some_and(|address| !address.is_multiple_of(PAGE_BYTES));
@@ -147,6 +196,15 @@ fn number(bytes: &[u8]) -> Option<u64> {
         8 => Some(u64::from_le_bytes(bytes.try_into().ok()?)),
         4 => Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?))),
         _ => None,
+    }
+}
+
+/// A number as C writes it: hexadecimal behind `0x`, octal behind `0`.
+fn written(text: &str) -> Option<u64> {
+    match (text.strip_prefix("0x"), text.strip_prefix('0').filter(|rest| !rest.is_empty())) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
+        (None, Some(digits)) => u64::from_str_radix(digits, 8).ok(),
+        (None, None) => text.parse().ok(),
     }
 }
 

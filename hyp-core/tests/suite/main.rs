@@ -16,6 +16,7 @@ mod events;
 mod frames;
 mod grants;
 mod hooking;
+mod kernel_notes;
 mod memory;
 mod mmuext;
 mod model;
