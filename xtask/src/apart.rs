@@ -22,8 +22,17 @@ use crate::toolchain;
 use crate::workspace;
 
 /// The fuzz targets.
-pub const TARGETS: [&str; 8] =
-    ["hypercalls", "tables", "image", "device_tree", "multiboot", "command_line", "emulate", "unpack"];
+pub const TARGETS: [&str; 9] = [
+    "hypercalls",
+    "tables",
+    "image",
+    "device_tree",
+    "multiboot",
+    "multiboot2",
+    "command_line",
+    "emulate",
+    "unpack",
+];
 /// Targets that run at the same time.
 const AT_ONCE: usize = 2;
 /// What cargo-fuzz gives to the compiler, but for its sanitizer.
