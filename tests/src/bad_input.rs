@@ -1,10 +1,12 @@
 //! What a boot loader may leave that can't be used: kernels, words, too little memory.
 
 use crate::case::{Board, Case, Change, End, File};
+use crate::table::NEIGHBOUR;
+use crate::verdict;
 
 /// Every test of one machine.
 pub fn cases(board: Board) -> Vec<Case> {
-    [kernels(board), changed_kernels(board), words_and_memory(board)].concat()
+    [kernels(board), changed_kernels(board), odd_kernels(board), words_and_memory(board)].concat()
 }
 
 /// Kernels that are none, or not whole, or not for this machine: that is said in one clear line, and it is the end of that domain alone.
@@ -77,6 +79,20 @@ fn changed_kernels(board: Board) -> Vec<Case> {
     kinds.into_iter().map(first).chain([second(overlapping), second(other_abi)]).collect()
 }
 
+/// Kernels whose notes aren't where they usually are, and which Xen boots all the same.
+fn odd_kernels(board: Board) -> Vec<Case> {
+    let boots = |name, change| {
+        let case = Case::new(board, name, "then=poweroff");
+        Case { modules: vec![(File::Changed(change), "then=poweroff")], ..case }
+            .says(&["d0: control, Alive", "(d0) guest kernel ("])
+    };
+    let mut cases = vec![boots("boot/notes-in-a-section", Change::NotesInSection)];
+    if board == Board::Q35 {
+        cases.push(boots("boot/words-in-place-of-notes", Change::Words));
+    }
+    cases
+}
+
 /// What is wrong with words and memory is said in one clear line; then comes a sane default or a clean stop, never a fault.
 fn words_and_memory(board: Board) -> Vec<Case> {
     let no_kernel = Case::new(board, "bad-input/no-module", "");
@@ -93,6 +109,7 @@ fn words_and_memory(board: Board) -> Vec<Case> {
     ramdisk.modules.push((File::LargeRamdisk, ""));
     vec![
         ramdisk.domain("domain=good memory=16M"),
+        long_arguments(board),
         Case::new(board, "bad-input/second-domain-with-more-than-there-is", "then=poweroff")
             .domain("domain=bad memory=600M")
             .says(&["domain bad can't start: it needs 600 MiB", "(d0) guest kernel ("]),
@@ -109,4 +126,25 @@ fn words_and_memory(board: Board) -> Vec<Case> {
         Case { memory: 40, end: End::Stopped, ..small }
             .says(&["the control domain can't start: it needs 64 MiB"]),
     ]
+}
+
+/// Bytes of arguments that a kernel is given, as start info has room for them.
+const ROOM: usize = 1023;
+
+/// A kernel's arguments that start info has no room for: the first 1023 bytes arrive, and the log says how many don't.
+fn long_arguments(board: Board) -> Case {
+    let line = |bytes: usize| {
+        let filling = "x".repeat(bytes - "then=poweroff ".len() - " the-end".len());
+        &*Box::leak(format!("then=poweroff {filling} the-end").into_boxed_str())
+    };
+    let mut case = Case::new(board, "bad-input/arguments-too-long", line(ROOM + 1))
+        .domain(NEIGHBOUR)
+        .says(&["the first domain: its kernel's arguments are 1024 bytes long; the last 1 are left out"]);
+    case.finding = Some(|text| {
+        match verdict::lines_of(text, verdict::CONTROL).any(|line| line.ends_with("xx the-en")) {
+            true => Ok(()),
+            false => Err("the first domain's words don't end where its room ends".into()),
+        }
+    });
+    case
 }

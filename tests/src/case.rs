@@ -64,8 +64,12 @@ pub enum Change {
     OverlappingSegments,
     /// The last segment to load says that it goes nearly to the end of all addresses.
     EndlessSegment,
-    /// No segment holds notes.
+    /// Neither a program header nor a section has notes.
     NoNotes,
+    /// No program header leads to the notes, which are in a section.
+    NotesInSection,
+    /// In place of notes there are words, as before there were notes (x86-64).
+    Words,
     /// The notes name another ABI.
     OtherAbi,
 }
@@ -92,6 +96,8 @@ pub enum Damage {
     CutShort,
     /// The payload's first half is other bytes, but for its header.
     Corrupt,
+    /// The check behind the content is another: the format's own, or the whole file's where the format has none.
+    Check,
     /// It says that 4 GiB would come out.
     TooLarge,
     /// It says that one byte less would come out.
@@ -137,6 +143,17 @@ pub enum Ended {
 /// Something to be found out from the whole output; the error says what is wrong.
 pub type Finding = fn(&str) -> Result<(), String>;
 
+/// Something that is typed, and what it waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keys {
+    /// All these texts have to appear.
+    pub after: Vec<&'static str>,
+    /// Then this is typed.
+    pub typed: &'static str,
+    /// Their order doesn't matter, neither among each other nor with those of neighbouring steps of this kind.
+    pub overtaken: bool,
+}
+
 /// A test.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -158,8 +175,8 @@ pub struct Case {
     pub words: &'static str,
     /// Modules with their words; the control domain's kernel first.
     pub modules: Vec<(File, &'static str)>,
-    /// What is typed: after the first text has appeared, the second.
-    pub keys: Vec<(&'static str, &'static str)>,
+    /// What is typed.
+    pub keys: Vec<Keys>,
     /// The machine is stopped after so many seconds.
     pub limit: u64,
     /// How it must end.
@@ -212,10 +229,22 @@ impl Case {
         self
     }
 
-    /// Adds to what is typed.
+    /// Adds to what is typed: after the first text has appeared, behind the one before it, the second.
     #[must_use]
     pub fn types(mut self, keys: &[(&'static str, &'static str)]) -> Case {
-        self.keys.extend(keys);
+        self.keys.extend(keys.iter().map(|(after, typed)| Keys {
+            after: vec![after],
+            typed,
+            overtaken: false,
+        }));
+        self
+    }
+
+    /// Adds to what is typed: when all these texts have appeared, in whatever order. Texts of steps of this kind that follow each other
+    /// may overtake each other; each appearance counts once.
+    #[must_use]
+    pub fn types_after_all(mut self, after: &[&'static str], typed: &'static str) -> Case {
+        self.keys.push(Keys { after: after.to_vec(), typed, overtaken: true });
         self
     }
 

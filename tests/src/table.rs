@@ -353,7 +353,8 @@ fn bare(board: Board) -> Vec<Case> {
     ]
 }
 
-/// GRUB brings the hypervisor and its modules from a disc, by multiboot 2.
+/// GRUB brings the hypervisor and its modules from a disc, by multiboot 2: the first entry after a while, the second when it is chosen
+/// (there: [`debian::on_disc`]).
 fn disc(board: Board) -> Vec<Case> {
     if board != Board::Q35 {
         return Vec::new();

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use machine_tests::case::{Board, Change, Damage, Packing};
-use object::elf::{PT_LOAD, PT_NOTE, PT_NULL};
+use object::elf::{PT_LOAD, PT_NOTE, PT_NULL, SHT_PROGBITS, SHT_STRTAB};
 use unpack::{Format, pack};
 
 /// Where in an ELF file its program headers are, and how many there are (System V gABI, chapter 4).
@@ -12,6 +12,10 @@ const HEADER_COUNT: usize = 56;
 const HEADER: usize = 56;
 const ADDRESS: usize = 24;
 const LENGTH: usize = 40;
+/// Where in the file the section headers are, bytes of one, and how many there are; behind that, which of them has their names.
+const SECTIONS: usize = 40;
+const SECTION: usize = 64;
+const SECTION_COUNT: usize = 60;
 
 /// The same ELF file, with the other architecture's number in its header (`e_machine`, System V gABI, chapter 4).
 pub fn for_the_other_machine(mut bytes: Vec<u8>, board: Board) -> Vec<u8> {
@@ -39,9 +43,13 @@ pub fn changed(mut bytes: Vec<u8>, change: Change) -> Result<Vec<u8>> {
             bytes[last + LENGTH..][..8].copy_from_slice(&(u64::MAX - 0xfff).to_le_bytes());
         }
         Change::NoNotes => {
-            for header in headers(&bytes, PT_NOTE)? {
-                bytes[header..][..4].copy_from_slice(&PT_NULL.to_le_bytes());
-            }
+            hide_notes(&mut bytes)?;
+            bytes[SECTIONS..][..8].fill(0);
+        }
+        Change::NotesInSection => hide_notes(&mut bytes)?,
+        Change::Words => {
+            hide_notes(&mut bytes)?;
+            add_words(&mut bytes);
         }
         Change::OtherAbi => {
             let name = b"xen-3.0\0";
@@ -52,6 +60,36 @@ pub fn changed(mut bytes: Vec<u8>, change: Change) -> Result<Vec<u8>> {
         }
     }
     Ok(bytes)
+}
+
+/// Takes away what leads to the notes.
+fn hide_notes(bytes: &mut [u8]) -> Result<()> {
+    for header in headers(bytes, PT_NOTE)? {
+        bytes[header..][..4].copy_from_slice(&PT_NULL.to_le_bytes());
+    }
+    Ok(())
+}
+
+/// What the x86-64 guest says in its notes, in words; it is linked at this base, with physical addresses from 0 on.
+const WORDS: &[u8] = b"GUEST_OS=penumbra-guest,XEN_VER=xen-3.0,VIRT_BASE=0xffffffff80000000,ELF_PADDR_OFFSET=0,LOADER=generic\0";
+/// The table of sections' names: none, and that of the one that had the words.
+const NAMES: &[u8] = b"\0__xen_guest\0";
+
+/// Puts another table of sections in the place of the file's: an empty one, the words, and the names.
+fn add_words(bytes: &mut Vec<u8>) {
+    let (words, names) = (bytes.len(), bytes.len() + WORDS.len());
+    bytes.extend(WORDS);
+    bytes.extend(NAMES);
+    let table = bytes.len() as u64;
+    bytes.extend([0; SECTION]);
+    for (name, kind, at, length) in
+        [(1, SHT_PROGBITS, words, WORDS.len()), (0, SHT_STRTAB, names, NAMES.len())]
+    {
+        bytes.extend([name, kind].map(u32::to_le_bytes).concat());
+        bytes.extend([0, 0, at as u64, length as u64, 0, 1, 0].map(u64::to_le_bytes).concat());
+    }
+    bytes[SECTIONS..][..8].copy_from_slice(&table.to_le_bytes());
+    bytes[SECTION_COUNT..][..4].copy_from_slice(&[3, 0, 2, 0]);
 }
 
 /// Where the program headers of this kind are.
@@ -73,18 +111,24 @@ pub fn packed(kernel: &[u8], packing: Packing, damage: Damage) -> Vec<u8> {
     let mut payload = pack::payload(format, kernel);
     let (middle, trailer) = (payload.len() / 2, payload.len() - 4);
     match damage {
-        // Behind the stream's header, so that tables and lengths are hit: content alone has no check in two of the formats.
+        // Behind the stream's header, so that tables and lengths are hit.
         Damage::Corrupt => payload[30..middle].fill(0xff),
         Damage::TooLarge => payload[trailer..].fill(0xff),
         Damage::WrongLength => {
             payload[trailer..].copy_from_slice(&(kernel.len() as u32 - 1).to_le_bytes());
         }
+        // Right before the length; LZ4 has none.
+        Damage::Check if format != Format::Lz4 => payload[trailer - 1] ^= 1,
         Damage::NoFormat => payload[..4].fill(0),
-        Damage::None | Damage::CutShort | Damage::TooOld => {}
+        Damage::None | Damage::Check | Damage::CutShort | Damage::TooOld => {}
     }
     let mut file = pack::bzimage(&payload);
     if damage == Damage::CutShort {
         file.truncate(file.len() / 2);
+    }
+    if (damage, format) == (Damage::Check, Format::Lz4) {
+        let last = file.len() - 1;
+        file[last] ^= 1;
     }
     if damage == Damage::TooOld {
         file[0x206] = 7;

@@ -61,7 +61,8 @@ fn disc(options: &ImageOptions) -> Result<()> {
         println!("penumbra.iso is left out: {error:#}");
         return Ok(());
     }
-    let disc = iso::make(&artefacts(Arch::X86_64, options.profile)?, iso::Guest::chosen(options)?.as_ref())?;
+    let disc = workspace::artefacts()?.join("penumbra.iso");
+    iso::make(&artefacts(Arch::X86_64, options.profile)?, iso::Guest::chosen(options)?.as_ref(), &disc)?;
     println!("{}  {} bytes", workspace::shown(&disc), size(&disc)?);
     Ok(())
 }

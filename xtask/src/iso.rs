@@ -34,8 +34,6 @@ pub struct Guest {
     pub ramdisk: Option<PathBuf>,
     /// Its command line.
     pub words: String,
-    /// Its memory in MiB.
-    pub memory: u64,
 }
 
 impl Guest {
@@ -47,13 +45,13 @@ impl Guest {
             let Debian { kernel, ramdisk, name } = debian::ready()?;
             let ramdisk = options.initrd.clone().unwrap_or(ramdisk);
             let words = words.unwrap_or_else(|| format!("{} then=shell", debian::CONSOLE));
-            return Ok(Some(Guest { name, kernel, ramdisk: Some(ramdisk), words, memory: MEMORY }));
+            return Ok(Some(Guest { name, kernel, ramdisk: Some(ramdisk), words }));
         }
         let kernel = PathBuf::from(choice);
         ensure!(kernel.is_file(), "there is no file {choice}");
         let name = kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let ramdisk = options.initrd.clone();
-        Ok(Some(Guest { name, kernel, ramdisk, words: words.unwrap_or_default(), memory: MEMORY }))
+        Ok(Some(Guest { name, kernel, ramdisk, words: words.unwrap_or_default() }))
     }
 }
 
@@ -69,10 +67,10 @@ pub fn tools() -> Result<()> {
     if missing.is_empty() { Ok(()) } else { setup::packages("what makes discs", &missing) }
 }
 
-/// Makes `target/penumbra/penumbra.iso`.
-pub fn make(artefacts: &Artefacts, guest: Option<&Guest>) -> Result<PathBuf> {
+/// Makes a disc, by way of a folder beside it.
+pub fn make(artefacts: &Artefacts, guest: Option<&Guest>, disc: &Path) -> Result<()> {
     tools()?;
-    let tree = workspace::artefacts()?.join("disc");
+    let tree = disc.with_extension("disc");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     }
@@ -88,15 +86,13 @@ pub fn make(artefacts: &Artefacts, guest: Option<&Guest>) -> Result<PathBuf> {
         fs::copy(file, &to).with_context(|| format!("cannot copy {} to {}", file.display(), to.display()))?;
     }
     fs::write(boot.join("grub.cfg"), menu(guest)).context("cannot write GRUB's menu")?;
-    let disc = workspace::artefacts()?.join("penumbra.iso");
     let partial = disc.with_extension("partial");
     let mut command = Command::new("grub-mkrescue");
     command.args(["--directory", GRUB_FILES.0, "--output"]).arg(&partial).arg(&tree);
     process::step("making a disc: grub-mkrescue", &mut command)?;
     // grub-mkrescue has been seen to end well without a disc when xorriso failed.
     ensure!(partial.exists(), "grub-mkrescue made no disc");
-    fs::rename(&partial, &disc).with_context(|| format!("cannot name {}", disc.display()))?;
-    Ok(disc)
+    fs::rename(&partial, disc).with_context(|| format!("cannot name {}", disc.display()))
 }
 
 /// GRUB's menu.
@@ -110,7 +106,7 @@ fn menu(guest: Option<&Guest>) -> String {
     if let Some(guest) = guest {
         let mut modules = vec![format!("kernel {}", guest.words)];
         modules.extend(guest.ramdisk.is_some().then(|| "ramdisk".to_owned()));
-        entry(&mut menu, &format!("Penumbra: {}", guest.name), guest.memory, &modules);
+        entry(&mut menu, &format!("Penumbra: {}", guest.name), MEMORY, &modules);
     }
     menu
 }
@@ -143,7 +139,6 @@ mod tests {
             kernel: "vmlinuz".into(),
             ramdisk: Some("initrd".into()),
             words: "console=hvc0 a=$b".into(),
-            memory: 512,
         };
         let menu = menu(Some(&guest));
         assert_eq!(menu.matches("menuentry ").count(), 2);

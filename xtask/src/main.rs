@@ -26,6 +26,7 @@ mod qemu;
 mod ramdisk;
 mod report;
 mod run;
+mod script;
 mod setup;
 mod soak;
 mod terminal;

@@ -24,6 +24,7 @@ use crate::cli::{Arch, BenchGuest, Profile, ProfileOptions};
 use crate::image::{self, Artefacts};
 use crate::progress::Step;
 use crate::qemu::{self, Keyboard, Session};
+use crate::script;
 use crate::setup;
 use crate::toolchain::Toolchain;
 use crate::workspace;
@@ -98,7 +99,7 @@ fn trace(machine: &Command, log: &Path) -> Result<String> {
         limit: Some(Duration::from_secs(TIME_LIMIT)),
         log: qemu::log_file(&workspace::logs()?, "profile"),
         echo: false,
-        keyboard: Keyboard::Script([("PROFILE ready\r\n".to_owned(), begin.into_bytes())].into()),
+        keyboard: Keyboard::Script([script::Step::after("PROFILE ready\r\n", begin)].into_iter().collect()),
         until: verdict::STOPPED.map(str::to_owned).into_iter().chain(["PROFILE end".to_owned()]).collect(),
     };
     let outcome = qemu::run(&mut command, session)?;

@@ -1,6 +1,5 @@
 //! Running a machine: its serial output is shown, logged and watched; its keyboard is the person's or a script's.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::process::{Supervised, end_children};
+use crate::script::Script;
 use crate::terminal;
 
 /// Who types.
@@ -20,8 +20,8 @@ pub enum Keyboard {
     Closed,
     /// The person at the terminal.
     Person,
-    /// A script: when the first text has appeared (after what the step before waited for), the second is typed.
-    Script(VecDeque<(String, Vec<u8>)>),
+    /// A script.
+    Script(Script),
 }
 
 /// How a machine is run.
@@ -125,8 +125,6 @@ struct Watch {
     /// For a script; the person's keys go another way.
     keys: Option<ChildStdin>,
     text: String,
-    /// How much of the text the script has already waited for.
-    script_read: usize,
     /// How much of the text has been searched for awaited lines.
     searched: usize,
     deadline: Option<Instant>,
@@ -144,16 +142,7 @@ impl Watch {
             }
             Keyboard::Closed | Keyboard::Script(_) => Some(keys),
         };
-        Watch {
-            session,
-            log,
-            keys,
-            text: String::new(),
-            script_read: 0,
-            searched: 0,
-            deadline,
-            awaited: false,
-        }
+        Watch { session, log, keys, text: String::new(), searched: 0, deadline, awaited: false }
     }
 
     /// Takes in what the machine says until it ends, one way or another.
@@ -189,16 +178,12 @@ impl Watch {
     }
 
     fn type_what_is_due(&mut self) {
-        let (Keyboard::Script(steps), Some(keys)) = (&mut self.session.keyboard, &mut self.keys) else {
+        let (Keyboard::Script(script), Some(keys)) = (&mut self.session.keyboard, &mut self.keys) else {
             return;
         };
-        while let Some((text, _)) = steps.front() {
-            let Some(at) = self.text[self.script_read..].find(text.as_str()) else { return };
-            self.script_read += at + text.len();
-            if let Some((_, typed)) = steps.pop_front() {
-                // A machine that has ended takes no keys; its text tells the rest.
-                let _ = keys.write_all(&typed).and_then(|()| keys.flush());
-            }
+        while let Some(typed) = script.due(&self.text) {
+            // A machine that has ended takes no keys; its text tells the rest.
+            let _ = keys.write_all(&typed).and_then(|()| keys.flush());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use crate::process;
 use crate::progress::Step;
 use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
 use crate::report::{self, Fate, Report};
+use crate::script;
 use crate::setup;
 use crate::toolchain;
 use crate::workspace;
@@ -34,6 +35,9 @@ use crate::xen;
 const AT_ONCE: usize = 2;
 /// How many of a machine's last lines a failure shows.
 const LAST_LINES: usize = 8;
+
+/// What a disc's menu calls the kernel of a case.
+const SECOND_ENTRY: &str = "the second entry";
 
 /// `cargo xtask test`.
 pub fn test(options: &TestOptions) -> Result<()> {
@@ -237,11 +241,16 @@ fn available_memory() -> Option<u64> {
 fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
     let artefacts = &parts.artefacts;
     let arch = arch(case.board);
-    let modules = case.modules.iter().map(|(file, words)| {
-        let ramdisk = matches!(file, File::Ramdisk | File::LargeRamdisk | File::DebianRamdisk);
-        let kind = if ramdisk { Kind::Ramdisk } else { Kind::Kernel };
-        Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
-    });
+    let modules: Result<Vec<Module>> = case
+        .modules
+        .iter()
+        .map(|(file, words)| {
+            let ramdisk = matches!(file, File::Ramdisk | File::LargeRamdisk | File::DebianRamdisk);
+            let kind = if ramdisk { Kind::Ramdisk } else { Kind::Kernel };
+            Ok(Module { file: content(*file, &artefacts.guest, case)?, words: (*words).into(), kind })
+        })
+        .collect();
+    let modules = modules?;
     Ok(Machine {
         arch,
         memory: case.memory,
@@ -255,24 +264,28 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
             Hypervisor::Nothing if arch == Arch::X86_64 => debian::ready()?.kernel,
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
             Hypervisor::DebianXen => xen::hypervisor()?,
-            Hypervisor::PenumbraOnDisc => disc(artefacts)?,
+            Hypervisor::PenumbraOnDisc => disc(artefacts, &modules, case)?,
         },
         words: match case.hypervisor {
             Hypervisor::Nothing => case.words.into(),
             _ => format!("{}{}", arch.console_words(), case.words),
         },
-        modules: modules.collect::<Result<_>>()?,
+        modules: if case.hypervisor == Hypervisor::PenumbraOnDisc { Vec::new() } else { modules },
     })
 }
 
-/// The disc, made at the first call; whoever asks meanwhile waits.
-fn disc(artefacts: &Artefacts) -> Result<PathBuf> {
-    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    if made.is_none() {
-        *made = Some(iso::make(artefacts, None)?);
-    }
-    made.clone().context("there is no disc, though it was made")
+/// A disc for this case: the modules, if there are any, are those of the menu's second entry.
+fn disc(artefacts: &Artefacts, modules: &[Module], case: &Case) -> Result<PathBuf> {
+    let guest = modules.first().map(|kernel| iso::Guest {
+        name: SECOND_ENTRY.into(),
+        kernel: kernel.file.clone(),
+        ramdisk: modules.get(1).map(|ramdisk| ramdisk.file.clone()),
+        words: kernel.words.clone(),
+    });
+    let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
+    let disc = folder.join(file_name(case)).with_extension("iso");
+    iso::make(artefacts, guest.as_ref(), &disc)?;
+    Ok(disc)
 }
 
 /// The file with a module's content. What is made for a case has the case's name, since two machines run at a time.
@@ -305,12 +318,16 @@ fn file_name(case: &Case) -> String {
 }
 
 fn session(case: &Case, patience: u32) -> Result<Session> {
-    let keys = case.keys.iter().map(|(text, typed)| ((*text).to_owned(), typed.as_bytes().to_vec()));
+    let steps = case.keys.iter().map(|keys| script::Step {
+        after: keys.after.iter().map(|text| (*text).to_owned()).collect(),
+        typed: keys.typed.into(),
+        overtaken: keys.overtaken,
+    });
     Ok(Session {
         limit: Some(Duration::from_secs(case.limit) * patience),
         log: qemu::log_file(&workspace::logs()?, &file_name(case)),
         echo: false,
-        keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(keys.collect()) },
+        keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(steps.collect()) },
         until: case.last_words().into_iter().map(str::to_owned).collect(),
     })
 }
