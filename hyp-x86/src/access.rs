@@ -65,6 +65,7 @@ pub fn read(from: u64, into: &mut [u8]) -> Result<(), GuestFault> {
             8 => load::<1>(to, from),
             16 => load::<2>(to, from),
             24 => load::<3>(to, from),
+            48 => load::<6>(to, from),
             64 => load::<8>(to, from),
             72 => load::<9>(to, from),
             length => copy(to, from as *const u8, length),

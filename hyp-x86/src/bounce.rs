@@ -139,10 +139,7 @@ pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const G
     }
     let mode = leave_user_mode(vcpu, context);
     let target = Target { address, mask: context.callbacks.syscall_masks.get() };
-    if enter_kernel(hooked, context, target, mode, None).is_none() {
-        return no_stack(vcpu, BY_SYSCALL);
-    }
-    trap::go_on(context)
+    finish(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
 }
 
 /// A `syscall` in 32-bit code: a user's goes to the kernel's callback for that; the kernel itself has none.
@@ -309,7 +306,7 @@ impl Interrupted {
 
 #[inline(always)]
 fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrupted {
-    iret::change_mode(vcpu, context, false);
+    iret::to_kernel_mode(vcpu, context);
     Interrupted { stack: context.kernel_stack.get(), ring: 3 }
 }
 

@@ -9,8 +9,6 @@ use hyp_x86::descriptor_tables;
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::x86_64::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL, TrapInfo};
-use x86_64::VirtAddr;
-use x86_64::registers::model_specific::{FsBase, GsBase};
 
 use crate::callbacks::{self, code_address};
 use crate::context::GuestContext;
@@ -35,7 +33,32 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
         frame.rax.set(answer);
         return trap::go_on(context);
     }
-    carry_out(vcpu, context)
+    match number {
+        number::SET_SEGMENT_BASE => set_segment_base_at_once(context),
+        number::STACK_SWITCH => stack_switch_at_once(context),
+        _ => carry_out(vcpu, context),
+    }
+}
+
+/// What kernels ask for whenever they change from one process to another, and what concerns registers alone: no domain comes into it, no budget,
+/// and no address of the guest's, so that its unhooked tables may stay where they are.
+#[inline(never)]
+fn set_segment_base_at_once(context: &GuestContext) -> *const GuestContext {
+    let [which, base, ..] = values(&context.frame.arguments);
+    finish(context, set_segment_base(context, which, base))
+}
+
+/// As [`set_segment_base_at_once`].
+#[inline(never)]
+fn stack_switch_at_once(context: &GuestContext) -> *const GuestContext {
+    let [selector, stack, ..] = values(&context.frame.arguments);
+    finish(context, stack_switch(context, selector, stack))
+}
+
+#[inline(always)]
+fn finish(context: &GuestContext, result: Result<(), Errno>) -> *const GuestContext {
+    context.frame.rax.set(result.map_or_else(Errno::to_return, |()| 0));
+    trap::go_on(context)
 }
 
 #[inline(never)]
@@ -120,6 +143,7 @@ fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> R
 }
 
 /// The selector is always the flat one.
+#[inline(always)]
 fn stack_switch(context: &GuestContext, _selector: u64, stack: u64) -> Result<(), Errno> {
     context.kernel_stack.set(code_address(stack)?);
     Ok(())
@@ -131,6 +155,7 @@ fn set_debug_register(context: &GuestContext, number: u64, value: u64) -> Result
     Ok(())
 }
 
+#[inline(always)]
 fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(), Errno> {
     if which == SEGBASE_GS_USER_SEL {
         loaded::load_user_gs(context, base as u16);
@@ -138,8 +163,8 @@ fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(),
     }
     let base = code_address(base)?;
     match which {
-        SEGBASE_FS => FsBase::write(VirtAddr::new_truncate(base)),
-        SEGBASE_GS_KERNEL => GsBase::write(VirtAddr::new_truncate(base)),
+        SEGBASE_FS => loaded::set_fs_base(base),
+        SEGBASE_GS_KERNEL => loaded::set_gs_base(base),
         SEGBASE_GS_USER => context.segments.other_gs_base.set(base),
         _ => return Err(Errno::EINVAL),
     }

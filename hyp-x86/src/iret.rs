@@ -3,15 +3,14 @@
 use core::sync::atomic::Ordering;
 
 use hyp_core::Vcpu;
+use hyp_core::address::MachineFrame;
 use hyp_x86::layout;
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
-use x86_64::VirtAddr;
-use x86_64::registers::model_specific::GsBase;
 
 use crate::access::{self, Hooked};
 use crate::context::{BY_IRET, BY_SYSCALL, FLAG_INTERRUPT, GUEST_FLAGS, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{cpu, trap};
+use crate::{cpu, loaded, trap};
 
 /// `iret`: takes a context from the kernel's stack. The domain ends if there is none that could be used.
 #[inline(never)]
@@ -35,10 +34,8 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
 
 #[inline(never)]
 fn to_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
-    if vcpu.user_root().is_none() {
-        return no_context(vcpu);
-    }
-    change_mode(vcpu, context, true);
+    let Some(root) = vcpu.user_root() else { return no_context(vcpu) };
+    change_mode(context, true, root);
     trap::go_on(context)
 }
 
@@ -49,10 +46,20 @@ fn no_context(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
     cpu::next()
 }
 
+/// From the guest's users to its kernel. A kernel without a root is that of a dead domain, and won't run.
+#[inline(always)]
+pub fn to_kernel_mode(vcpu: &Vcpu<X86>, context: &GuestContext) {
+    if let Some(root) = vcpu.kernel_root().or_else(cpu::own_root) {
+        change_mode(context, false, root);
+    }
+}
+
 /// Between the guest's kernel and its users: another root, another base of `gs`.
-pub fn change_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext, user: bool) {
+#[inline(always)]
+fn change_mode(context: &GuestContext, user: bool, root: MachineFrame) {
     context.user_mode.set(user);
-    let other = context.segments.other_gs_base.replace(GsBase::read().as_u64());
-    GsBase::write(VirtAddr::new_truncate(other));
-    cpu::load_roots_of(vcpu);
+    loaded::set_gs_base(context.segments.other_gs_base.replace(loaded::gs_base()));
+    // SAFETY: it is the hypervisor's own, or the core holds a reference to it as a validated root of the vCPU's, whose reserved slots it has
+    // filled.
+    unsafe { cpu::load_root(root) };
 }

@@ -167,12 +167,31 @@ pub fn as_kernel<R>(vcpu: &Vcpu<X86>, work: impl FnOnce() -> R) -> R {
 /// Loads `gs` for the user mode of the vCPU that runs, whose kernel runs now: the selector is the register's from now on, the base that of
 /// its descriptor once user mode is entered. A selector that can't be loaded becomes the null selector.
 pub fn load_user_gs(context: &GuestContext, selector: u16) {
-    let kernel = GsBase::read();
+    let kernel = gs_base();
     let _ = load_segment!("gs", selector::restorable(selector));
     // What a null selector leaves there differs between processors.
-    let base = if selector & !3 == 0 { 0 } else { GsBase::read().as_u64() };
+    let base = if selector & !3 == 0 { 0 } else { gs_base() };
     context.segments.other_gs_base.set(base);
-    GsBase::write(kernel);
+    set_gs_base(kernel);
+}
+
+/// The base of `gs`, as it is loaded.
+#[inline(always)]
+pub fn gs_base() -> u64 {
+    // SAFETY: reading it has no effect.
+    unsafe { GsBase::MSR.read() }
+}
+
+/// Loads the base of `gs`, a canonical address: the guest's, as the hypervisor itself uses no segment.
+#[inline(always)]
+pub fn set_gs_base(base: u64) {
+    GsBase::write(VirtAddr::new_truncate(base));
+}
+
+/// As [`set_gs_base`], of `fs`.
+#[inline(always)]
+pub fn set_fs_base(base: u64) {
+    FsBase::write(VirtAddr::new_truncate(base));
 }
 
 /// Makes the x87 unit forget where the last guest's last instruction and operand were (XSA-52): AMD's processors neither save

@@ -82,6 +82,13 @@ impl<M: Machine> Call<'_, M> {
         count & !MMU_UPDATE_PREEMPTED == 1 && done_place == 0 && !self.budget.is_spent()
     }
 
+    /// Whether it is two operations, not counted for the guest.
+    #[inline(always)]
+    pub(super) fn is_pair(&self, arguments: &Arguments) -> bool {
+        let [_, count, done_place, ..] = values(arguments);
+        count == 2 && done_place == 0
+    }
+
     /// As [`Self::batch`], of a single operation.
     #[inline(always)]
     pub(super) fn single<T: FromBytes + IntoBytes>(

@@ -6,10 +6,8 @@ use penumbra_abi::mmu::{self, MmuextOp};
 use super::batch::NotDone;
 use super::{Arguments, Call, Outcome, values};
 use crate::address::{GuestVirtual, MachineFrame};
-use crate::domain::vcpu::Vcpu;
 use crate::domain::{Domain, MAX_VCPUS};
-use crate::hypervisor::Hypervisor;
-use crate::machine::{FlushScope, Level, Machine, PageTableFormat};
+use crate::machine::{FlushScope, Level, Machine};
 use crate::paging::Budget;
 
 /// Segment descriptors that are judged for one unit of the budget.
@@ -20,6 +18,11 @@ impl<'a, M: Machine> Call<'a, M> {
     /// tables are meant.
     #[inline(never)]
     pub(super) fn mmuext_op(&self, arguments: &Arguments) -> Outcome {
+        if self.is_pair(arguments) { self.perhaps_roots(arguments) } else { self.operations(arguments) }
+    }
+
+    #[inline(never)]
+    pub(super) fn operations(&self, arguments: &Arguments) -> Outcome {
         let [_, _, _, foreign, ..] = values(arguments);
         let owner = self.named_domain(foreign as u16)?;
         if owner.has_unhooked() {
@@ -148,71 +151,9 @@ impl<'a, M: Machine> Call<'a, M> {
         frames.put(from, machine);
         Ok(writable.map_err(|_| Errno::EINVAL)?)
     }
-
-    /// The new root is held before it is loaded, and the old one let go only when it no longer is.
-    #[inline(never)]
-    fn new_kernel_root(&self, root: u64) -> Result<(), NotDone> {
-        let root = frame(root)?;
-        self.with_tables(self.domain, self.domain.id(), |space| {
-            if self.vcpu.kernel_root() == Some(root) {
-                // Held already; it is loaded all the same, which drops cached translations.
-                space.settle(None)?;
-                self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-                return Ok(());
-            }
-            space.hold(root, M::Format::LEVELS)?;
-            let old = self.vcpu.replace_kernel_root(Some(root));
-            self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-            if let Some(old) = old {
-                space.let_go(old, M::Format::LEVELS);
-            }
-            Ok(())
-        })
-    }
-
-    fn new_user_root(&self, root: Option<MachineFrame>) -> Result<(), NotDone> {
-        self.with_tables(self.domain, self.domain.id(), |space| {
-            match root {
-                Some(root) => space.hold(root, M::Format::LEVELS)?,
-                None => drop(space.settle(None)?),
-            }
-            let old = self.vcpu.replace_user_root(root);
-            if let Some(kernel) = self.vcpu.kernel_root() {
-                self.hypervisor.machine.load_roots(kernel, root);
-            }
-            if let Some(old) = old {
-                space.let_go(old, M::Format::LEVELS);
-            }
-            Ok(())
-        })
-    }
-}
-
-/// What became of a guest's write to the register that names its kernel's root, where the backend carries it out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RootWrite {
-    /// The root is loaded.
-    Done,
-    /// The guest is to execute the instruction once more.
-    Again,
-    /// It can't be a root.
-    Refused,
-}
-
-impl<M: Machine> Hypervisor<M> {
-    /// Loads a root for the kernel of the vCPU that runs, as `MMUEXT_NEW_BASEPTR` does.
-    pub fn write_kernel_root(&self, vcpu: &Vcpu<M>, root: u64) -> RootWrite {
-        let Some(domain) = self.domain(vcpu.domain_id()) else { return RootWrite::Refused };
-        let budget = Budget::new(Budget::HYPERCALL);
-        match (Call { hypervisor: self, vcpu, domain, budget: &budget }).new_kernel_root(root) {
-            Ok(()) => RootWrite::Done,
-            Err(NotDone::Preempted) => RootWrite::Again,
-            Err(NotDone::Errno(_)) => RootWrite::Refused,
-        }
-    }
 }
 
 /// The frame that a guest names.
-fn frame(number: u64) -> Result<MachineFrame, NotDone> {
+pub(super) fn frame(number: u64) -> Result<MachineFrame, NotDone> {
     MachineFrame::new(number).ok_or(NotDone::Errno(Errno::EINVAL))
 }

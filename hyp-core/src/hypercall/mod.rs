@@ -18,6 +18,7 @@ mod mmu_update;
 mod mmuext;
 mod multicall;
 mod penumbra;
+mod roots;
 mod sched;
 mod sysctl;
 mod timer;
@@ -28,7 +29,7 @@ mod vm_assist;
 
 pub(crate) use memory::exchange::Chunk;
 pub(crate) use memory::maps::StoredMap;
-pub use mmuext::RootWrite;
+pub use roots::RootWrite;
 
 use core::cell::Cell;
 

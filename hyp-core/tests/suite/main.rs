@@ -24,6 +24,7 @@ mod nonsense;
 mod paging;
 mod published;
 mod results;
+mod roots;
 mod rows;
 mod start_of_day;
 mod superpages;

@@ -80,6 +80,20 @@ impl Author<'_> {
         Operation::Updates(0x7ff0, list)
     }
 
+    /// Has a pair of operations ask for both roots, as kernels do, every other time.
+    fn perhaps_roots<F: Hardware>(&mut self, mut list: Vec<Extended>) -> Vec<Extended> {
+        if let [first, second] = &mut *list
+            && self.one_in(2)
+        {
+            first.command = mmu::MMUEXT_NEW_BASEPTR;
+            second.command = mmu::MMUEXT_NEW_USER_BASEPTR;
+            for root in [first, second] {
+                root.argument = self.table_of(F::LEVELS).map_or(root.argument, number);
+            }
+        }
+        list
+    }
+
     pub(super) fn extended<F: Hardware>(&mut self) -> Operation {
         let count = [1, 1, 1, 2][self.chance.usize(..4)];
         let of = self.named();
@@ -135,7 +149,8 @@ impl Author<'_> {
                 },
             }
         };
-        Operation::Extended(of, (0..count).map(|_| one(self)).collect())
+        let list = (0..count).map(|_| one(self)).collect();
+        Operation::Extended(of, self.perhaps_roots::<F>(list))
     }
 
     pub(super) fn remap<F: Hardware>(&mut self) -> Operation {
