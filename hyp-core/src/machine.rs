@@ -209,6 +209,15 @@ pub trait PageTableFormat {
     /// "preserves A/D" carries over.
     fn hardware_bits(level: Level) -> u64;
 
+    /// What [`Self::decode`] says of two entries of level 1, if both map a page, and the same.
+    #[inline(always)]
+    fn same_page(first: u64, second: u64) -> Option<(Leaf, Leaf)> {
+        match (Self::decode(1, first), Self::decode(1, second)) {
+            (Entry::Leaf(was), Entry::Leaf(is)) if was.frame == is.frame => Some((was, is)),
+            _ => None,
+        }
+    }
+
     /// Which entry of a table of `level` translates `address`.
     fn index(address: GuestVirtual, level: Level) -> usize {
         let shift = crate::address::PAGE_SHIFT
@@ -274,6 +283,12 @@ pub trait Mmu {
     /// # Errors
     /// What the entry holds instead (hardware may have set an accessed or dirty bit).
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
+
+    /// As [`Self::exchange_entry`].
+    ///
+    /// # Errors
+    /// As [`Self::exchange_entry`].
+    fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64>;
 
     /// What stands in a reserved slot of every guest's root: the hypervisor's own entry (for one, the M2P window).
     fn reserved_entry(&self, slot: usize) -> u64;

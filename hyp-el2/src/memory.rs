@@ -134,7 +134,12 @@ impl Mmu for El2 {
     }
 
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
-        let entry = entry(table, index).ok_or(0u64)?;
+        self.exchange_in(words(table).ok_or(0u64)?, index, current, new)
+    }
+
+    #[inline]
+    fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let entry = table.get(index).ok_or(0u64)?;
         let mut replaced = current;
         if must_break_before_make(current, new) {
             // The decision is made here, against `current`. Nobody can be told a value in between: hardware leaves an absent entry

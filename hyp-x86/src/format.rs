@@ -151,6 +151,19 @@ impl PageTableFormat for X86Format {
         Self::encode(1, Entry::Leaf(leaf)) | Bits::NO_EXECUTE.bits() | (u64::from(available) & 0b111) << 9
     }
 
+    /// By what differs between the two, which is less to look at.
+    #[inline(always)]
+    fn same_page(first: u64, second: u64) -> Option<(Leaf, Leaf)> {
+        const MAPPED: u64 = Bits::PRESENT.union(Bits::USER).bits();
+        if second & MAPPED != MAPPED || (first ^ second) & (ADDRESS | MAPPED) != 0 {
+            return None;
+        }
+        let frame = MachineAddress::new(second & ADDRESS).map(MachineFrame::containing)?;
+        let leaf =
+            |raw| Leaf { frame, level: 1, writable: Bits::from_bits_retain(raw).contains(Bits::WRITABLE) };
+        Some((leaf(first), leaf(second)))
+    }
+
     fn hardware_bits(_level: Level) -> u64 {
         (Bits::ACCESSED | Bits::DIRTY).bits()
     }
@@ -298,6 +311,21 @@ mod tests {
                     }
                     prop_assert_eq!(raw & ADDRESS, admitted & ADDRESS);
                 }
+            }
+        }
+
+        /// What two entries have in common is what each of them says by itself.
+        #[test]
+        fn the_same_page_is_what_two_entries_decode_to(raw in any::<u64>(), bits in 0u32..8, flip in any::<[u8; 3]>()) {
+            // Entries that map something, or nearly, and others that differ from them in a few bits.
+            let first = raw & !0b111 | u64::from(bits);
+            let second = flip.into_iter().filter(|bit| *bit < 64).fold(first, |raw, bit| raw ^ 1 << bit);
+            for second in [first, first ^ 0b10, second] {
+                let expected = match (X86Format::decode(1, first), X86Format::decode(1, second)) {
+                    (Entry::Leaf(was), Entry::Leaf(is)) if was.frame == is.frame => Some((was, is)),
+                    _ => None,
+                };
+                prop_assert_eq!(X86Format::same_page(first, second), expected);
             }
         }
 

@@ -143,7 +143,12 @@ impl Mmu for X86 {
 
     #[inline]
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
-        let entry = memory::entry(table, index).ok_or(0u64)?;
+        self.exchange_in(memory::words(table).ok_or(0u64)?, index, current, new)
+    }
+
+    #[inline(always)]
+    fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        let entry = table.get(index).ok_or(0u64)?;
         entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 

@@ -123,6 +123,9 @@ impl Mmu for Cpus {
     fn exchange_entry(&self, _: MachineFrame, _: usize, _: u64, _: u64) -> Result<(), u64> {
         Ok(())
     }
+    fn exchange_in(&self, _: MachineFrame, _: usize, _: u64, _: u64) -> Result<(), u64> {
+        Ok(())
+    }
     fn reserved_entry(&self, _: usize) -> u64 {
         0
     }

@@ -241,6 +241,10 @@ impl Mmu for Fake {
         }
     }
 
+    fn exchange_in(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        self.exchange_entry(table, index, current, new)
+    }
+
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let Some(word) = self.word(table, index) else { return Ok(()) };
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)

@@ -118,7 +118,7 @@ impl FrameRecord {
 
     /// Whether the frame is `owner`'s at this moment.
     #[inline]
-    pub(super) fn is_owned_by(&self, owner: DomainId) -> bool {
+    pub(crate) fn is_owned_by(&self, owner: DomainId) -> bool {
         Self::is_owned(self.holding.load(Ordering::Acquire), owner)
     }
 
@@ -214,7 +214,7 @@ impl FrameRecord {
     /// Counts one more use as *writable*, if that needs nothing else: no flush, and no wait. Otherwise nothing has changed (`false`), and
     /// [`Self::take_type`] says what there is to do.
     #[inline]
-    pub(super) fn take_writable(&self) -> bool {
+    pub(crate) fn take_writable(&self) -> bool {
         const WRITABLE: u64 = FrameType::Writable.encode();
         let word = self.using.load(Ordering::Acquire);
         let state = word & (TYPE_MASK | COMPLETE | USES_MASK);
@@ -301,7 +301,7 @@ impl FrameRecord {
 
     /// Drops one use; returns how many are left. A count of zero stays zero.
     #[inline]
-    pub(super) fn drop_type(&self) -> u32 {
+    pub(crate) fn drop_type(&self) -> u32 {
         self.drop_type_once().unwrap_or_else(|| self.drop_type_after_all())
     }
 

@@ -32,7 +32,7 @@ pub struct Memory {
 
 pub(super) struct Tables {
     pub(super) first: u64,
-    records: &'static [FrameRecord],
+    pub(super) records: &'static [FrameRecord],
     pub(super) free: FreeMap,
     pub(super) m2p: MachineToPhysical,
     /// The ranges of RAM, in bytes, as the boot loader named them; the unused ones are empty.

@@ -33,7 +33,30 @@ impl FoundUse {
     }
 }
 
+/// The records of all frames, found once for many of them.
+#[derive(Clone, Copy)]
+pub struct Records {
+    first: u64,
+    records: &'static [FrameRecord],
+}
+
+impl Records {
+    /// The record of a frame, if it is `owner`'s.
+    #[inline(always)]
+    pub(crate) fn owned(self, frame: MachineFrame, owner: DomainId) -> Option<&'static FrameRecord> {
+        // Below the first, this wraps around, to an index that no array has.
+        let record = self.records.get(frame.number().wrapping_sub(self.first) as usize)?;
+        record.is_owned_by(owner).then_some(record)
+    }
+}
+
 impl FrameTable {
+    /// The records; `None` before there are any.
+    #[inline(always)]
+    pub fn records(&self) -> Option<Records> {
+        self.tables.get().map(|tables| Records { first: tables.first, records: tables.records })
+    }
+
     /// Counts a reference and a use as *writable*.
     ///
     /// # Errors

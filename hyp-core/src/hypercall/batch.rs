@@ -8,7 +8,6 @@ use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::MMU_UPDATE_PREEMPTED;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::ahead::AHEAD;
 use super::{Arguments, Call, Failure, Outcome, values};
 use crate::machine::Machine;
 use crate::paging::{Refusal, Stop};
@@ -44,26 +43,24 @@ impl From<Stop> for NotDone {
 }
 
 /// The part of a guest's array that was read ahead.
-struct Ahead<T> {
-    operations: [T; AHEAD],
+struct Ahead<T, const COUNT: usize> {
+    operations: [T; COUNT],
     at: usize,
     end: usize,
 }
 
-impl<T: FromBytes + IntoBytes + Copy> Ahead<T> {
+impl<T: FromBytes + IntoBytes + Copy, const COUNT: usize> Ahead<T, COUNT> {
     fn new() -> Self {
-        Self { operations: <[T; AHEAD]>::new_zeroed(), at: 0, end: 0 }
+        Self { operations: <[T; COUNT]>::new_zeroed(), at: 0, end: 0 }
     }
 
-    /// The operation at `next`, of which `left` are to come.
+    /// Those operations from `next` on, of which `left` are to come, that have been read and not been done: one at least.
     #[inline(always)]
-    fn take<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<&T, NotDone> {
-        if self.at == self.end {
+    fn rest<M: Machine>(&mut self, call: &Call<'_, M>, next: u64, left: u64) -> Result<&[T], NotDone> {
+        if self.at >= self.end {
             self.fill(call, next, left)?;
         }
-        let operation = self.operations.get(self.at);
-        self.at = self.at.saturating_add(1);
-        operation.ok_or(NotDone::Errno(Errno::EFAULT))
+        self.operations.get(self.at..self.end).ok_or(NotDone::Errno(Errno::EFAULT))
     }
 
     #[inline(never)]
@@ -109,19 +106,20 @@ impl<M: Machine> Call<'_, M> {
         }
     }
 
-    /// Does `one` for each operation. Arguments: guest address of the array; how many operations; where to write how many were
+    /// Does `some` of the operations, and again, until all are done: it gets those that are next, `COUNT` at most, and says how many of
+    /// them it has done, one at least. Arguments: guest address of the array; how many operations; where to write how many were
     /// done (4 bytes), or 0; a fourth one that is the hypercall's own.
     #[inline(always)]
-    pub(super) fn batch<T: FromBytes + IntoBytes + Copy>(
+    pub(super) fn batch<T: FromBytes + IntoBytes + Copy, const COUNT: usize>(
         &self,
         arguments: &Arguments,
-        mut one: impl FnMut(&T) -> Result<(), NotDone>,
+        mut some: impl FnMut(&[T]) -> Result<usize, NotDone>,
     ) -> Outcome {
         let [mut next, count, done_place, foreign, ..] = values(arguments);
         let mut left = count & !MMU_UPDATE_PREEMPTED & 0xffff_ffff;
         let resumed = count & MMU_UPDATE_PREEMPTED != 0 && done_place != 0;
         let mut done: u32 = if resumed { self.read(done_place)? } else { 0 };
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::<T, COUNT>::new();
         self.charge_flushes();
         let outcome = loop {
             if left == 0 {
@@ -130,21 +128,22 @@ impl<M: Machine> Call<'_, M> {
             let result = if self.budget.is_spent() {
                 Err(NotDone::Preempted)
             } else {
-                ahead.take(self, next, left).and_then(&mut one)
+                ahead.rest(self, next, left).and_then(&mut some)
             };
             self.charge_flushes();
-            match result {
-                Ok(()) => {}
+            let count = match result {
+                Ok(count) => count,
                 Err(NotDone::Errno(errno)) => break Err(errno.into()),
                 Err(NotDone::Preempted) => {
                     let rest = [next, left | MMU_UPDATE_PREEMPTED, done_place, foreign, 0, 0];
                     break Err(Failure::Again(rest));
                 }
-            }
-            done = done.saturating_add(1);
-            left = left.saturating_sub(1);
+            };
+            ahead.at = ahead.at.saturating_add(count);
+            done = done.saturating_add(count as u32);
+            left = left.saturating_sub(count as u64);
             // An address that wraps around is refused when it is read.
-            next = next.wrapping_add(size_of::<T>() as u64);
+            next = next.wrapping_add((size_of::<T>() as u64).wrapping_mul(count as u64));
         };
         if done_place != 0 {
             self.write(done_place, &done)?;

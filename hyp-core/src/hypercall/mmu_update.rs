@@ -12,6 +12,9 @@ use crate::paging::leaf::LeafTable;
 use crate::paging::update::HardwareBits;
 use crate::paging::{Budget, Refusal, TableSpace};
 
+/// Updates that are read from the guest at once.
+const UPDATES_AHEAD: usize = 32;
+
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuUpdate`]; their number; where to write how many were done, or 0; whose tables
     /// and whose frames ([`mmu::decode_foreign_domain`]). Stops at the first that is refused, with its error.
@@ -29,7 +32,37 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         let mut space = self.tables(owner, target).map_err(|_| Failure::Again(values(arguments)))?;
         let mut leaves = None;
-        self.batch(arguments, |update| self.one_update(&mut space, &mut leaves, update))
+        self.batch::<_, UPDATES_AHEAD>(arguments, |updates: &[MmuUpdate]| {
+            let update = updates.first().ok_or(Errno::EFAULT)?;
+            if update.pointer & mmu::MMU_UPDATE_KIND_MASK == mmu::MMU_PT_UPDATE_PRESERVE_AD {
+                let done = self.rights_in_row(&space, &mut leaves, updates);
+                if done != 0 {
+                    return Ok(done);
+                }
+            }
+            self.one_update(&mut space, &mut leaves, update).map(|()| 1)
+        })
+    }
+
+    /// Does those of the updates, from the first on, that change nothing but rights in one table, as far as the budget goes; returns how
+    /// many. What is left for one by one is done or refused there.
+    #[inline(never)]
+    fn rights_in_row(
+        &self,
+        space: &TableSpace<'_, M>,
+        leaves: &mut Option<LeafTable<M>>,
+        updates: &[MmuUpdate],
+    ) -> usize {
+        let first = updates.first().and_then(|update| MachineAddress::new(update.pointer));
+        let Some(frame) = first.map(MachineFrame::containing) else { return 0 };
+        if !leaves.as_ref().is_some_and(|leaves| leaves.is(frame)) {
+            *leaves = space.leaf_table(frame);
+        }
+        let Some(leaves) = leaves else { return 0 };
+        let most = self.budget.operations(updates.len());
+        let done = space.change_rights_in_row(leaves, updates.get(..most).unwrap_or(updates));
+        self.budget.charge(Budget::OPERATION.saturating_mul(done as u32));
+        done
     }
 
     /// Whose tables, and whose frames they may map.

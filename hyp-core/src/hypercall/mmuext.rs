@@ -3,6 +3,7 @@
 use penumbra_abi::errno::Errno;
 use penumbra_abi::mmu::{self, MmuextOp};
 
+use super::ahead::AHEAD;
 use super::batch::NotDone;
 use super::{Arguments, Call, Outcome, values};
 use crate::address::{GuestVirtual, MachineFrame};
@@ -31,7 +32,10 @@ impl<'a, M: Machine> Call<'a, M> {
         if self.is_single(arguments) {
             return self.single(arguments, |operation| self.one_operation(owner, operation));
         }
-        self.batch(arguments, |operation| self.one_operation(owner, operation))
+        self.batch::<_, AHEAD>(arguments, |operations: &[MmuextOp]| {
+            let operation = operations.first().ok_or(Errno::EFAULT)?;
+            self.one_operation(owner, operation).map(|()| 1)
+        })
     }
 
     /// What is the most frequent by far goes first.

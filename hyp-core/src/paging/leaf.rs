@@ -14,7 +14,7 @@ use crate::machine::{Entry, Machine, PageTableFormat};
 /// A complete level-1 table of the domain, found once for several updates. It stays one as long as nothing but leaves of
 /// the domain's tables is changed, under the same lock.
 pub struct LeafTable<M: Machine> {
-    frame: MachineFrame,
+    pub(super) frame: MachineFrame,
     pub(super) words: M::Table,
 }
 

@@ -15,6 +15,7 @@
 pub mod audit;
 pub mod leaf;
 pub mod pin;
+pub mod rights;
 pub mod table_write;
 pub mod update;
 pub mod validate;
@@ -168,6 +169,12 @@ impl Budget {
         let piece = wanted.min(self.left.get().max(1) as usize);
         self.charge(piece as u32);
         piece
+    }
+
+    /// How many of `wanted` operations can be begun before it is time to stop: they are the caller's to charge for.
+    #[inline(always)]
+    pub fn operations(&self, wanted: usize) -> usize {
+        wanted.min(self.left.get().div_ceil(Self::OPERATION) as usize)
     }
 
     /// Takes `entries` off, if it isn't time to stop: `false` then.

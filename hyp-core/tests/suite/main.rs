@@ -25,6 +25,7 @@ mod paging;
 mod published;
 mod results;
 mod roots;
+mod rights;
 mod rows;
 mod start_of_day;
 mod superpages;

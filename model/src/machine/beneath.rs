@@ -84,6 +84,10 @@ impl<F: Hardware> Mmu for Model<F> {
         self.store(at, index, raw);
     }
 
+    fn exchange_in(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        self.exchange_entry(table, index, current, new)
+    }
+
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let Some(at) = slot(table.number()) else { return Ok(()) };
         self.guard(at, index, "written");
