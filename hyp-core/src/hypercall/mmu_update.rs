@@ -27,10 +27,14 @@ impl<'a, M: Machine> Call<'a, M> {
         }
         if self.is_single(arguments) {
             return self.single(arguments, |update| {
-                self.with_tables(owner, target, |space| self.one_update(space, &mut None, update))
+                self.with_tables(owner, target, |space| {
+                    space.end_row_of_writes();
+                    self.one_update(space, &mut None, update)
+                })
             });
         }
         let mut space = self.tables(owner, target).map_err(|_| Failure::Again(values(arguments)))?;
+        space.end_row_of_writes();
         let mut leaves = None;
         self.batch::<_, UPDATES_AHEAD>(arguments, |updates: &[MmuUpdate]| {
             let update = updates.first().ok_or(Errno::EFAULT)?;

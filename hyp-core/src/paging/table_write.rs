@@ -6,6 +6,9 @@
 //! doesn't know for how many days he will ski: rent until the rent paid is the price of the skis. Emulated writes in a row to one
 //! table are counted; at [`WRITES_BEFORE_UNHOOKING`] they have cost as much as taking the table out and hooking it in again. So the
 //! guest never pays more than twice what the better choice would have cost, whatever it does. Measured: see `docs/measurements.md`.
+//!
+//! An `mmu_update` ends the row: it would have hooked the table in, with next to nothing written at full speed. (Linux's write fault with a
+//! copy is a write, a flush and an update by turns, each time.)
 
 use super::update::HardwareBits;
 use super::{Budget, Refusal, Stop, TableSpace};
@@ -115,6 +118,12 @@ impl<M: Machine> Hypervisor<M> {
 }
 
 impl<M: Machine> TableSpace<'_, M> {
+    /// What the guest writes directly from now on is another row of writes.
+    #[inline(always)]
+    pub fn end_row_of_writes(&mut self) {
+        self.state.run.table = 0;
+    }
+
     fn write_mapped(
         &mut self,
         root: MachineFrame,

@@ -328,6 +328,30 @@ fn writes_in_a_row_unhook_the_table_and_a_fault_below_hooks_it_in() {
     rig.check();
 }
 
+/// Rows of writes that updates by hypercall cut short unhook nothing, however many writes there are in all: the updates would have the
+/// table hooked in again each time.
+#[test]
+fn an_update_ends_a_row_of_writes() {
+    let rig = Rig::new(1);
+    let own = leaf(rig.pool(1, 0), true);
+    let (one, _) = hang(&rig, 1, 0, &[]);
+    let (other, _) = hang(&rig, 1, 1, &[]);
+    let write = |step: u32| emulate(&rig, 1, mapped(0) + 8 * u64::from(step % 16), own);
+    // One update, several, and of another table.
+    let updates = [vec![(place(one, 3), own)], vec![(place(one, 3), 0); 2], vec![(place(other, 3), own)]];
+    for update in updates {
+        for step in 0..WRITES_BEFORE_UNHOOKING {
+            assert_eq!(write(step), TableWrite::Done, "{step}");
+        }
+        assert_eq!(rig.update(1, &update), Ok(0));
+    }
+    assert!((0..WRITES_BEFORE_UNHOOKING).all(|step| write(step) == TableWrite::Done));
+    assert_eq!(kind(&rig, one).0, FrameType::Table(1));
+    assert_eq!(write(0), TableWrite::Again, "a whole row");
+    assert_eq!(kind(&rig, one).0, FrameType::Writable);
+    rig.check();
+}
+
 /// A guest that writes to an unhooked table by another of its mappings faults there, and has the table back in its tree.
 #[test]
 fn a_write_by_another_mapping_brings_the_table_back() {
