@@ -16,11 +16,11 @@ use crate::machine::{HYPERVISOR, X86};
 use crate::{cpu, iret, trap};
 
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
-const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
+pub const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
 /// In a page fault's error code: the access was a user's.
 const ERROR_USER: u64 = 1 << 2;
 /// In a trap handler's flags: mask events.
-const MASK_EVENTS: u8 = 1 << 2;
+pub const MASK_EVENTS: u8 = 1 << 2;
 /// In a trap handler's flags: the lowest ring whose `int` it takes. User mode is 3; what is less is for the kernel alone.
 const CALLERS: u8 = 0b11;
 /// Bytes of `int` and of `syscall`.

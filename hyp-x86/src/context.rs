@@ -88,6 +88,12 @@ pub struct GuestContext {
 
 /// Offset of [`GuestContext::host_stack`], for `entry.s`.
 pub const HOST_STACK_OFFSET: usize = offset_of!(GuestContext, host_stack);
+/// The same for `short.s`.
+pub const USER_MODE_OFFSET: usize = offset_of!(GuestContext, user_mode);
+pub const KERNEL_STACK_OFFSET: usize = offset_of!(GuestContext, kernel_stack);
+pub const INFO_OFFSET: usize = offset_of!(GuestContext, info);
+/// Of the page fault's handler.
+pub const FAULT_HANDLER_OFFSET: usize = offset_of!(GuestContext, traps) + 14 * size_of::<TrapHandler>();
 /// Bytes of the frame: its end is the stack that the processor uses when a guest is interrupted. The processor aligns that
 /// stack to 16 bytes before it pushes, so this must be a multiple.
 pub const FRAME_BYTES: usize = size_of::<Frame>();

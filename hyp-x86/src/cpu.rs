@@ -13,7 +13,7 @@
 
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use hyp_core::address::{MachineAddress, MachineFrame};
 use hyp_core::domain::Domain;
@@ -32,22 +32,32 @@ pub struct Entry {
     guest_stack: AtomicU64,
     frame_end: AtomicU64,
     context: AtomicU64,
+    /// Where the domain counts its unhooked tables.
+    unhooked: AtomicPtr<AtomicU32>,
 }
 
 /// This CPU's.
-pub static ENTRY: Entry =
-    Entry { guest_stack: AtomicU64::new(0), frame_end: AtomicU64::new(0), context: AtomicU64::new(0) };
+pub static ENTRY: Entry = Entry {
+    guest_stack: AtomicU64::new(0),
+    frame_end: AtomicU64::new(0),
+    context: AtomicU64::new(0),
+    unhooked: AtomicPtr::new(ptr::null_mut()),
+};
+/// What stands for a domain's count where there is no domain.
+static NONE_UNHOOKED: AtomicU32 = AtomicU32::new(0);
 /// Where `entry.s` keeps the guest's stack pointer for a moment.
 pub const GUEST_STACK_OFFSET: usize = offset_of!(Entry, guest_stack);
 /// Where `entry.s` finds the end of the running context's frame.
 pub const FRAME_END_OFFSET: usize = offset_of!(Entry, frame_end);
 /// Where `entry.s` finds the running context.
 pub const CONTEXT_OFFSET: usize = offset_of!(Entry, context);
+/// Where `short.s` finds the count of unhooked tables.
+pub const UNHOOKED_OFFSET: usize = offset_of!(Entry, unhooked);
 
 /// The vCPU whose registers this CPU holds; null while idle.
 static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
 /// The same for the ways in of guests (`trap.rs`); null also while stretches are measured, which costs them nothing so.
-static ENTERED: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
+pub static ENTERED: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
 /// Whether this CPU deals with what has waited, and goes on in [`settle`] afterwards.
 static SETTLING: AtomicBool = AtomicBool::new(false);
 /// Its domain.
@@ -87,6 +97,8 @@ fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
     let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
     DOMAIN
         .store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
+    let unhooked = domain.map_or(&NONE_UNHOOKED, Domain::unhooked);
+    ENTRY.unhooked.store(ptr::from_ref(unhooked).cast_mut(), Ordering::Relaxed);
     let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
     CURRENT.store(pointer, Ordering::Relaxed);
     set_entered();

@@ -1,11 +1,16 @@
-//! The assembly of `entry.s`, and its names in Rust.
+//! The assembly of `entry.s` and `short.s`, and its names in Rust.
 
 use core::arch::global_asm;
+use core::mem::offset_of;
+
+use hyp_core::Vcpu;
+use hyp_x86::layout;
 
 use penumbra_abi::x86_64::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64};
 
-use crate::context::{self, GuestContext};
-use crate::cpu;
+use crate::context::{self, GuestContext, TrapHandler, VcpuInfo};
+use crate::machine::X86;
+use crate::{bounce, cpu};
 
 global_asm!(
     include_str!("entry.s"),
@@ -20,10 +25,39 @@ global_asm!(
     by_syscall = const context::BY_SYSCALL,
     by_compatibility_syscall = const context::BY_COMPATIBILITY_SYSCALL,
     with_error_code = const crate::trap::WITH_ERROR_CODE,
+    iret = const penumbra_abi::hypercall::IRET,
     syscall = sym crate::trap::syscall,
     trap = sym crate::trap::trap,
     own_trap = sym crate::fault::own_trap,
     critical = sym crate::fault::critical,
+    options(att_syntax)
+);
+
+global_asm!(
+    include_str!("short.s"),
+    cpu = sym cpu::ENTRY,
+    cpu_context = const cpu::CONTEXT_OFFSET,
+    cpu_unhooked = const cpu::UNHOOKED_OFFSET,
+    entered = sym cpu::ENTERED,
+    host_stack = const context::HOST_STACK_OFFSET,
+    user_mode = const context::USER_MODE_OFFSET,
+    kernel_stack = const context::KERNEL_STACK_OFFSET,
+    info = const context::INFO_OFFSET,
+    handler = const context::FAULT_HANDLER_OFFSET + offset_of!(TrapHandler, address),
+    handler_flags = const context::FAULT_HANDLER_OFFSET + offset_of!(TrapHandler, flags),
+    mask_events = const bounce::MASK_EVENTS,
+    cleared_in_handler = const bounce::CLEARED_IN_HANDLER,
+    pending = const offset_of!(VcpuInfo, pending),
+    mask = const offset_of!(VcpuInfo, mask),
+    cr2 = const offset_of!(VcpuInfo, cr2),
+    kernel_root = const Vcpu::<X86>::KERNEL_ROOT_OFFSET,
+    user_root = const Vcpu::<X86>::USER_ROOT_OFFSET,
+    below_guests = const layout::RESERVED_END.wrapping_neg(),
+    fault_frames = const layout::GUEST_WORDS - 8 * 8,
+    iret_frames = const layout::GUEST_WORDS - 9 * 8,
+    iret = const penumbra_abi::hypercall::IRET,
+    guest_flags = const context::GUEST_FLAGS,
+    flag_interrupt = const context::FLAG_INTERRUPT,
     options(att_syntax)
 );
 
@@ -36,6 +70,9 @@ unsafe extern "C" {
     pub safe static entry_stubs: u8;
     /// The one instruction of the way out that can fault because of what a guest chose.
     pub safe static exit_iret: u8;
+
+    /// The same, of the short way back from the `iret` hypercall.
+    pub safe static exit_iret_shortly: u8;
 
     /// Leaves the hypervisor for the guest with this context, for good: the stack is empty afterwards.
     ///

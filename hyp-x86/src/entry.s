@@ -84,6 +84,9 @@
 .balign 64
 .global entry_syscall
 entry_syscall:
+    cmpq ${iret}, %rax
+    je entry_iret
+entry_syscall_fully:
     enter_by_syscall {by_syscall}, {flat_cs}
     callq {syscall}
     # Falls through.
@@ -225,6 +228,8 @@ entry_stubs:
         jmp entry_critical
     .elseif (vector == 1)
         jmp entry_debug
+    .elseif (vector == 14)
+        jmp entry_page_fault
     .else
         jmp entry_common
     .endif

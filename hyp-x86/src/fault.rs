@@ -4,6 +4,7 @@
 //! a way back to the guest that the processor refuses (`iretq` with values that the guest chose). Any other is a bug
 //! of ours: the registers go out on the serial line, and the machine stops.
 
+use core::cell::Cell;
 use core::fmt::Write;
 
 use hyp_core::Vcpu;
@@ -14,6 +15,8 @@ use crate::context::{Frame, GuestContext};
 use crate::machine::{HYPERVISOR, X86, halt};
 use crate::{access, cpu, entry, interrupts, loaded, trap};
 
+/// What instructions call the stack pointer among the general registers.
+const STACK_POINTER: u8 = 4;
 const DEBUG: u64 = 1;
 const NON_MASKABLE: u64 = 2;
 const NOT_PRESENT: u64 = 11;
@@ -39,7 +42,29 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
     {
         return bad_return(vcpu, frame);
     }
+    if rip == entry::address(&entry::exit_iret_shortly)
+        && let Some(vcpu) = cpu::current()
+    {
+        take_short_return(frame, vcpu.context());
+        return bad_return(vcpu, frame);
+    }
     stop(frame)
+}
+
+/// On the short way (`short.s`) the context doesn't hold what the guest would have gone on with: that is in the registers, and in the five
+/// words that `iretq` was to take from the CPU's stack.
+fn take_short_return(frame: &Frame, context: &GuestContext) {
+    let to = &context.frame;
+    for register in (0..16).filter(|register| *register != STACK_POINTER) {
+        to.general(register).set(frame.general(register).get());
+    }
+    // SAFETY: the stack pointer was that of `iretq`, where `short.s` has pushed the five words on this CPU's stack, below which the frame
+    // lies.
+    let words = unsafe { &*(frame.rsp.get() as *const [Cell<u64>; 5]) };
+    let places = [&to.rip, &to.cs, &to.rflags, &to.rsp, &to.ss];
+    for (place, word) in places.into_iter().zip(words) {
+        place.set(word.get());
+    }
 }
 
 /// The processor refuses the segments or the place at which a guest is to go on: as in Xen, that is the guest's own exception, as if it

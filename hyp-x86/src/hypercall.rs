@@ -158,14 +158,14 @@ fn set_debug_register(context: &GuestContext, number: u64, value: u64) -> Result
 #[inline(always)]
 fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(), Errno> {
     if which == SEGBASE_GS_USER_SEL {
-        loaded::load_user_gs(context, base as u16);
+        loaded::load_user_gs(base as u16);
         return Ok(());
     }
     let base = code_address(base)?;
     match which {
         SEGBASE_FS => loaded::set_fs_base(base),
         SEGBASE_GS_KERNEL => loaded::set_gs_base(base),
-        SEGBASE_GS_USER => context.segments.other_gs_base.set(base),
+        SEGBASE_GS_USER => loaded::set_other_gs_base(base),
         _ => return Err(Errno::EINVAL),
     }
     Ok(())

@@ -58,7 +58,7 @@ pub fn to_kernel_mode(vcpu: &Vcpu<X86>, context: &GuestContext) {
 #[inline(always)]
 fn change_mode(context: &GuestContext, user: bool, root: MachineFrame) {
     context.user_mode.set(user);
-    loaded::set_gs_base(context.segments.other_gs_base.replace(loaded::gs_base()));
+    loaded::swap_gs_bases();
     // SAFETY: it is the hypervisor's own, or the core holds a reference to it as a validated root of the vCPU's, whose reserved slots it has
     // filled.
     unsafe { cpu::load_root(root) };

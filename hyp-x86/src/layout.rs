@@ -69,11 +69,14 @@ pub const fn is_guest_range(start: u64, length: u64) -> bool {
     last < LOWER_END || (start >= RESERVED_END && last >= start)
 }
 
+/// Addresses from [`RESERVED_END`] on, around the end of the address space, that are guests'.
+pub const GUEST_WORDS: u64 = LOWER_END.wrapping_sub(RESERVED_END);
+
 /// Whether words of 8 bytes each from `start` on, `length` bytes in all, touch nothing but what a guest may use. A word may go round
 /// the end of the address space to its beginning, since both are the guest's; so one comparison is enough. `length` is short.
 #[inline(always)]
 pub const fn are_guest_words(start: u64, length: u64) -> bool {
-    start.wrapping_sub(RESERVED_END) <= LOWER_END.wrapping_sub(RESERVED_END).wrapping_sub(length)
+    start.wrapping_sub(RESERVED_END) <= GUEST_WORDS.wrapping_sub(length)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use hyp_core::domain::vcpu::Vcpu;
 use hyp_x86::selector;
 use x86_64::VirtAddr;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
-use x86_64::registers::model_specific::{FsBase, GsBase};
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 
 use crate::context::{GuestContext, Segments};
 use crate::machine::X86;
@@ -51,6 +51,7 @@ pub fn save(context: &GuestContext) {
     let segments = &context.segments;
     segments.fs_base.set(FsBase::read().as_u64());
     segments.gs_base.set(GsBase::read().as_u64());
+    segments.other_gs_base.set(other_gs_base());
     let [ds, es, fs, gs] = selectors();
     segments.ds.set(ds);
     segments.es.set(es);
@@ -166,12 +167,12 @@ pub fn as_kernel<R>(vcpu: &Vcpu<X86>, work: impl FnOnce() -> R) -> R {
 
 /// Loads `gs` for the user mode of the vCPU that runs, whose kernel runs now: the selector is the register's from now on, the base that of
 /// its descriptor once user mode is entered. A selector that can't be loaded becomes the null selector.
-pub fn load_user_gs(context: &GuestContext, selector: u16) {
+pub fn load_user_gs(selector: u16) {
     let kernel = gs_base();
     let _ = load_segment!("gs", selector::restorable(selector));
     // What a null selector leaves there differs between processors.
     let base = if selector & !3 == 0 { 0 } else { gs_base() };
-    context.segments.other_gs_base.set(base);
+    set_other_gs_base(base);
     set_gs_base(kernel);
 }
 
@@ -194,6 +195,23 @@ pub fn set_fs_base(base: u64) {
     FsBase::write(VirtAddr::new_truncate(base));
 }
 
+/// The base of `gs` in the mode in which the vCPU that runs is not: there where `swapgs` finds it. The hypervisor itself uses no `gs`.
+pub fn other_gs_base() -> u64 {
+    KernelGsBase::read().as_u64()
+}
+
+/// Sets it. An address that isn't canonical is cut.
+pub fn set_other_gs_base(base: u64) {
+    KernelGsBase::write(VirtAddr::new_truncate(base));
+}
+
+/// Exchanges the bases of `gs` of the guest's two modes.
+#[inline(always)]
+pub fn swap_gs_bases() {
+    // SAFETY: the hypervisor addresses nothing by `gs`.
+    unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) };
+}
+
 /// Makes the x87 unit forget where the last guest's last instruction and operand were (XSA-52): AMD's processors neither save
 /// nor restore these pointers while no exception is pending, so the next guest would see them. An instruction of the
 /// hypervisor's own takes their place.
@@ -214,5 +232,6 @@ fn restore_segments(segments: &Segments) -> bool {
         [load_segment!("ds", ds), load_segment!("es", es), load_segment!("fs", fs), load_segment!("gs", gs)];
     FsBase::write(VirtAddr::new_truncate(segments.fs_base.get()));
     GsBase::write(VirtAddr::new_truncate(segments.gs_base.get()));
+    set_other_gs_base(segments.other_gs_base.get());
     loaded == [true; 4]
 }

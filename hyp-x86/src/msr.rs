@@ -16,7 +16,7 @@ use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, GsBase};
 
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{boot, clock};
+use crate::{boot, clock, loaded};
 
 const TIME_STAMP_COUNTER: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
@@ -75,7 +75,7 @@ pub fn read(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32) -> Option<u
     Some(match register {
         FS_BASE => FsBase::read().as_u64(),
         GS_BASE => GsBase::read().as_u64(),
-        OTHER_GS_BASE => context.segments.other_gs_base.get(),
+        OTHER_GS_BASE => loaded::other_gs_base(),
         TIME_STAMP_COUNTER => clock::counter(),
         APIC_BASE => APIC_ENABLED | if vcpu.index() == 0 { APIC_FIRST } else { 0 },
         MICROCODE_REVISION => read_if_there(register)?,
@@ -112,7 +112,7 @@ pub fn write(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32, value: u64
     match register {
         FS_BASE => FsBase::write(base(value)?),
         GS_BASE => GsBase::write(base(value)?),
-        OTHER_GS_BASE => context.segments.other_gs_base.set(base(value)?.as_u64()),
+        OTHER_GS_BASE => loaded::set_other_gs_base(base(value)?.as_u64()),
         cpuid::XEN_LEAVES => fill_hypercall_page(vcpu, value)?,
         MICROCODE_REVISION | MACHINE_CHECK_STATUS | MACHINE_CHECK_BANKS..MACHINE_CHECK_BANKS_END => {}
         AMD_COUNTERS..AMD_COUNTERS_END | AMD_HARDWARE_CONFIGURATION | AMD_DECODE_CONFIGURATION

@@ -198,6 +198,11 @@ impl<M: Machine> Domain<M> {
         }
     }
 
+    /// How many of its tables are unhooked.
+    pub fn unhooked(&self) -> &AtomicU32 {
+        &self.unhooked
+    }
+
     /// Whether any of its tables is unhooked.
     pub fn has_unhooked(&self) -> bool {
         // Relaxed: a vCPU sees what it has unhooked itself; who needs more takes the lock.

@@ -1,5 +1,6 @@
 //! A virtual CPU: registers that the backend keeps, the roots it uses, and whether it can run.
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
@@ -80,6 +81,11 @@ pub struct Vcpu<M: Machine> {
 }
 
 impl<M: Machine> Vcpu<M> {
+    /// Where a backend's assembly finds the kernel's root: a word that is its frame's number plus one, or 0.
+    pub const KERNEL_ROOT_OFFSET: usize = offset_of!(Self, kernel_root);
+    /// As [`Self::KERNEL_ROOT_OFFSET`], of the users' root.
+    pub const USER_ROOT_OFFSET: usize = offset_of!(Self, user_root);
+
     pub(super) const fn new() -> Self {
         Self {
             domain: AtomicU16::new(0),
