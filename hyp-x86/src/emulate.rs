@@ -56,9 +56,9 @@ fn carry_out_for_kernel(vcpu: &Vcpu<X86>, context: &GuestContext, instruction: I
     match instruction {
         Instruction::WriteMsr => {
             let value = frame.rdx().get() << 32 | frame.rax.get() & 0xffff_ffff;
-            msr::write(vcpu, context, frame.rcx.get() as u32, value)?;
+            msr::write(vcpu, frame.rcx.get() as u32, value)?;
         }
-        Instruction::ReadMsr => put_halves(context, msr::read(vcpu, context, frame.rcx.get() as u32)?),
+        Instruction::ReadMsr => put_halves(context, msr::read(vcpu, frame.rcx.get() as u32)?),
         Instruction::ReadControl { control, general } => {
             frame.general(general).set(read_control(vcpu, context, control)?);
         }

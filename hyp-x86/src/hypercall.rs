@@ -45,7 +45,7 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
 #[inline(never)]
 fn set_segment_base_at_once(context: &GuestContext) -> *const GuestContext {
     let [which, base, ..] = values(&context.frame.arguments);
-    finish(context, set_segment_base(context, which, base))
+    finish(context, set_segment_base(which, base))
 }
 
 /// As [`set_segment_base_at_once`].
@@ -110,7 +110,7 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
             loaded::set_task_switched(context, first as u32 != 0);
             Ok(())
         }
-        number::SET_SEGMENT_BASE => set_segment_base(context, first, second),
+        number::SET_SEGMENT_BASE => set_segment_base(first, second),
         number::SET_DEBUGREG => set_debug_register(context, first, second),
         number::GET_DEBUGREG => return Ok(context.debug.get(first).ok_or(Errno::ENODEV)?),
         number::PHYSDEV_OP => ports::operation(call, context, first, second),
@@ -156,7 +156,7 @@ fn set_debug_register(context: &GuestContext, number: u64, value: u64) -> Result
 }
 
 #[inline(always)]
-fn set_segment_base(context: &GuestContext, which: u64, base: u64) -> Result<(), Errno> {
+fn set_segment_base(which: u64, base: u64) -> Result<(), Errno> {
     if which == SEGBASE_GS_USER_SEL {
         loaded::load_user_gs(base as u16);
         return Ok(());

@@ -14,7 +14,6 @@ use hyp_x86::{cpuid, hypercall_page, layout};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, GsBase};
 
-use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
 use crate::{boot, clock, loaded};
 
@@ -71,7 +70,7 @@ fn vendor() -> Vendor {
 }
 
 /// What a guest's kernel reads. `None`: it gets a fault.
-pub fn read(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32) -> Option<u64> {
+pub fn read(vcpu: &Vcpu<X86>, register: u32) -> Option<u64> {
     Some(match register {
         FS_BASE => FsBase::read().as_u64(),
         GS_BASE => GsBase::read().as_u64(),
@@ -108,7 +107,7 @@ fn read_of_vendor(register: u32) -> Option<u64> {
 }
 
 /// What a guest's kernel writes. `None`: it gets a fault.
-pub fn write(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32, value: u64) -> Option<()> {
+pub fn write(vcpu: &Vcpu<X86>, register: u32, value: u64) -> Option<()> {
     match register {
         FS_BASE => FsBase::write(base(value)?),
         GS_BASE => GsBase::write(base(value)?),
@@ -119,7 +118,7 @@ pub fn write(vcpu: &Vcpu<X86>, context: &GuestContext, register: u32, value: u64
             if vendor() == Vendor::Amd => {}
         // What changes nothing is no harm.
         APIC_BASE | PAGE_ATTRIBUTES | EXTENDED_FEATURES => {
-            read(vcpu, context, register).filter(|is| *is == value)?;
+            read(vcpu, register).filter(|is| *is == value)?;
         }
         _ => return None,
     }
