@@ -81,7 +81,10 @@ impl fmt::Display for Stop {
         match self {
             Self::Loader(malformed) => malformed.fmt(f),
             Self::TooManyRanges => f.write_str("the memory map has more ranges than can be kept"),
-            Self::NotRam(what) => write!(f, "multiboot information: {what} doesn't lie in RAM"),
+            Self::NotRam(what) => write!(
+                f,
+                "multiboot information: {what} doesn't lie in RAM, of which there may be too little"
+            ),
             Self::NoMemory(what) => write!(f, "there is no memory for {what}"),
             Self::Clock(reason) => write!(f, "the local APIC can't be used: {reason}"),
             Self::Domains(error) => error.fmt(f),

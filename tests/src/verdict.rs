@@ -9,7 +9,9 @@ pub const CONTROL: &str = "(d0) ";
 pub const HYPERVISOR: &str = "(PEN) ";
 
 /// Lines with which the hypervisor says that nothing more will come.
-pub const STOPPED: [&str; 4] = [
+pub const STOPPED: [&str; 6] = [
+    "; the machine stops",
+    "has crashed: the machine stops",
     "(PEN) error: the control domain",
     "(PEN) error: there is no boot module",
     "hypervisor panic",
@@ -89,5 +91,11 @@ mod tests {
         let text = "(PEN) hello\n(PEN) error: the control domain can't start: it is no 64-bit ELF file\n";
         assert!(stopped(text).is_some_and(|line| line.ends_with("it is no 64-bit ELF file")));
         assert_eq!(stopped("(d0) the control domain is well\n"), None);
+        for line in [
+            "(PEN) error: multiboot information: a module doesn't lie in RAM; the machine stops",
+            "(PEN) error: the first domain has crashed: the machine stops",
+        ] {
+            assert_eq!(stopped(line), Some(line));
+        }
     }
 }

@@ -18,8 +18,8 @@ use crate::terminal;
 pub enum Keyboard {
     /// Nobody.
     Closed,
-    /// The person at the terminal.
-    Person,
+    /// The person at the terminal. Any of these bytes ends the machine, the others are for it.
+    Person(&'static [u8]),
     /// A script.
     Script(Script),
 }
@@ -64,8 +64,6 @@ impl Outcome {
     }
 }
 
-/// Ctrl-C as a byte.
-const INTERRUPT: u8 = 3;
 /// How long a machine that has said an awaited line may go on: what follows it belongs to the story.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
@@ -74,7 +72,7 @@ pub fn run(command: &mut Command, session: Session) -> Result<Outcome> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let log =
         File::create(&session.log).with_context(|| format!("cannot write {}", session.log.display()))?;
-    let raw = matches!(session.keyboard, Keyboard::Person).then(terminal::Raw::enter).transpose()?;
+    let raw = matches!(session.keyboard, Keyboard::Person(_)).then(terminal::Raw::enter).transpose()?;
     let mut emulator = Supervised::start(command)?;
     let (sender, receiver) = channel();
     let child = emulator.child();
@@ -101,13 +99,13 @@ fn forward(pipe: Option<impl Read + Send + 'static>, sender: Sender<Vec<u8>>) {
     });
 }
 
-/// Hands the person's keys to the machine; Ctrl-C ends it.
-fn forward_keys(mut keys: ChildStdin) {
+/// Hands the person's keys to the machine, but for those that end it.
+fn forward_keys(mut keys: ChildStdin, last: &'static [u8]) {
     thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok(length @ 1..) = std::io::stdin().read(&mut buffer) {
             let typed = &buffer[..length];
-            if typed.contains(&INTERRUPT) {
+            if typed.iter().any(|byte| last.contains(byte)) {
                 end_children();
                 return;
             }
@@ -136,8 +134,8 @@ impl Watch {
         let deadline = session.limit.map(|limit| Instant::now() + limit);
         // A closed pipe would be an end of file to the emulator: the script's side stays open while it runs.
         let keys = match session.keyboard {
-            Keyboard::Person => {
-                forward_keys(keys);
+            Keyboard::Person(last) => {
+                forward_keys(keys, last);
                 None
             }
             Keyboard::Closed | Keyboard::Script(_) => Some(keys),

@@ -35,12 +35,22 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let machine = machine(options, &artefacts, &first);
     if interactive {
         println!(
-            "Ctrl-C ends the machine; CTRL-a three times switches to the hypervisor's prompt and back.\n"
+            "{}; CTRL-a three times switches to the hypervisor's prompt and back.\n",
+            end_keys(&options.guest).1
         );
     }
     let outcome = qemu::run(&mut machine.command()?, session(options, interactive)?)?;
     println!();
     judge(options, interactive, first.verdict, &outcome)
+}
+
+/// The keys that end the machine, and how a person is told. A guest with a shell of its own has a use for Ctrl-C; the key that stays is the
+/// one by which other hypervisors' consoles are left.
+fn end_keys(guest: &str) -> (&'static [u8], &'static str) {
+    match guest {
+        "builtin" => (b"\x03\x1d", "Ctrl-C ends the machine"),
+        _ => (b"\x1d", "Ctrl-] ends the machine (Ctrl-C is the guest's)"),
+    }
 }
 
 /// One clear line for each thing that is described but not there yet.
@@ -192,7 +202,7 @@ fn session(options: &RunOptions, interactive: bool) -> Result<Session> {
         limit: limit.map(Duration::from_secs),
         log,
         echo: true,
-        keyboard: if interactive { Keyboard::Person } else { Keyboard::Closed },
+        keyboard: if interactive { Keyboard::Person(end_keys(&options.guest).0) } else { Keyboard::Closed },
         until: verdict::STOPPED.map(str::to_owned).to_vec(),
     })
 }
@@ -272,6 +282,14 @@ mod tests {
         assert_eq!(first_memory(&options("--mem 300")), 150);
         assert_eq!(first_memory(&options("--guest debian --dom0-mem 1G --mem 2G")), 1024);
         assert!(check(&options("--dom0-mem 1G")).is_err());
+    }
+
+    #[test]
+    fn a_guest_with_a_shell_gets_ctrl_c() {
+        assert!(end_keys("builtin").0.contains(&3));
+        for guest in ["debian", "vmlinuz"] {
+            assert_eq!(end_keys(guest).0, [0x1d], "Ctrl-] alone");
+        }
     }
 
     #[test]
