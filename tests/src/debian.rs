@@ -122,14 +122,20 @@ fn workloads(name: &str, hypervisor: &'static str) -> Case {
     case
 }
 
-/// A person's way: to a prompt, a command, and out.
+/// A person's way: to a prompt, a command, and out. The next command comes only when the shell has long fallen silent (an audit has passed
+/// meanwhile): nothing but what is typed wakes it.
 fn shell() -> Case {
     let case = on_penumbra("debian/shell", "console=hvc0 then=shell");
-    case.types(&[(PROMPT, SUM), ("sum 666", ""), (PROMPT, "exit\r")]).says(&[
-        "`exit` switches off",
-        "sum 666",
-        "(PEN) d0 has shut down: power-off",
-    ])
+    case.types(&[(PROMPT, SUM), ("sum 666", ""), (PROMPT, SWITCH)])
+        .types(&[("input goes to the hypervisor", "a"), (": clean", SWITCH)])
+        .types(&[("input goes to d0", "echo again $((7 * 111))\r"), ("again 777", ""), (PROMPT, "exit\r")])
+        .says(&[
+            "`exit` switches off",
+            "sum 666",
+            ": clean",
+            "again 777",
+            "(PEN) d0 has shut down: power-off",
+        ])
 }
 
 /// From a disc, as the second entry of GRUB's menu, which is chosen by the keys for "next" and "boot".
