@@ -58,6 +58,10 @@ impl<F: Hardware> Session<F> {
         request.domain = other;
         let at = self.machine().put(LIST, request.as_bytes());
         let answer = self.issue(domain, call::DOMCTL, [at, 0, 0, 0, 0, 0], &Budget::new(Budget::HYPERCALL));
+        // Whoever asks has its unhooked tables hooked in first, and their pins put back.
+        if self.known.has_unhooked(domain) {
+            self.learn();
+        }
         let answer = answer.map_err(|_| "domctl was preempted")?;
         let named = usize::from(other);
         let expected = match () {
