@@ -51,6 +51,11 @@ pub trait Context: Send + Sync + 'static {
     /// Whether a flag of the guest's processor keeps events away. (Where the mask stands in `vcpu_info`, no.)
     fn are_events_masked(&self) -> bool;
 
+    /// Whether guests can send each other's vCPUs non-maskable interrupts.
+    const NON_MASKABLE: bool = false;
+    /// Has one come to the vCPU, whatever it does, when it goes on next. The core wakes it, and asks for a new choice of who runs.
+    fn interrupt_unmaskably(&self) {}
+
     /// What a guest gives a vCPU to start with (`struct vcpu_guest_context`).
     type GuestStart: FromBytes + IntoBytes;
     /// Judges it, apart from the roots that it names: these are returned, as claims.

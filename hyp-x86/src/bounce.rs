@@ -13,7 +13,7 @@ use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 use crate::access::{self, Hooked, Saved};
 use crate::context::{BY_SYSCALL, FLAG_INTERRUPT, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{cpu, iret, trap};
+use crate::{cpu, iret, non_maskable, trap};
 
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
 pub const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
@@ -229,6 +229,26 @@ fn enter_failsafe(
     let callbacks = &context.callbacks;
     let target = Target { address: callbacks.failsafe.get(), mask: callbacks.failsafe_masks.get() };
     arrive(context, &target, bottom)
+}
+
+/// A non-maskable interrupt is due: the kernel's handler gets it. `false`: tables are unhooked, and it stays due.
+#[cold]
+#[inline(never)]
+#[must_use]
+pub fn non_maskable(vcpu: &'static Vcpu<X86>) -> bool {
+    let context = vcpu.context();
+    let Some(handler) = handler(context, non_maskable::VECTOR) else {
+        context.non_maskable.take(false);
+        return true;
+    };
+    let Some(hooked) = Hooked::now() else { return false };
+    context.non_maskable.take(true);
+    let mode =
+        if context.user_mode.get() { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) };
+    if enter_kernel(hooked, context, Target::of(handler), mode, None).is_none() {
+        no_stack(vcpu, non_maskable::VECTOR);
+    }
+    true
 }
 
 /// An event is pending, and not masked: the kernel's event callback gets it, with events masked. A guest without a callback

@@ -7,8 +7,10 @@ use hyp_x86::layout;
 use penumbra_abi::callback as abi;
 use penumbra_abi::errno::Errno;
 
-use crate::context::{Callbacks, GuestContext};
+use crate::bounce::MASK_EVENTS;
+use crate::context::GuestContext;
 use crate::machine::X86;
+use crate::non_maskable;
 
 /// An entry point's address: any canonical one; it is the guest's own loss if it isn't its own.
 pub fn code_address(address: u64) -> Result<u64, Errno> {
@@ -25,7 +27,7 @@ pub fn set_all(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6])
         (abi::CALLBACKTYPE_FAILSAFE, failsafe),
         (abi::CALLBACKTYPE_SYSCALL, syscall),
     ] {
-        register(&context.callbacks, kind, code_address(address)?, false)?;
+        register(context, kind, code_address(address)?, false)?;
     }
     Ok(())
 }
@@ -44,17 +46,21 @@ pub fn operation(
         abi::CALLBACKOP_REGISTER => {
             let request: abi::CallbackRegister = call.read(place)?;
             let masks = request.flags & abi::CALLBACKF_MASK_EVENTS != 0;
-            register(&context.callbacks, request.kind, code_address(request.address)?, masks)
+            register(context, request.kind, code_address(request.address)?, masks)
         }
         abi::CALLBACKOP_UNREGISTER => {
             let [kind, _]: [u16; 2] = call.read(place)?;
-            unregister(&context.callbacks, kind)
+            unregister(context, kind)
         }
         _ => Err(Errno::ENOSYS),
     }
 }
 
-fn register(callbacks: &Callbacks, kind: u16, address: u64, masks: bool) -> Result<(), Errno> {
+fn register(context: &GuestContext, kind: u16, address: u64, masks: bool) -> Result<(), Errno> {
+    let callbacks = &context.callbacks;
+    if kind == abi::CALLBACKTYPE_NMI {
+        return set_non_maskable(context, address, MASK_EVENTS);
+    }
     let none = Cell::new(false);
     let (callback, flag) = match kind {
         abi::CALLBACKTYPE_EVENT => (&callbacks.event, &none),
@@ -62,7 +68,6 @@ fn register(callbacks: &Callbacks, kind: u16, address: u64, masks: bool) -> Resu
         abi::CALLBACKTYPE_SYSCALL => (&callbacks.syscall, &callbacks.syscall_masks),
         abi::CALLBACKTYPE_SYSCALL32 => (&callbacks.syscall32, &callbacks.syscall32_masks),
         abi::CALLBACKTYPE_SYSENTER => (&callbacks.sysenter, &none),
-        abi::CALLBACKTYPE_NMI => (&callbacks.non_maskable, &none),
         _ => return Err(Errno::ENOSYS),
     };
     callback.set(address);
@@ -71,12 +76,9 @@ fn register(callbacks: &Callbacks, kind: u16, address: u64, masks: bool) -> Resu
 }
 
 /// As in Xen, only the one for non-maskable interrupts can be taken away.
-fn unregister(callbacks: &Callbacks, kind: u16) -> Result<(), Errno> {
+fn unregister(context: &GuestContext, kind: u16) -> Result<(), Errno> {
     match kind {
-        abi::CALLBACKTYPE_NMI => {
-            callbacks.non_maskable.set(0);
-            Ok(())
-        }
+        abi::CALLBACKTYPE_NMI => set_non_maskable(context, 0, 0),
         abi::CALLBACKTYPE_EVENT
         | abi::CALLBACKTYPE_FAILSAFE
         | abi::CALLBACKTYPE_SYSCALL
@@ -84,4 +86,13 @@ fn unregister(callbacks: &Callbacks, kind: u16) -> Result<(), Errno> {
         | abi::CALLBACKTYPE_SYSCALL32 => Err(Errno::EINVAL),
         _ => Err(Errno::ENOSYS),
     }
+}
+
+/// Events are masked there whatever the guest says.
+fn set_non_maskable(context: &GuestContext, address: u64, flags: u8) -> Result<(), Errno> {
+    if let Some(handler) = context.traps.get(non_maskable::VECTOR as usize) {
+        handler.address.set(address);
+        handler.flags.set(flags);
+    }
+    Ok(())
 }

@@ -27,6 +27,7 @@ use penumbra_abi::vcpu::{
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 pub use crate::frame::Frame;
+use crate::non_maskable::NonMaskable;
 pub use crate::parts::{Callbacks, FloatingPoint, PortRights, Segments, TrapHandler, VcpuInfo};
 use crate::{dump, memory};
 
@@ -66,6 +67,7 @@ pub struct GuestContext {
     pub task_switched: Cell<bool>,
     /// Whether the guest forbids its users to read the time-stamp counter.
     pub counter_forbidden: Cell<bool>,
+    pub non_maskable: NonMaskable,
     pub ports: PortRights,
     pub debug: DebugRegisters,
     /// Where the page fault was that has been the guest's end, for the log; and whether it was one.
@@ -190,6 +192,12 @@ impl Context for GuestContext {
 
     fn are_events_masked(&self) -> bool {
         false
+    }
+
+    const NON_MASKABLE: bool = true;
+
+    fn interrupt_unmaskably(&self) {
+        self.non_maskable.send();
     }
 
     type GuestStart = X86GuestContext;
@@ -323,6 +331,7 @@ impl GuestContext {
         self.set_fault_address(None);
         self.task_switched.set(false);
         self.counter_forbidden.set(false);
+        self.non_maskable.clear();
         self.ports.level.set(0);
         self.ports.ports.set(0);
         self.debug.clear();

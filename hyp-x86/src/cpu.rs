@@ -148,9 +148,17 @@ pub fn next() -> *const GuestContext {
             choose();
             continue;
         };
-        let lost = vcpu.context().lost_segment.get();
-        let due = lost || vcpu.context().upcall_due();
-        if due && !if lost { bounce::failsafe(vcpu) } else { bounce::upcall(vcpu) } {
+        let context = vcpu.context();
+        // What may come before an event: its handler may mask events.
+        let first = match () {
+            () if context.lost_segment.get() => Some(bounce::failsafe(vcpu)),
+            () if context.non_maskable.is_due() => Some(bounce::non_maskable(vcpu)),
+            () => None,
+        };
+        if first == Some(true) {
+            continue;
+        }
+        if first.is_some() || context.upcall_due() && !bounce::upcall(vcpu) {
             hook_some(vcpu);
             continue;
         }

@@ -19,6 +19,9 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
     let Some(hooked) = Hooked::now() else { return cpu::later(context) };
     let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
     let Some(info) = context.info() else { return no_context(vcpu) };
+    if context.non_maskable.is_handled() {
+        end_non_maskable(context);
+    }
     let (cs, flags) = (frame.cs.get(), frame.rflags.get());
     info.mask.store(u8::from(flags & FLAG_INTERRUPT == 0), Ordering::Relaxed);
     // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
@@ -37,6 +40,15 @@ fn to_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const Gues
     let Some(root) = vcpu.user_root() else { return no_context(vcpu) };
     change_mode(context, true, root);
     trap::go_on(context)
+}
+
+/// The way out looks whether another is due.
+#[cold]
+#[inline(never)]
+fn end_non_maskable(context: &GuestContext) {
+    if context.non_maskable.end() {
+        HYPERVISOR.want_choice();
+    }
 }
 
 #[cold]

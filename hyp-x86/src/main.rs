@@ -66,6 +66,8 @@ mod memory;
 #[cfg(target_os = "none")]
 mod msr;
 #[cfg(target_os = "none")]
+mod non_maskable;
+#[cfg(target_os = "none")]
 mod parts;
 #[cfg(target_os = "none")]
 mod ports;

@@ -55,8 +55,6 @@ pub struct Callbacks {
     pub syscall32: Cell<u64>,
     /// Kept, and never called: `sysenter` faults.
     pub sysenter: Cell<u64>,
-    /// Kept, and never called: nobody sends non-maskable interrupts.
-    pub non_maskable: Cell<u64>,
     /// Whether events are masked when the callback is entered (the event callback's always are).
     pub failsafe_masks: Cell<bool>,
     pub syscall_masks: Cell<bool>,
@@ -66,9 +64,7 @@ pub struct Callbacks {
 impl Callbacks {
     /// No callbacks.
     pub fn clear(&self) {
-        for callback in
-            [&self.event, &self.failsafe, &self.syscall, &self.syscall32, &self.sysenter, &self.non_maskable]
-        {
+        for callback in [&self.event, &self.failsafe, &self.syscall, &self.syscall32, &self.sysenter] {
             callback.set(0);
         }
         for masks in [&self.failsafe_masks, &self.syscall_masks, &self.syscall32_masks] {

@@ -111,12 +111,12 @@ unsafe extern "C" {
     fn interface_system_call_32();
 }
 
-fn register(kind: u16, flags: u16, address: u64) -> Result<(), Errno> {
+pub fn register(kind: u16, flags: u16, address: u64) -> Result<(), Errno> {
     let request = CallbackRegister { kind, flags, pad: 0, address };
     call::<X86>(CALLBACK_OP, &[CALLBACKOP_REGISTER, address_of(&request)]).map(drop)
 }
 
-fn unregister(kind: u16) -> Result<(), Errno> {
+pub fn unregister(kind: u16) -> Result<(), Errno> {
     let request = CallbackRegister { kind, ..CallbackRegister::default() };
     call::<X86>(CALLBACK_OP, &[CALLBACKOP_UNREGISTER, address_of(&request)]).map(drop)
 }

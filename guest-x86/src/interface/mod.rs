@@ -4,6 +4,7 @@
 mod callbacks;
 mod debug;
 mod instructions;
+mod non_maskable;
 pub mod version;
 
 use guest_core::guest::Guest;
@@ -18,6 +19,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     instructions::run(check);
     debug::run(check);
     callbacks::run(guest, check);
+    non_maskable::run(guest, check);
     traps::remove();
     check.that("the handlers that were there before", traps::install());
 }

@@ -24,6 +24,8 @@ pub struct Registers {
     pub entry: u64,
     /// How often events were unmasked.
     pub unmasked: u32,
+    /// How many non-maskable interrupts have come.
+    pub non_maskable: u32,
 }
 
 /// What a guest gives a vCPU to start with.
@@ -74,6 +76,7 @@ impl Context for FakeContext {
             vcpu_info: None,
             entry: 0,
             unmasked: 0,
+            non_maskable: 0,
         }),
         descriptors: Mutex::new(Vec::new()),
     };
@@ -95,6 +98,12 @@ impl Context for FakeContext {
 
     fn are_events_masked(&self) -> bool {
         false
+    }
+
+    const NON_MASKABLE: bool = true;
+
+    fn interrupt_unmaskably(&self) {
+        self.change(|registers| registers.non_maskable += 1);
     }
 
     type GuestStart = FakeStart;

@@ -44,6 +44,7 @@ impl<M: Machine> Call<'_, M> {
                 vcpu.timers.singleshot.clear();
             }
             abi::VCPUOP_REGISTER_VCPU_INFO => self.register_vcpu_info(vcpu, place)?,
+            abi::VCPUOP_SEND_NMI if M::Context::NON_MASKABLE => self.send_non_maskable(vcpu, place)?,
             _ => return Err(Errno::ENOSYS.into()),
         }
         Ok(0)
@@ -114,6 +115,17 @@ impl<M: Machine> Call<'_, M> {
                 self.hypervisor.scheduler.want();
             }
         }
+        Ok(())
+    }
+
+    /// There is no structure to it.
+    fn send_non_maskable(&self, vcpu: &Vcpu<M>, place: u64) -> Result<(), Errno> {
+        if place != 0 {
+            return Err(Errno::EINVAL);
+        }
+        vcpu.context().interrupt_unmaskably();
+        self.hypervisor.wake_vcpu(vcpu);
+        self.hypervisor.scheduler.want();
         Ok(())
     }
 

@@ -81,6 +81,11 @@ impl<M: Machine> Hypervisor<M> {
         self.scheduler.wanted.load(Ordering::Relaxed)
     }
 
+    /// Has the backend ask for a new choice before it returns to the guest, and look for what else has come.
+    pub fn want_choice(&self) {
+        self.scheduler.want();
+    }
+
     /// Chooses who runs next. The one who ran goes to the end of the line, if it still can run.
     pub fn schedule(&'static self) -> Next<M> {
         // Relaxed, all of these: they are this CPU's own; a vCPU's state orders what goes with the vCPU.

@@ -58,7 +58,7 @@ fn a_domain_has_the_vcpus_it_was_given() {
             assert_eq!(rig.vcpu_op(1, operation, vcpu, 0u64), Err(Errno::ENOENT), "{operation} {vcpu:#x}");
         }
     }
-    for operation in [VCPUOP_SEND_NMI, 12, 13, u64::MAX] {
+    for operation in [12, 13, u64::MAX] {
         assert_eq!(rig.vcpu_op(1, operation, 0, 0u64), Err(Errno::ENOSYS));
     }
     assert_eq!(rig.vcpu_op(1, VCPUOP_UP, 1, 0u64), Err(Errno::EINVAL), "it has no registers");
@@ -328,6 +328,25 @@ fn only_ones_own_singleshot_timer_can_be_set() {
     let timer = SetSingleshotTimer { timeout_abs_ns: 1, ..SetSingleshotTimer::default() };
     assert_eq!(rig.vcpu_op(1, VCPUOP_SET_SINGLESHOT_TIMER, 1, timer), Err(Errno::EINVAL));
     assert_eq!(rig.vcpu_op(1, VCPUOP_STOP_SINGLESHOT_TIMER, 1, 0u64), Err(Errno::EINVAL));
+}
+
+/// A non-maskable interrupt comes to a vCPU that sleeps with its events masked, and to one that has never run.
+#[test]
+fn a_non_maskable_interrupt_wakes() {
+    let rig = rig(2);
+    let send = |vcpu| rig.call(1, number::VCPU_OP, [VCPUOP_SEND_NMI, vcpu, 0, 0, 0, 0]);
+    let came = |vcpu: usize| rig.domains[1].domain.vcpus[vcpu].context().take().non_maskable;
+    run(&rig);
+    sched(&rig, SCHEDOP_BLOCK, &[]).unwrap();
+    rig.mask_upcalls(1, 0, true);
+    assert_eq!(rig.vcpu_op(1, VCPUOP_SEND_NMI, 0, 0u64), Err(Errno::EINVAL), "it has no argument");
+    assert_eq!((state(&rig, 0), came(0)), (RunState::Blocked, 0));
+    assert_eq!(send(0), Ok(0));
+    assert_eq!((state(&rig, 0), came(0)), (RunState::Runnable, 1));
+    assert!(rig.hv.reschedule_wanted());
+    assert_eq!(send(1), Ok(0));
+    assert_eq!((state(&rig, 1), came(1)), (RunState::Offline, 1));
+    assert_eq!(send(2), Err(Errno::ENOENT));
 }
 
 /// A timer wakes a vCPU that sleeps, and a dead domain's never fires.

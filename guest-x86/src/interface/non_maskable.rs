@@ -1,0 +1,128 @@
+//! Non-maskable interrupts, which a kernel sends to its own vCPUs.
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_core::architecture::Architecture;
+use guest_core::events::Events;
+use guest_core::guest::Guest;
+use guest_core::hypercalls::{address_of, call};
+use guest_core::tests::Check;
+use penumbra_abi::Errno;
+use penumbra_abi::callback::CALLBACKTYPE_NMI;
+use penumbra_abi::hypercall::{IRET, VCPU_OP};
+use penumbra_abi::vcpu::VCPUOP_SEND_NMI;
+
+use super::callbacks::{register, unregister};
+use crate::machine::X86;
+
+/// How often the handler was entered, and of these, how often while it was not yet left.
+static CAME: AtomicU64 = AtomicU64::new(0);
+static WITHIN: AtomicU64 = AtomicU64::new(0);
+static DEPTH: AtomicU64 = AtomicU64::new(0);
+/// In how many of its calls, from the first on, it sends another.
+static RESENT: AtomicU64 = AtomicU64::new(0);
+/// The code segment and the flags with which it was entered last.
+static SEGMENT: AtomicU64 = AtomicU64::new(0);
+
+global_asm!(
+    r#"
+    .section .text.traps, "ax"
+    // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss. It is left by the hypercall, which ends the interrupt.
+    interface_non_maskable:
+        pushq %rax
+        pushq %rdi
+        pushq %rsi
+        pushq %rdx
+        movq 56(%rsp), %rax
+        movq %rax, {segment}(%rip)
+        incq {came}(%rip)
+        incq {depth}(%rip)
+        cmpq $1, {depth}(%rip)
+        je 1f
+        incq {within}(%rip)
+    1:  movq {came}(%rip), %rax
+        cmpq {resent}(%rip), %rax
+        ja 2f
+        movl ${vcpu_op}, %eax
+        movl ${send}, %edi
+        xorl %esi, %esi
+        xorl %edx, %edx
+        syscall
+    2:  decq {depth}(%rip)
+        popq %rdx
+        popq %rsi
+        popq %rdi
+        popq %rax
+        popq %rcx
+        popq %r11
+        pushq $0
+        pushq %rcx
+        pushq %r11
+        pushq %rax
+        movl ${iret}, %eax
+        syscall
+        ud2
+    "#,
+    came = sym CAME,
+    depth = sym DEPTH,
+    within = sym WITHIN,
+    resent = sym RESENT,
+    segment = sym SEGMENT,
+    vcpu_op = const VCPU_OP,
+    send = const VCPUOP_SEND_NMI,
+    iret = const IRET,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    fn interface_non_maskable();
+}
+
+fn send(vcpu: u64, argument: u64) -> Result<(), Errno> {
+    call::<X86>(VCPU_OP, &[VCPUOP_SEND_NMI, vcpu, argument]).map(drop)
+}
+
+/// How often the handler has come since this was asked last.
+fn came() -> u64 {
+    CAME.swap(0, Ordering::Relaxed)
+}
+
+pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
+    check.refused("it has no argument", send(0, address_of(&SEGMENT)), &[Errno::EINVAL]);
+    check.refused("no such vCPU", send(u64::from(u32::MAX), 0), &[Errno::ENOENT]);
+    check.done("one without a handler", send(0, 0));
+    check.done("a handler", register(CALLBACKTYPE_NMI, 0, interface_non_maskable as *const () as u64));
+    check.that("what came before it is lost", came() == 0);
+    check.done("one", send(0, 0));
+    check.that("it comes", came() == 1);
+    let segment = SEGMENT.load(Ordering::Relaxed);
+    check.that("to the kernel", segment & 3 == 0);
+    RESENT.store(2, Ordering::Relaxed);
+    check.done("one that sends another, which sends a third", send(0, 0));
+    check.that("all come", came() == 3);
+    check.that("each when the one before is done with", WITHIN.load(Ordering::Relaxed) == 0);
+    RESENT.store(0, Ordering::Relaxed);
+    check.done("and one more", send(0, 0));
+    check.that("comes as well", came() == 1);
+    masked(guest, check);
+    check.done("the handler goes", unregister(CALLBACKTYPE_NMI));
+    check.done("one without a handler again", send(0, 0));
+    check.that("doesn't come", came() == 0);
+}
+
+/// That events are masked is nothing to it, and remains so.
+fn masked(guest: &Guest<X86>, check: &mut Check<X86>) {
+    let Some(events) = check.done("events", Events::open(guest).ok_or(Errno::ENOMEM)) else { return };
+    let mask = || X86::read_word(events.address()) >> 8 & 0xff;
+    events.mask(true);
+    check.done("one while events are masked", send(0, 0));
+    check.that("comes", came() == 1);
+    check.that("with the mask as it was", SEGMENT.load(Ordering::Relaxed) >> 32 & 0xff == 1);
+    check.that("which it is again", mask() == 1);
+    events.mask(false);
+    check.done("one while they aren't", send(0, 0));
+    check.that("comes, too", came() == 1 && SEGMENT.load(Ordering::Relaxed) >> 32 & 0xff == 0);
+    check.that("and they aren't afterwards", mask() == 0);
+    check.done("give the page back", events.close());
+}
