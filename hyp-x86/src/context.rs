@@ -38,6 +38,9 @@ pub const BY_SYSCALL: u64 = 0x100;
 pub const BY_COMPATIBILITY_SYSCALL: u64 = 0x101;
 /// The registers were changed so that only `iretq` restores them.
 pub const BY_IRET: u64 = 0x102;
+/// Added to the exception with which the processor refused to go on with the guest. The guest hasn't come for any reason of its own, and no
+/// instruction of its has been executed.
+pub const REFUSED_RETURN: u64 = 0x200;
 
 /// Interrupts enabled: on whenever a guest runs.
 pub const FLAG_INTERRUPT: u64 = 1 << 9;

@@ -11,7 +11,7 @@ use hyp_core::Vcpu;
 use x86_64::registers::control::Cr2;
 
 use crate::console::LastWords;
-use crate::context::{Frame, GuestContext};
+use crate::context::{Frame, GuestContext, REFUSED_RETURN};
 use crate::machine::{HYPERVISOR, X86, halt};
 use crate::{access, cpu, entry, interrupts, loaded, trap};
 
@@ -40,7 +40,7 @@ pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
     if rip == entry::address(&entry::exit_iret)
         && let Some(vcpu) = cpu::current()
     {
-        return bad_return(vcpu, frame);
+        return HYPERVISOR.stretch(|| bad_return(vcpu, frame));
     }
     if rip == entry::address(&entry::exit_iret_shortly)
         && let Some(vcpu) = cpu::current()
@@ -68,10 +68,11 @@ fn take_short_return(frame: &Frame, context: &GuestContext) {
 }
 
 /// The processor refuses the segments or the place at which a guest is to go on: as in Xen, that is the guest's own exception, as if it
-/// had got there.
+/// had got there. It had not: so what stands there is not looked at, and nothing is carried out for it. Its handler is entered by
+/// segments that the processor doesn't refuse, so this doesn't come twice in a row.
 fn bad_return(vcpu: &'static Vcpu<X86>, frame: &Frame) -> *const GuestContext {
     let context = vcpu.context();
-    context.frame.vector.set(frame.vector.get());
+    context.frame.vector.set(REFUSED_RETURN + frame.vector.get() % 32);
     context.frame.error.set(frame.error.get());
     let next = trap::again(vcpu, context);
     // Every register is to come from the context.

@@ -118,11 +118,12 @@ pub fn load_counter_right(context: &GuestContext) {
     }
 }
 
-/// Loads the debug registers of the vCPU that runs, if any breakpoint is set in them.
+/// Loads the debug registers of the vCPU that runs, if any breakpoint is set in them. Where none is, no address of another guest's stays: the
+/// status register may tell of breakpoints that are disabled, too.
 pub fn load_debug_registers(context: &GuestContext) {
     let registers = &context.debug;
-    let [first, second, third, fourth] = registers.addresses();
     let active = registers.are_active();
+    let [first, second, third, fourth] = if active { registers.addresses() } else { [0; 4] };
     if !DEBUG_LOADED.swap(active, Ordering::Relaxed) && !active {
         return;
     }
@@ -130,10 +131,10 @@ pub fn load_debug_registers(context: &GuestContext) {
     // touches one, `fault::critical` passes over it. The control register comes last.
     unsafe {
         asm!("mov dr7, {}", in(reg) NO_BREAKPOINT, options(nomem, nostack, preserves_flags));
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+             in(reg) first, in(reg) second, in(reg) third, in(reg) fourth,
+             options(nomem, nostack, preserves_flags));
         if active {
-            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-                 in(reg) first, in(reg) second, in(reg) third, in(reg) fourth,
-                 options(nomem, nostack, preserves_flags));
             asm!("mov dr7, {}", in(reg) registers.control(), options(nomem, nostack, preserves_flags));
         }
     }

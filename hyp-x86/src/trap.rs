@@ -11,7 +11,7 @@ use hyp_x86::decode;
 use x86_64::registers::control::Cr2;
 
 use crate::access::{self, Hooked};
-use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext};
+use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext, REFUSED_RETURN};
 use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
 use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, loaded, writable_tables};
@@ -131,10 +131,12 @@ fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: 
             bounce::exception(vcpu, context, vector, None, hooked)
         }
         INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector, hooked),
-        _ if has_error_code(vector) => {
-            bounce::exception(vcpu, context, vector, Some(context.frame.error.get()), hooked)
+        // Of a refused return, nothing but the exception is handed on.
+        _ => {
+            let vector = vector % REFUSED_RETURN;
+            let error = has_error_code(vector).then_some(context.frame.error.get());
+            bounce::exception(vcpu, context, vector, error, hooked)
         }
-        _ => bounce::exception(vcpu, context, vector, None, hooked),
     }
 }
 

@@ -79,6 +79,12 @@ global_asm!(
         syscall
         ud2
 
+    // Nobody gets here.
+    interface_nowhere:
+        rep insb
+    interface_undefined:
+        ud2
+
     // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss.
     interface_interrupt:
         incq {interrupts}(%rip)
@@ -108,6 +114,8 @@ unsafe extern "C" {
     fn interface_bad_segment();
     fn interface_bad_return(frame: *const u64);
     fn interface_interrupt();
+    fn interface_nowhere();
+    fn interface_undefined();
     fn interface_system_call_32();
 }
 
@@ -123,7 +131,7 @@ pub fn unregister(kind: u16) -> Result<(), Errno> {
 
 pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     registration(check);
-    bad_return(check);
+    bad_returns(guest, check);
     // The handler for faults that are tried.
     check.that("handlers", traps::install());
     interrupts(check);
@@ -145,23 +153,35 @@ fn registration(check: &mut Check<X86>) {
     check.refused("neither register nor unregister", neither, &[Errno::ENOSYS]);
 }
 
-/// `iret` to a segment that there isn't: a general-protection fault at the place to which it was to go.
-fn bad_return(check: &mut Check<X86>) {
+/// `iret` to segments that there aren't: a general-protection fault at the place to which it was to go.
+fn bad_returns(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("a handler", traps::install_one(13, interface_bad_segment));
+    // Ring 0 in the selector: the kernel's own, and not its user mode.
+    const NO_SEGMENT: u64 = 0x1230;
+    let (code, stack) = (u64::from(FLAT_RING3_CS64) & !3, u64::from(FLAT_RING3_SS64));
+    bad_return(check, NO_SEGMENT, stack, NO_SEGMENT, 0x1234_5000);
+    // The null selector's error code is that of instructions which are carried out, and none of these is, wherever it was to go: Xen carries
+    // them out, one after the other.
+    let nowhere =
+        if guest.on_penumbra { interface_nowhere as *const () } else { interface_undefined as *const () };
+    let nowhere = nowhere as u64;
+    bad_return(check, 0, stack, 0, nowhere);
+    bad_return(check, code, 0, 0, nowhere);
+}
+
+/// The code and stack segments, and what the fault's error code should be.
+fn bad_return(check: &mut Check<X86>, code: u64, stack_segment: u64, error_code: u64, place: u64) {
     FAULTS.store(0, Ordering::Relaxed);
     let stack = [0u64; 64];
     let top = address_of(&stack) + size_of_val(&stack) as u64;
-    // Ring 0 in the selector: the kernel's own, and not its user mode.
-    const NO_SEGMENT: u64 = 0x1230;
-    // rax, r11, rcx, flags, rip, cs, rflags, rsp, ss.
-    let frame = [0, 11, 22, 0, 0x1234_5000, NO_SEGMENT, 0x202, top, FLAT_RING3_SS64.into()];
+    let frame = [0, 11, 22, 0, place, code, 0x202, top, stack_segment];
     // SAFETY: the frame can't be returned to, and the handler resumes here with all registers that must be kept. Its frame goes to the stack
     // that ours names, which is ours, too.
     unsafe { interface_bad_return(frame.as_ptr()) };
     let found = FOUND.each_ref().map(|word| word.load(Ordering::Relaxed));
     let [rcx, r11, error, rip, cs, _, rsp, _, ..] = found;
-    check.that("it faults", FAULTS.load(Ordering::Relaxed) == 1 && error == NO_SEGMENT);
-    check.that("with the state that was to be", [rip, cs & 0xfffc, rsp] == [0x1234_5000, NO_SEGMENT, top]);
+    check.that("it faults", FAULTS.load(Ordering::Relaxed) == 1 && error == error_code);
+    check.that("with the state that was to be", [rip, cs & 0xfffc, rsp] == [place, code, top]);
     check.that("and its registers", [rcx, r11] == [22, 11]);
     check.that("as the kernel's own", cs & 3 == 0);
     core::hint::black_box(&stack);
