@@ -93,23 +93,24 @@ pub fn set_global<M: Machine>(
     Ok(())
 }
 
-/// As [`set_global`], for a vCPU that doesn't run: the numbers of the frames stand in `list`.
+/// As [`set_global`], for a vCPU that doesn't run: the numbers of the frames stand in `list`. `may_run` is asked under the table lock, where
+/// whoever starts a vCPU says so: the pages of one that may run are in use, and stay.
 ///
 /// # Errors
-/// EINVAL, as there.
+/// EINVAL, as there; EEXIST: it may run.
 pub fn start_global<M: Machine>(
     call: &Call<'_, M>,
     list: &[u64],
     entries: u64,
     slots: &[PageSlot; GLOBAL_PAGES],
+    may_run: impl FnOnce() -> bool,
 ) -> Result<(), Errno> {
     let list = list.get(..global_count(entries)?).ok_or(Errno::EINVAL)?;
     let mut pages = Pages::new(call);
     for number in list {
         pages.add(MachineFrame::new(*number).ok_or(Errno::EINVAL)?)?;
     }
-    pages.replace(slots, || {});
-    Ok(())
+    if pages.replace_unless(may_run, slots) { Err(Errno::EEXIST) } else { Ok(()) }
 }
 
 /// Pages that so many descriptors of the guest's part of the global table take.
@@ -193,14 +194,25 @@ impl<'a, M: Machine, const MOST: usize> Pages<'a, M, MOST> {
 
     /// Puts them in the place of those that a table has, which go once the processor no longer uses them.
     fn replace(mut self, slots: &[PageSlot; MOST], show: impl FnOnce()) {
+        self.exchange(|| false, slots);
+        show();
+    }
+
+    /// The same, where no processor uses any, unless `reason` speaks against it under the table lock; whether it did.
+    fn replace_unless(mut self, reason: impl FnOnce() -> bool, slots: &[PageSlot; MOST]) -> bool {
+        self.exchange(reason, slots)
+    }
+
+    fn exchange(&mut self, reason: impl FnOnce() -> bool, slots: &[PageSlot; MOST]) -> bool {
         self.call.budget.charge(Budget::OPERATION);
-        {
-            let _tables = self.call.domain.tables.lock();
+        let _tables = self.call.domain.tables.lock();
+        let refused = reason();
+        if !refused {
             for (slot, frame) in slots.iter().zip(&mut self.frames) {
                 *frame = slot.replace(*frame);
             }
         }
-        show();
+        refused
     }
 }
 

@@ -44,7 +44,8 @@ pub fn set_global(call: &Call<'_, X86>, list: u64, entries: u64) -> Result<(), E
 /// As [`descriptor_tables::start_global`].
 pub fn start(call: &Call<'_, X86>, vcpu: &Vcpu<X86>, start: &X86GuestContext) -> Result<(), Errno> {
     let slots = &vcpu.context().global_pages;
-    descriptor_tables::start_global(call, &start.gdt_frames, start.gdt_ents, slots)
+    let may_run = || vcpu.is_initialised();
+    descriptor_tables::start_global(call, &start.gdt_frames, start.gdt_ents, slots, may_run)
 }
 
 /// `MMUEXT_SET_LDT`

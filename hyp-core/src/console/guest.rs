@@ -43,7 +43,9 @@ pub(crate) struct GuestConsole {
     used: AtomicBool,
     moving: Mutex<()>,
     /// What was typed and isn't yet where the domain can read it.
-    pub input: Mutex<Ring<INPUT_SIZE>>,
+    input: Mutex<Ring<INPUT_SIZE>>,
+    /// Whether something was typed, or is left by who has just read, that has ended no wait yet.
+    news: AtomicBool,
 }
 
 impl GuestConsole {
@@ -54,6 +56,7 @@ impl GuestConsole {
             used: AtomicBool::new(false),
             moving: Mutex::new(()),
             input: Mutex::new(Ring::new()),
+            news: AtomicBool::new(false),
         }
     }
 
@@ -62,6 +65,7 @@ impl GuestConsole {
         self.used.store(false, Ordering::Relaxed);
         self.port.store(0, Ordering::Relaxed);
         self.input.lock().clear();
+        self.news.store(false, Ordering::Relaxed);
     }
 
     /// The console page, if the domain has one.
@@ -75,9 +79,19 @@ impl GuestConsole {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether typed bytes wait for somebody to read them by `console_io`.
-    pub fn awaits_reader(&self) -> bool {
-        !self.is_used() && !self.input.lock().is_empty()
+    /// Whether typed bytes that nobody has been told of wait for somebody to read them by `console_io`. They are told of now: a domain that
+    /// doesn't read them may sleep the next time.
+    pub fn take_news(&self) -> bool {
+        // SeqCst, as below: whoever is about to sleep has said so before asking, and whoever types wakes the sleepers afterwards.
+        !self.is_used() && self.news.swap(false, Ordering::SeqCst)
+    }
+
+    /// Takes typed bytes for `console_io`, as many as there are and `bytes` has room for; returns how many.
+    pub fn read_typed(&self, bytes: &mut [u8]) -> usize {
+        let mut input = self.input.lock();
+        let read = input.pop(bytes);
+        self.news.store(!input.is_empty(), Ordering::SeqCst);
+        read
     }
 
     /// Takes the frame to be the domain's console page: held as *writable*, so that it never becomes a table.
@@ -159,7 +173,11 @@ impl<M: Machine> Hypervisor<M> {
     /// Something was typed for the domain. Whether it uses its console page; if not, what was typed waits to be read in another way.
     pub(crate) fn feed_console(&self, domain: &Domain<M>, bytes: &[u8]) -> bool {
         let console = &domain.console;
-        console.input.lock().push(bytes);
+        {
+            let mut input = console.input.lock();
+            input.push(bytes);
+            console.news.store(true, Ordering::SeqCst);
+        }
         let given = {
             // The domain's first event is seen here, or else what has just been pushed is seen there.
             let _moving = console.moving.lock();

@@ -49,7 +49,7 @@ impl<M: Machine> Call<'_, M> {
         let mut bytes = [0; PIECE];
         let limit = count.min(PIECE as u64) as usize;
         let piece = bytes.get_mut(..limit).ok_or(Errno::EINVAL)?;
-        let read = self.domain.console.input.lock().pop(piece);
+        let read = self.domain.console.read_typed(piece);
         self.write_bytes(buffer, piece.get(..read).ok_or(Errno::EINVAL)?)?;
         Ok(read as u64)
     }

@@ -39,9 +39,7 @@ impl<M: Machine> Hypervisor<M> {
         {
             word.fetch_and(!upcall::MASK, Ordering::SeqCst);
         }
-        self.wait_unless(vcpu, || {
-            self.upcall_due(vcpu) || (domain.is_first() && domain.console.awaits_reader())
-        });
+        self.wait_unless(vcpu, || self.upcall_due(vcpu) || (domain.is_first() && domain.console.take_news()));
     }
 
     /// Waits for an upcall, or an event at one port (`None`: at any), until `timeout` (nanoseconds of system time; 0: for ever).

@@ -1,10 +1,11 @@
 //! What belongs to the control domain, and what belongs to the console.
 
 use crate::common::{Rig, SCRATCH, SELF, address};
+use hyp_core::domain::vcpu::RunState;
 use penumbra_abi::domctl::{self, Domctl};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::sysctl::{self, Sysctl};
-use penumbra_abi::{console, hypercall as number, memory, mmu};
+use penumbra_abi::{console, hypercall as number, memory, mmu, sched};
 use zerocopy::IntoBytes;
 
 /// Every call that could tell a guest about another domain, or change it.
@@ -50,6 +51,33 @@ fn typed(rig: &Rig) -> Vec<u8> {
     let read = [console::CONSOLEIO_READ, 8, address(SCRATCH), 0, 0, 0];
     let count = rig.call(0, number::CONSOLE_IO, read).unwrap() as usize;
     rig.word(0, 0).to_le_bytes()[..count].to_vec()
+}
+
+/// What the first domain's only vCPU does once it gets the CPU and asks to wait.
+fn state_after_block(rig: &Rig) -> RunState {
+    if rig.domains[0].vcpu().state() != RunState::Running {
+        rig.hv.schedule();
+        rig.hv.switched();
+    }
+    rig.call(0, number::SCHED_OP, [sched::SCHEDOP_BLOCK, 0, 0, 0, 0, 0]).unwrap();
+    rig.domains[0].vcpu().state()
+}
+
+/// A domain that never reads what is typed isn't kept awake by it.
+#[test]
+fn what_is_typed_ends_one_wait() {
+    let rig = Rig::new(0);
+    rig.hv.console_input(b'x');
+    assert_eq!(state_after_block(&rig), RunState::Running, "there is something to read");
+    assert_eq!(state_after_block(&rig), RunState::Blocked, "which it doesn't");
+    for byte in b"12345678" {
+        rig.hv.console_input(*byte);
+    }
+    assert_eq!(rig.domains[0].vcpu().state(), RunState::Runnable, "woken by more");
+    assert_eq!(typed(&rig), b"x1234567", "eight at a time");
+    assert_eq!(state_after_block(&rig), RunState::Running, "who has read is told of the rest");
+    assert_eq!(typed(&rig), b"8");
+    assert_eq!(state_after_block(&rig), RunState::Blocked);
 }
 
 #[test]
