@@ -68,6 +68,7 @@ fn damaged() -> Vec<Case> {
             Damage::NoFormat,
             "its payload is in no compression that is known",
         ),
+        ("zstd-beyond-its-window", Packing::Zstd, Damage::LongSequence, "its zstd payload is corrupt"),
     ];
     let second = |(name, packing, damage, line): (&str, _, _, _)| {
         let mut case = Case::new(Board::Q35, &format!("bad-input/{name}"), "then=poweroff");
@@ -85,5 +86,10 @@ fn damaged() -> Vec<Case> {
     let first = case("bad-input/corrupt-bzimage-first", File::Packed(Packing::Xz, Damage::Corrupt));
     let first = Case { end: End::Stopped, ..first };
     let line = "the control domain can't start: the kernel can't be unpacked: its XZ payload is corrupt";
-    kinds.into_iter().map(second).chain([first.says(&[line]), unsure]).collect()
+    // The decoder takes it, but no kernel comes out.
+    let mut literals = Case::new(Board::Q35, "bad-input/zstd-with-long-literals", "then=poweroff");
+    literals.modules.push((File::Packed(Packing::Zstd, Damage::LongLiterals), "domain=bad memory=16M"));
+    let literals = literals.domain("domain=good memory=16M");
+    let literals = literals.says(&["domain bad can't start: the kernel can't be used: ", "d1: guest, Alive"]);
+    kinds.into_iter().map(second).chain([first.says(&[line]), unsure, literals]).collect()
 }

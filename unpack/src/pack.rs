@@ -110,3 +110,46 @@ pub fn text(length: usize) -> Vec<u8> {
     content.truncate(length);
     content
 }
+
+/// How a zstd payload that no tool makes goes past its window with its last block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Excess {
+    /// By literals: one byte again and again, 8 times as long as a block may be.
+    Literals,
+    /// By a sequence: the block was as long as it may be before it, which is noticed after it.
+    Sequence,
+}
+
+impl Excess {
+    /// The block's content, and how many bytes come out of it.
+    fn block(self) -> (&'static [u8], u32) {
+        match self {
+            // Literals of type 1 with a length of 20 bits, and no sequences.
+            Self::Literals => (&[0xfd, 0xff, 0xff, b'B', 0], (1 << 20) - 1),
+            // No literals; two sequences, whose three codes are each one byte for both: nothing, the offset before the last, and a match
+            // of 65,539 and 16 more bits, which the second has first.
+            Self::Sequence => (&[0, 2, 0x54, 0, 0, 52, 0xff, 0xff, 0xfd, 0xff, 1], 131_072 + 131_074),
+        }
+    }
+}
+
+/// A zstd payload with its trailer: it fills a window of `1 << exponent` bytes and more, and then exceeds it.
+pub fn beyond_the_window(exponent: u8, excess: Excess) -> Vec<u8> {
+    let window = 1u32 << exponent;
+    let size = window.min(128 << 10);
+    let header = |size: u32, kind: u32, is_last: bool| {
+        let [a, b, c, _] = (size << 3 | kind << 1 | u32::from(is_last)).to_le_bytes();
+        [a, b, c]
+    };
+    let mut packed = vec![0x28, 0xb5, 0x2f, 0xfd, 0, (exponent - 10) << 3];
+    let count = window / size + 1;
+    for _ in 0..count {
+        packed.extend(header(size, 1, false));
+        packed.push(b'A');
+    }
+    let (content, length) = excess.block();
+    packed.extend(header(content.len() as u32, 2, true));
+    packed.extend(content);
+    packed.extend((count * size + length).to_le_bytes());
+    packed
+}

@@ -34,6 +34,9 @@ const TRAILER: usize = 4;
 
 /// What any decoder takes besides its window: state, tables, buffers of one block.
 const DECODER_STATE: u64 = 4 << 20;
+/// The same for Zstandard's, whose buffers grow by doubling, up to what a block that is too long can ask for before that is noticed: 2 MiB of
+/// literals, 2.3 MiB of sequences, and what they have outgrown.
+const ZSTD_STATE: u64 = 12 << 20;
 
 /// A compression.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,12 +112,13 @@ impl<'a> Packed<'a> {
         let length = u32::from_le_bytes(*trailer);
         // gzip's own trailer is the one behind the payload.
         let content = if format == Format::Gzip { payload } else { content };
-        let window = match format {
-            Format::Xz => xz_dictionary(content).ok_or(Error::BadHeader(format))?,
-            Format::Zstd => zstd_buffer(content).ok_or(Error::BadHeader(format))?,
-            Format::Gzip | Format::Lz4 => 0,
+        let bad = Error::BadHeader(format);
+        let heap = match format {
+            Format::Xz => DECODER_STATE.saturating_add(xz_dictionary(content).ok_or(bad)?),
+            Format::Zstd => ZSTD_STATE.saturating_add(zstd_buffer(content, length).ok_or(bad)?),
+            Format::Gzip | Format::Lz4 => DECODER_STATE,
         };
-        Ok(Self { file, content, format, length, heap: DECODER_STATE.saturating_add(window) })
+        Ok(Self { file, content, format, length, heap })
     }
 
     /// Its compression.
@@ -230,23 +234,47 @@ fn xz_dictionary_size(number: u8) -> Option<u64> {
 
 /// Largest window of Zstandard that is taken: what its own tool takes without being asked to, and what Linux's build uses.
 pub(crate) const ZSTD_LARGEST_WINDOW: u64 = 128 << 20;
-/// In the descriptor of a frame's header: all of it is one segment, so that the window is as long as the content.
+/// Where in a frame the header's descriptor stands, and the window's, if there is one.
+const ZSTD_DESCRIPTOR: usize = 4;
+const ZSTD_WINDOW: usize = 5;
+/// In the descriptor: all of the content is one segment, so that the window is as long as that.
 const ZSTD_SINGLE_SEGMENT: u8 = 0x20;
+/// A block is never longer than this (RFC 8878, 3.1.1.2.4), nor longer than the window.
+const ZSTD_BLOCK: u32 = 128 << 10;
+/// The smallest window's logarithm.
+const ZSTD_SMALLEST: u32 = 10;
 
-/// What the decoder of Zstandard can take for what it has put out and may still be referred to: the window that the frame declares (RFC
-/// 8878, 3.1.1.1). The buffer grows by powers of two, and what it has outgrown lies unused below it.
-fn zstd_buffer(content: &[u8]) -> Option<u64> {
-    let mut header = content.get(4..)?.iter().copied();
+/// What the decoder of Zstandard can take for what it has put out and may still be referred to: the window (RFC 8878, 3.1.1.1). Its buffer
+/// begins with that, rounded up to a power of two; a block that exceeds it makes it twice as long, and the old one is still there
+/// meanwhile.
+fn zstd_buffer(content: &[u8], length: u32) -> Option<u64> {
+    let mut header = content.get(ZSTD_DESCRIPTOR..)?.iter().copied();
     let descriptor = header.next()?;
-    let window = match descriptor & ZSTD_SINGLE_SEGMENT {
+    let declared = match descriptor & ZSTD_SINGLE_SEGMENT {
         0 => zstd_window(header.next()?),
         _ => zstd_content_size(descriptor, header)?,
     };
-    if window > ZSTD_LARGEST_WINDOW { None } else { window.checked_next_power_of_two()?.checked_mul(2) }
+    if declared > ZSTD_LARGEST_WINDOW {
+        return None;
+    }
+    let window = zstd_kept_window(content, length).map_or(declared, |(_, byte)| zstd_window(byte));
+    window.checked_next_power_of_two()?.checked_mul(3)
+}
+
+/// The descriptor of the window that is kept, and its place, unless the frame is one segment: what comes out is `length` bytes long, so
+/// nothing can refer to more than that, whatever the frame declares. (Linux's build declares 128 MiB, and kernels are shorter.)
+pub(crate) fn zstd_kept_window(content: &[u8], length: u32) -> Option<(usize, u8)> {
+    if content.get(ZSTD_DESCRIPTOR)? & ZSTD_SINGLE_SEGMENT != 0 {
+        return None;
+    }
+    let enough = u64::from(length.max(ZSTD_BLOCK)).checked_next_power_of_two()?;
+    // The exponent stands in the upper five bits, so that a larger number is a larger window.
+    let enough = u8::try_from(enough.ilog2().checked_sub(ZSTD_SMALLEST)?).ok()? << 3;
+    Some((ZSTD_WINDOW, (*content.get(ZSTD_WINDOW)?).min(enough)))
 }
 
 fn zstd_window(byte: u8) -> u64 {
-    let base = 1u64.checked_shl(u32::from(byte >> 3).saturating_add(10)).unwrap_or(0);
+    let base = 1u64.checked_shl(u32::from(byte >> 3).saturating_add(ZSTD_SMALLEST)).unwrap_or(0);
     base.saturating_add((base / 8).saturating_mul(u64::from(byte & 7)))
 }
 

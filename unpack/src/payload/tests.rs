@@ -80,10 +80,26 @@ fn the_heap_is_as_large_as_the_window() {
     // Both sizes are given, too.
     let sized = b"\xfd7zXZ\0\0\x01\x69\x22\xde\x36\x03\xc0\x80\x01\xff\xff\x01\x21\x01\x10\0\0";
     assert_eq!(xz_dictionary(sized), Some(1 << 20));
-    assert_eq!(zstd_buffer(b"\x28\xb5\x2f\xfd\x00\x58"), Some(4 << 20), "a window of 2 MiB");
+    let long = 8 << 20;
+    assert_eq!(zstd_buffer(b"\x28\xb5\x2f\xfd\x00\x58", long), Some(6 << 20), "a window of 2 MiB");
+    assert_eq!(zstd_buffer(b"\x28\xb5\x2f\xfd\x00\x5a", long), Some(12 << 20), "one of 2.5 MiB");
     assert_eq!(
-        zstd_buffer(b"\x28\xb5\x2f\xfd\xa0\x01\x02\x03\x00"),
-        Some(512 << 10),
+        zstd_buffer(b"\x28\xb5\x2f\xfd\xa0\x01\x02\x03\x00", long),
+        Some(768 << 10),
         "197,121 bytes in one segment"
     );
+}
+
+#[test]
+fn no_window_is_longer_than_what_comes_out() {
+    let declares = |byte, length| zstd_kept_window(&[0x28, 0xb5, 0x2f, 0xfd, 0, byte], length);
+    let of_128_mib = 17 << 3;
+    assert_eq!(declares(of_128_mib, 60 << 20), Some((5, 16 << 3)), "64 MiB");
+    assert_eq!(declares(of_128_mib, 64 << 20), Some((5, 16 << 3)));
+    assert_eq!(declares(of_128_mib, (64 << 20) + 1), Some((5, of_128_mib)));
+    assert_eq!(declares(of_128_mib, u32::MAX), Some((5, of_128_mib)));
+    assert_eq!(declares(of_128_mib, 5), Some((5, 7 << 3)), "a block has to fit");
+    assert_eq!(declares(1, 5), Some((5, 1)), "nor than what is declared");
+    assert_eq!(zstd_kept_window(b"\x28\xb5\x2f\xfd\xa0\x01", 5), None);
+    assert_eq!(zstd_kept_window(b"\x28\xb5\x2f\xfd\x00", 5), None);
 }
