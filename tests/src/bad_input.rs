@@ -69,6 +69,7 @@ fn changed_kernels(board: Board) -> Vec<Case> {
         ("overlapping-segments", Change::OverlappingSegments, "two of its segments overlap"),
         ("endless-segment", Change::EndlessSegment, "one of its segments has impossible addresses"),
         ("kernel-without-notes", Change::NoNotes, "it has no Xen ELF note XEN_VERSION"),
+        ("kernel-with-endless-notes", Change::EndlessNotes, "it has more notes than are read"),
         ("kernel-for-another-abi", Change::OtherAbi, "it is for another ABI than xen-3.0"),
     ];
     let first = |(name, change, line): (&str, _, _)| {

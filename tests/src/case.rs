@@ -66,6 +66,8 @@ pub enum Change {
     EndlessSegment,
     /// Neither a program header nor a section has notes.
     NoNotes,
+    /// A thousand program headers more lead to notes, all to the same megabyte.
+    EndlessNotes,
     /// No program header leads to the notes, which are in a section.
     NotesInSection,
     /// In place of notes there are words, as before there were notes (x86-64).
@@ -106,6 +108,10 @@ pub enum Damage {
     TooOld,
     /// The payload is in no compression.
     NoFormat,
+    /// The payload is another, of zstd, which exceeds its window by a block's literals.
+    LongLiterals,
+    /// The same by a sequence.
+    LongSequence,
 }
 
 /// Bytes of a ramdisk: more than a page, and not a whole number of words.

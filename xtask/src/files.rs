@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use machine_tests::case::{Board, Change, Damage, Packing};
 use object::elf::{PT_LOAD, PT_NOTE, PT_NULL, SHT_PROGBITS, SHT_STRTAB};
-use unpack::{Format, pack};
+use unpack::Format;
+use unpack::pack::{self, Excess};
 
 /// Where in an ELF file its program headers are, and how many there are (System V gABI, chapter 4).
 const HEADERS: usize = 32;
@@ -46,6 +47,7 @@ pub fn changed(mut bytes: Vec<u8>, change: Change) -> Result<Vec<u8>> {
             hide_notes(&mut bytes)?;
             bytes[SECTIONS..][..8].fill(0);
         }
+        Change::EndlessNotes => add_notes(&mut bytes)?,
         Change::NotesInSection => hide_notes(&mut bytes)?,
         Change::Words => {
             hide_notes(&mut bytes)?;
@@ -67,6 +69,23 @@ fn hide_notes(bytes: &mut [u8]) -> Result<()> {
     for header in headers(bytes, PT_NOTE)? {
         bytes[header..][..4].copy_from_slice(&PT_NULL.to_le_bytes());
     }
+    Ok(())
+}
+
+/// Gives the file another table of program headers: its own, and a thousand more for notes, which all lead to the megabyte behind the table.
+fn add_notes(bytes: &mut Vec<u8>) -> Result<()> {
+    const MORE: usize = 1000;
+    let first = u64::from_le_bytes(bytes[HEADERS..][..8].try_into()?) as usize;
+    let count = usize::from(u16::from_le_bytes(bytes[HEADER_COUNT..][..2].try_into()?));
+    let (table, own) = (bytes.len(), bytes[first..][..count * HEADER].to_vec());
+    let content = (table + (count + MORE) * HEADER) as u64;
+    let mut header = [PT_NOTE, 0].map(u32::to_le_bytes).concat();
+    header.extend([content, 0, 0, 1 << 20, 0, 4].map(u64::to_le_bytes).concat());
+    bytes.extend(own);
+    bytes.extend(header.repeat(MORE));
+    bytes.resize(bytes.len() + (1 << 20), 0);
+    bytes[HEADERS..][..8].copy_from_slice(&(table as u64).to_le_bytes());
+    bytes[HEADER_COUNT..][..2].copy_from_slice(&((count + MORE) as u16).to_le_bytes());
     Ok(())
 }
 
@@ -100,6 +119,9 @@ fn headers(bytes: &[u8], kind: u32) -> Result<Vec<usize>> {
     Ok(all.filter(|at| bytes[*at..].starts_with(&kind.to_le_bytes())).collect())
 }
 
+/// A window of 8 MiB: what the decoder has to itself is less.
+const WINDOW: u8 = 23;
+
 /// The kernel as a bzImage.
 pub fn packed(kernel: &[u8], packing: Packing, damage: Damage) -> Vec<u8> {
     let format = match packing {
@@ -120,6 +142,8 @@ pub fn packed(kernel: &[u8], packing: Packing, damage: Damage) -> Vec<u8> {
         // Right before the length; LZ4 has none.
         Damage::Check if format != Format::Lz4 => payload[trailer - 1] ^= 1,
         Damage::NoFormat => payload[..4].fill(0),
+        Damage::LongLiterals => payload = pack::beyond_the_window(WINDOW, Excess::Literals),
+        Damage::LongSequence => payload = pack::beyond_the_window(WINDOW, Excess::Sequence),
         Damage::None | Damage::Check | Damage::CutShort | Damage::TooOld => {}
     }
     let mut file = pack::bzimage(&payload);

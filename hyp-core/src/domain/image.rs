@@ -36,6 +36,8 @@ pub enum ImageError {
     Overlap,
     /// More segments than are looked at.
     TooManySegments,
+    /// More places with notes than are looked at, or more bytes of them.
+    TooManyNotes,
     /// There is nothing to load.
     Empty,
     /// This note is missing (its name in `elfnote.h`).
@@ -59,6 +61,7 @@ impl fmt::Display for ImageError {
             Self::BadSegment => write!(f, "one of its segments has impossible addresses"),
             Self::Overlap => write!(f, "two of its segments overlap"),
             Self::TooManySegments => write!(f, "it has more than {MAX_SEGMENTS} segments"),
+            Self::TooManyNotes => write!(f, "it has more notes than are read"),
             Self::Empty => write!(f, "it has nothing to load"),
             Self::MissingNote(name) => write!(f, "it has no Xen ELF note {name}: not a paravirtual kernel"),
             Self::BadNote(name) => write!(f, "its Xen ELF note {name} makes no sense"),
@@ -146,15 +149,16 @@ impl<'a> KernelImage<'a> {
             return Err(ImageError::TooManySegments);
         }
         let (mut lowest, mut end) = (u64::MAX, 0);
+        // Kept, so that headers which load nothing, of which there may be any number, are passed over once.
+        let mut places = [const { 0..0 }; MAX_SEGMENTS];
         for (index, header) in self.headers().enumerate() {
             let place = self.check_segment(&header)?;
-            for before in self.headers().take(index) {
-                let before = self.check_segment(&before)?;
-                if before.start < place.end && place.start < before.end {
-                    return Err(ImageError::Overlap);
-                }
+            let (before, rest) = places.split_at_mut_checked(index).ok_or(ImageError::TooManySegments)?;
+            if before.iter().any(|before| before.start < place.end && place.start < before.end) {
+                return Err(ImageError::Overlap);
             }
             (lowest, end) = (place.start.min(lowest), place.end.max(end));
+            *rest.first_mut().ok_or(ImageError::TooManySegments)? = place;
         }
         if end == 0 { Err(ImageError::Empty) } else { Ok((lowest, end)) }
     }

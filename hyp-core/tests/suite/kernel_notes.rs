@@ -206,6 +206,76 @@ fn words_stand_in_the_section_of_their_name() {
     }
 }
 
+/// A kernel with its one header for notes, and these more, which all lead to the same bytes.
+fn with_headers(count: u16, at: u64, size: u64) -> Vec<u8> {
+    let mut file = kernel::image_at(kernel::VIRT_BASE, 0x3000);
+    let mut header = file[NOTES..NOTES + 56].to_vec();
+    header[OFFSET..OFFSET + 8].copy_from_slice(&at.to_le_bytes());
+    header[LENGTH..LENGTH + 8].copy_from_slice(&size.to_le_bytes());
+    let (first, place) = (file[64..NOTES + 56].to_vec(), file.len() as u64);
+    file.extend(first);
+    file.extend(header.repeat(usize::from(count)));
+    file[32..40].copy_from_slice(&place.to_le_bytes());
+    file[56..58].copy_from_slice(&(count + 2).to_le_bytes());
+    file
+}
+
+/// As many headers as there can be, all with the same megabytes: reading them all would take hours.
+#[test]
+fn headers_that_all_lead_to_the_same_notes_are_too_many() {
+    let too_many = Some(ImageError::TooManyNotes);
+    assert_eq!(complaint(&with_headers(63, 0, 0)), None);
+    assert_eq!(complaint(&with_headers(64, 0, 0)), too_many);
+    assert_eq!(complaint(&with_headers(u16::MAX - 2, 0, 0)), too_many);
+    let mut file = with_headers(2, 0, 0);
+    let (size, at) = (word(&file, NOTES + LENGTH), file.len() - 2 * 56);
+    file.resize(2 << 20, 0);
+    let mut sized = |first: u64, second: u64| {
+        for (header, size) in [(at, first), (at + 56, second)] {
+            file[header + OFFSET..][..8].copy_from_slice(&(1u64 << 20).to_le_bytes());
+            file[header + LENGTH..][..8].copy_from_slice(&size.to_le_bytes());
+        }
+        complaint(&file)
+    };
+    assert_eq!(sized(1 << 20, 0), too_many);
+    assert_eq!(sized((1 << 20) - size, 0), None);
+    assert_eq!(sized((1 << 20) - size, 1), too_many);
+    assert_eq!(sized(1, (1 << 20) - size), too_many);
+}
+
+#[test]
+fn sections_have_the_same_limits() {
+    let too_many = Some(ImageError::TooManyNotes);
+    let with = |count: usize, kind: u32, size: u64| {
+        let mut file = kernel::image_at(kernel::VIRT_BASE, 0x3000);
+        let (at, length) = (word(&file, NOTES + OFFSET), word(&file, NOTES + LENGTH));
+        file.resize(2 << 20, 0);
+        let mut sections = vec![Section { kind: NOTE, name: b"", at, size: length }];
+        sections.extend((0..count).map(|_| Section { kind, name: b"", at: 1 << 20, size }));
+        complaint(&with_sections(file, &sections))
+    };
+    assert_eq!(with(63, NOTE, 0), None);
+    assert_eq!(with(64, NOTE, 0), too_many);
+    assert_eq!(with(1000, PROGBITS, 0), None, "others don't count");
+    assert_eq!(with(1, NOTE, 1 << 20), too_many);
+    let mut words = WORDS.to_vec();
+    words.resize((1 << 20) + 1, 0);
+    assert_eq!(complaint(&worded(&words)), too_many);
+    words.pop();
+    assert_eq!(complaint(&worded(&words)), None);
+}
+
+/// Of a name no more is looked at than what has to be there; the zero byte at its end belongs to it.
+#[test]
+fn a_name_that_is_cut_off_is_another() {
+    let mut file = worded(WORDS);
+    let size = word(&file, 40) as usize + 3 * 64 + LENGTH;
+    let names = word(&file, size);
+    assert_eq!(complaint(&file), None);
+    file[size..size + 8].copy_from_slice(&(names - 1).to_le_bytes());
+    assert_eq!(complaint(&file), Some(ImageError::MissingNote("XEN_VERSION")));
+}
+
 /// As Xen takes it: Mini-OS says nothing of a base, and is linked at 0.
 #[test]
 fn a_base_that_is_not_said_is_zero() {
