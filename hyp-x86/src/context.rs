@@ -62,6 +62,8 @@ pub struct GuestContext {
     pub host_stack: Cell<u64>,
     /// Whether the guest is in its user mode (both modes are ring 3).
     pub user_mode: Cell<bool>,
+    /// Non-maskable interrupts. Whether one is handled stands next to the mode, so that `short.s` asks for both at once.
+    pub non_maskable: NonMaskable,
     /// Whether it has come for something that waits to be dealt with (`cpu::later`).
     pub waits: Cell<bool>,
     /// Whether a segment register couldn't be loaded again with what it held, and the guest hasn't been told.
@@ -70,7 +72,6 @@ pub struct GuestContext {
     pub task_switched: Cell<bool>,
     /// Whether the guest forbids its users to read the time-stamp counter.
     pub counter_forbidden: Cell<bool>,
-    pub non_maskable: NonMaskable,
     pub ports: PortRights,
     pub debug: DebugRegisters,
     /// Where the page fault was that has been the guest's end, for the log; and whether it was one.
@@ -97,6 +98,7 @@ pub const HOST_STACK_OFFSET: usize = offset_of!(GuestContext, host_stack);
 pub const USER_MODE_OFFSET: usize = offset_of!(GuestContext, user_mode);
 pub const KERNEL_STACK_OFFSET: usize = offset_of!(GuestContext, kernel_stack);
 pub const INFO_OFFSET: usize = offset_of!(GuestContext, info);
+const _: () = assert!(offset_of!(GuestContext, non_maskable) + NonMaskable::HANDLED == USER_MODE_OFFSET + 1);
 /// Of the page fault's handler.
 pub const FAULT_HANDLER_OFFSET: usize = offset_of!(GuestContext, traps) + 14 * size_of::<TrapHandler>();
 /// Bytes of the frame: its end is the stack that the processor uses when a guest is interrupted. The processor aligns that

@@ -5,6 +5,7 @@
 //! One that comes meanwhile waits; more than one are one. Without a handler, it is lost.
 
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Their vector.
@@ -13,13 +14,16 @@ pub const VECTOR: u64 = 2;
 /// A vCPU's.
 #[repr(C)]
 pub struct NonMaskable {
-    /// One is to come. Whoever sends it may be another CPU.
-    pending: AtomicBool,
     /// One is being handled.
     handled: Cell<bool>,
+    /// One is to come. Whoever sends it may be another CPU.
+    pending: AtomicBool,
 }
 
 impl NonMaskable {
+    /// Offset of what says that one is being handled, a byte: for `short.s`.
+    pub const HANDLED: usize = offset_of!(Self, handled);
+
     /// None is to come, and none is being handled.
     pub fn clear(&self) {
         // Relaxed, as in all of these: who sends one asks for a new choice of who runs, which orders what comes before it.

@@ -109,7 +109,8 @@ entry_iret:
     movq {entered}(%rip), %r11
     testq %r11, %r11
     jz 9f
-    cmpb $0, {user_mode}(%rax)
+    # Not in user mode, nor while a non-maskable interrupt is handled, which this would end.
+    cmpw $0, {user_mode}(%rax)
     jne 9f
     movq {cpu} + {cpu_unhooked}(%rip), %rcx
     cmpl $0, (%rcx)

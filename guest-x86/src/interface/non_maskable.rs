@@ -14,7 +14,9 @@ use penumbra_abi::hypercall::{IRET, VCPU_OP};
 use penumbra_abi::vcpu::VCPUOP_SEND_NMI;
 
 use super::callbacks::{register, unregister};
+use crate::assembly::leave_handler;
 use crate::machine::X86;
+use crate::user::User;
 
 /// How often the handler was entered, and of these, how often while it was not yet left.
 static CAME: AtomicU64 = AtomicU64::new(0);
@@ -22,18 +24,21 @@ static WITHIN: AtomicU64 = AtomicU64::new(0);
 static DEPTH: AtomicU64 = AtomicU64::new(0);
 /// In how many of its calls, from the first on, it sends another.
 static RESENT: AtomicU64 = AtomicU64::new(0);
+/// Whether it is left without the hypervisor.
+static UNENDED: AtomicU64 = AtomicU64::new(0);
 /// The code segment and the flags with which it was entered last.
 static SEGMENT: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     r#"
     .section .text.traps, "ax"
-    // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss. It is left by the hypercall, which ends the interrupt.
+    // Stack, lowest first: rcx, r11, rip, cs, rflags, rsp, ss. It is left by the hypercall, which ends the interrupt, unless told otherwise.
     interface_non_maskable:
         pushq %rax
         pushq %rdi
         pushq %rsi
         pushq %rdx
+        // Behind the four, rcx, r11 and rip.
         movq 56(%rsp), %rax
         movq %rax, {segment}(%rip)
         incq {came}(%rip)
@@ -54,6 +59,8 @@ global_asm!(
         popq %rsi
         popq %rdi
         popq %rax
+        cmpq $0, {unended}(%rip)
+        jne 3f
         popq %rcx
         popq %r11
         pushq $0
@@ -63,7 +70,10 @@ global_asm!(
         movl ${iret}, %eax
         syscall
         ud2
+    3:
     "#,
+    leave_handler!(),
+    unended = sym UNENDED,
     came = sym CAME,
     depth = sym DEPTH,
     within = sym WITHIN,
@@ -106,9 +116,30 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("and one more", send(0, 0));
     check.that("comes as well", came() == 1);
     masked(guest, check);
+    user(guest, check);
     check.done("the handler goes", unregister(CALLBACKTYPE_NMI));
     check.done("one without a handler again", send(0, 0));
     check.that("doesn't come", came() == 0);
+}
+
+/// A user's `xor ebx, ebx; syscall`.
+const SYSTEM_CALL: [u64; 1] = [u64::from_le_bytes([0x31, 0xdb, 0x0f, 0x05, 0x0f, 0x0b, 0x0f, 0x0b])];
+
+/// One that waits until the one before it is ended, by the kernel's going to its users: it comes there.
+fn user(guest: &Guest<X86>, check: &mut Check<X86>) {
+    let Some(user) = check.done("a user", User::new(guest, &SYSTEM_CALL)) else { return };
+    UNENDED.store(1, Ordering::Relaxed);
+    check.done("one whose handler doesn't end it", send(0, 0));
+    UNENDED.store(0, Ordering::Relaxed);
+    check.done("and one behind it", send(0, 0));
+    check.that("which waits", came() == 1);
+    user.run(0);
+    check.that("until the user runs", came() == 1 && SEGMENT.load(Ordering::Relaxed) & 3 == 3);
+    user.run(0);
+    check.that("no other has come", came() == 0);
+    check.done("one in the kernel", send(0, 0));
+    check.that("comes there", came() == 1 && SEGMENT.load(Ordering::Relaxed) & 3 == 0);
+    check.done("the user ends", user.end());
 }
 
 /// That events are masked is nothing to it, and remains so.
