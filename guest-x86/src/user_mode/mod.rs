@@ -151,6 +151,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     let Some(events) = Events::open(guest) else { return check.that("a page for events", false) };
     check.done("handlers", came::install());
     system_calls(guest, check);
+    bad_returns(guest, check);
     instructions(guest, check);
     permissions(guest, check);
     accesses(guest, &events, check);
@@ -170,6 +171,24 @@ fn system_calls(guest: &Guest<X86>, check: &mut Check<X86>) {
         let call =
             Program { before: &before, changed: &changed, ..Program::of(&[0x0f, 0x05], SYSTEM_CALL, 0) };
         check.that("a hypercall's number is a system call's", call.comes(guest));
+    }
+}
+
+/// The kernel goes to a user's code by segments that there aren't: it is told, each time, as if the user had got there, with the user's registers.
+fn bad_returns(guest: &Guest<X86>, check: &mut Check<X86>) {
+    for (name, segment) in [("no segment", 0x1233), ("the null segment", 3)] {
+        let mut end = Bytes { bytes: [0; 256], length: 0 };
+        end.add(&END);
+        let came = User::with_entry(guest, &end.words(), user_mode_system_call).and_then(|user| {
+            came::begin(0);
+            user.run_in(segment, 7);
+            user.end().map(|()| came::end())
+        });
+        let told = came.is_ok_and(|Came { first, .. }| {
+            [first[VECTOR], first[ERROR], first[RIP]] == [GENERAL_PROTECTION, segment & !3, USER_CODE]
+                && [first[CS] & 0xffff, first[RBX], first[RCX], first[R11]] == [segment, 7, 0, 0]
+        });
+        check.that(name, told);
     }
 }
 
