@@ -25,20 +25,29 @@ const TRAP_COST: u32 = 1;
 pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     let frame = &context.frame;
     let number = frame.rax.get();
-    // The one that returns nothing: every register is the context's that it loads.
-    if number == number::IRET {
-        return iret::iret(vcpu, context);
+    // One comparison for all that have numbers above these.
+    if number > AT_ONCE {
+        return carry_out(vcpu, context);
     }
     if let Some(answer) = immediate(number, frame.rdi().get()) {
         frame.rax.set(answer);
         return trap::go_on(context);
     }
     match number {
+        // The one that returns nothing: every register is the context's that it loads.
+        number::IRET => iret::iret(vcpu, context),
         number::SET_SEGMENT_BASE => set_segment_base_at_once(context),
         number::STACK_SWITCH => stack_switch_at_once(context),
         _ => carry_out(vcpu, context),
     }
 }
+
+/// The highest number of those that aren't carried out like the others.
+const AT_ONCE: u64 = number::SET_SEGMENT_BASE;
+const _: () = assert!(
+    number::IRET <= AT_ONCE && number::STACK_SWITCH <= AT_ONCE && number::XEN_VERSION <= AT_ONCE,
+    "they are asked for below it"
+);
 
 /// What kernels ask for whenever they change from one process to another, and what concerns registers alone: no domain comes into it, no budget,
 /// and no address of the guest's, so that its unhooked tables may stay where they are.
