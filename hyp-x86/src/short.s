@@ -17,6 +17,9 @@
 entry_page_fault:
     testb $3, 24(%rsp)
     jz entry_common
+    # The kernel's own go the full way without having paid for this one.
+    cmpb $0, {user_mode} - FRAME_VECTOR(%rsp)
+    je entry_common
     movq %rax, FRAME_RAX - FRAME_VECTOR(%rsp)
     movq %rcx, FRAME_RCX - FRAME_VECTOR(%rsp)
     movq %rdx, FRAME_RDX - FRAME_VECTOR(%rsp)
@@ -26,8 +29,6 @@ entry_page_fault:
     testq %r11, %r11
     jz 9f
     leaq -FRAME_VECTOR(%rsp), %rdx
-    cmpb $0, {user_mode}(%rdx)
-    je 9f
     movq {cpu} + {cpu_unhooked}(%rip), %rax
     cmpl $0, (%rax)
     jne 9f
