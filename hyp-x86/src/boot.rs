@@ -30,8 +30,6 @@ use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, msr, st
 
 /// What the temporary tables show at the direct map.
 const FIRST_4_GIB: u64 = 4 << 30;
-/// The first MiB holds what firmware left; it is never given away.
-const FIRST_MIB: u64 = 1 << 20;
 /// The page-attribute table, as Xen's ABI has it: write-back, write-through, uncached-minus, uncached; write-combining, write-protected.
 pub const GUEST_PAGE_ATTRIBUTES: u64 = 0x0000_0501_0007_0406;
 /// The same, but for type 4, which is write-back like type 0: `format.rs` counts on that. No entry of a guest's can ask for it.
@@ -194,12 +192,12 @@ fn reserve(
     boot: &mut BootMemory,
     information: &Information<'_>,
 ) -> Result<(), hyp_core::frame::boot_memory::TooManyRanges> {
-    boot.reserve(0, FIRST_MIB)?;
+    boot.reserve(0, layout::FIRST_MIB)?;
     let [start, .., end] = image().map(image_physical);
     boot.reserve(start, end)?;
     let modules = information.modules.iter().map(|module| module.place);
     // What lies in the first MiB is reserved already.
-    let others = information.occupied.iter().copied().filter(|region| region.end > FIRST_MIB);
+    let others = information.occupied.iter().copied().filter(|region| region.end > layout::FIRST_MIB);
     modules.chain(others).try_for_each(|region| boot.reserve(region.start, region.end))
 }
 
@@ -369,7 +367,8 @@ fn start_domains(information: &Information<'static>) -> Result<(), Stop> {
     let boot = BootInformation { command_line: information.command_line, modules };
     HYPERVISOR.start_domains_from(&boot, &mut Opener::default()).map_err(Stop::Domains)?;
     for module in information.modules.iter() {
-        HYPERVISOR.release_boot_memory(module.place.start, module.place.end);
+        let free = layout::released(module.place.start, module.place.end);
+        HYPERVISOR.release_boot_memory(free.start, free.end);
     }
     Ok(())
 }

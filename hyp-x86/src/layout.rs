@@ -52,6 +52,15 @@ pub fn is_without_devices(start: u64, end: u64) -> bool {
     WITHOUT_DEVICES.iter().any(|range| range.start <= start && start <= end && end <= range.end)
 }
 
+/// The first MiB holds what firmware left; it is never given away.
+pub const FIRST_MIB: u64 = 1 << 20;
+
+/// What becomes free of the memory from `start` to `end` (not included), which a loader used.
+pub fn released(start: u64, end: u64) -> Range<u64> {
+    let start = start.max(FIRST_MIB);
+    start..end.max(start)
+}
+
 /// The root slot that translates `address`.
 pub const fn root_slot(address: u64) -> usize {
     (address >> SLOT_SHIFT) as usize & 511
@@ -129,6 +138,14 @@ mod tests {
             let by_sign = ((address << 16) as i64 >> 16) as u64 == address;
             assert_eq!(is_canonical(address), by_sign, "{address:#x}");
         }
+    }
+
+    #[test]
+    fn nothing_of_the_first_mib_becomes_free() {
+        assert_eq!(released(0x10_0000, 0x20_0000), 0x10_0000..0x20_0000);
+        assert_eq!(released(0x9_0000, 0x20_0000), 0x10_0000..0x20_0000);
+        assert!(released(0x1000, 0x9_f000).is_empty() && released(0, 0).is_empty());
+        assert!(released(0xf_f000, 0x10_0000).is_empty());
     }
 
     #[test]
