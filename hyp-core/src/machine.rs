@@ -9,7 +9,7 @@ use core::sync::atomic::AtomicU64;
 
 use penumbra_abi::errno::Errno;
 
-use crate::address::{GuestVirtual, MachineFrame, PAGE_SIZE};
+use crate::address::{GuestVirtual, MachineFrame};
 use crate::domain::vcpu::Vcpu;
 use crate::hypercall::{Arguments, Call, Outcome};
 use crate::time::published::GuestClock;
@@ -52,10 +52,10 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     /// Where in the shared-info page a guest reads the time of day: as above.
     const WALL_CLOCK: Option<usize> = None;
 
-    /// Writes code by which kernels issue hypercalls, where an architecture has such a page: [`PAGE_SIZE`] / 32 pieces of 32 bytes,
-    /// each for the hypercall of its number.
-    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
-        let _ = page;
+    /// Fills a frame with code by which kernels issue hypercalls, where an architecture has such a page: pieces of 32 bytes, each for the
+    /// hypercall of its number. Elsewhere the frame stays as it is.
+    fn write_hypercall_page(&self, frame: MachineFrame) {
+        let _ = frame;
     }
 
     /// Which of a vCPU's roots translates `address` for the guest's kernel; `None` if the address is none

@@ -56,9 +56,10 @@ impl Machine for X86 {
     const VCPU_TIME: Option<usize> = Some(offset_of!(X86VcpuInfo, time));
     const WALL_CLOCK: Option<usize> = Some(offset_of!(X86SharedInfo, wc_version));
 
-    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
-        for (number, piece) in page.chunks_exact_mut(hypercall_page::CALL_BYTES).enumerate() {
-            piece.copy_from_slice(&hypercall_page::call(number as u32));
+    fn write_hypercall_page(&self, frame: MachineFrame) {
+        for number in 0..hypercall_page::CALLS {
+            let code = hypercall_page::call(number as u32);
+            self.write_frame(frame, number * hypercall_page::CALL_BYTES, &code);
         }
     }
 

@@ -9,8 +9,8 @@ use core::arch::x86_64::__cpuid;
 
 use hyp_core::Vcpu;
 use hyp_core::address::{MachineAddress, MachineFrame};
-use hyp_core::machine::FrameMemory;
-use hyp_x86::{cpuid, hypercall_page, layout};
+use hyp_core::machine::Machine;
+use hyp_x86::{cpuid, layout};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, GsBase};
 
@@ -136,9 +136,7 @@ fn fill_hypercall_page(vcpu: &Vcpu<X86>, value: u64) -> Option<()> {
         .map(MachineFrame::containing)?;
     let (frames, machine) = (HYPERVISOR.frames(), HYPERVISOR.machine());
     frames.get_writable(frame, vcpu.domain_id(), machine).ok()?;
-    for number in 0..hypercall_page::CALLS {
-        machine.write_frame(frame, number * hypercall_page::CALL_BYTES, &hypercall_page::call(number as u32));
-    }
+    machine.write_hypercall_page(frame);
     frames.put_use(frame, machine);
     Some(())
 }

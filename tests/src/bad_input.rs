@@ -95,10 +95,24 @@ fn odd_kernels(board: Board) -> Vec<Case> {
             .says(&["d0: control, Alive", "(d0) guest kernel ("])
     };
     let mut cases = vec![boots("boot/notes-in-a-section", Change::NotesInSection)];
-    if board == Board::Q35 {
-        cases.push(boots("boot/words-in-place-of-notes", Change::Words));
+    match board {
+        Board::Q35 => cases.push(boots("boot/words-in-place-of-notes", Change::Words)),
+        Board::Virt => {
+            cases.push(boots("boot/no-page-of-hypercalls", Change::HypercallPage));
+            cases.push(p2m_in_the_other_half(board));
+        }
     }
     cases
+}
+
+/// A domain's first tables have one root, which on aarch64 translates one half of all addresses.
+fn p2m_in_the_other_half(board: Board) -> Case {
+    let mut case = Case::new(board, "bad-input/p2m-in-the-other-half", "then=poweroff");
+    case.modules.push((File::Changed(Change::LowP2m), "domain=bad memory=16M"));
+    case.domain("domain=good memory=16M").says(&[
+        "domain bad can't start: the addresses it asks for don't fit the address space",
+        "d1: guest, Alive",
+    ])
 }
 
 /// What is wrong with words and memory is said in one clear line; then comes a sane default or a clean stop, never a fault.

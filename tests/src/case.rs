@@ -68,6 +68,10 @@ pub enum Change {
     NoNotes,
     /// A thousand program headers more lead to notes, all to the same megabyte.
     EndlessNotes,
+    /// One more note wants code that issues hypercalls in the page where the kernel begins.
+    HypercallPage,
+    /// One more note wants the P2M in the lower half of all addresses.
+    LowP2m,
     /// No program header leads to the notes, which are in a section.
     NotesInSection,
     /// In place of notes there are words, as before there were notes (x86-64).

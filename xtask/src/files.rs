@@ -6,6 +6,11 @@ use object::elf::{PT_LOAD, PT_NOTE, PT_NULL, SHT_PROGBITS, SHT_STRTAB};
 use unpack::Format;
 use unpack::pack::{self, Excess};
 
+/// Xen's notes about the page of hypercalls and the P2M's place (`elfnote.h` of Xen's public headers).
+const HYPERCALL_PAGE: u32 = 2;
+const INIT_P2M: u32 = 15;
+/// Where in an ELF file its first instruction's address is.
+const ENTRY: usize = 24;
 /// Where in an ELF file its program headers are, and how many there are (System V gABI, chapter 4).
 const HEADERS: usize = 32;
 const HEADER_COUNT: usize = 56;
@@ -47,7 +52,12 @@ pub fn changed(mut bytes: Vec<u8>, change: Change) -> Result<Vec<u8>> {
             hide_notes(&mut bytes)?;
             bytes[SECTIONS..][..8].fill(0);
         }
-        Change::EndlessNotes => add_notes(&mut bytes)?,
+        Change::EndlessNotes => add_notes(&mut bytes, 1000, &vec![0; 1 << 20])?,
+        Change::HypercallPage => {
+            let entry = u64::from_le_bytes(bytes[ENTRY..][..8].try_into()?);
+            add_notes(&mut bytes, 1, &note(HYPERCALL_PAGE, entry & !0xfff))?;
+        }
+        Change::LowP2m => add_notes(&mut bytes, 1, &note(INIT_P2M, 1 << 39))?,
         Change::NotesInSection => hide_notes(&mut bytes)?,
         Change::Words => {
             hide_notes(&mut bytes)?;
@@ -72,21 +82,30 @@ fn hide_notes(bytes: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// Gives the file another table of program headers: its own, and a thousand more for notes, which all lead to the megabyte behind the table.
-fn add_notes(bytes: &mut Vec<u8>) -> Result<()> {
-    const MORE: usize = 1000;
+/// Gives the file another table of program headers: its own, and so many more for notes, which all lead to the content behind the table.
+fn add_notes(bytes: &mut Vec<u8>, more: usize, content: &[u8]) -> Result<()> {
     let first = u64::from_le_bytes(bytes[HEADERS..][..8].try_into()?) as usize;
     let count = usize::from(u16::from_le_bytes(bytes[HEADER_COUNT..][..2].try_into()?));
-    let (table, own) = (bytes.len(), bytes[first..][..count * HEADER].to_vec());
-    let content = (table + (count + MORE) * HEADER) as u64;
+    let own = bytes[first..][..count * HEADER].to_vec();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let table = bytes.len();
+    let place = (table + (count + more) * HEADER) as u64;
     let mut header = [PT_NOTE, 0].map(u32::to_le_bytes).concat();
-    header.extend([content, 0, 0, 1 << 20, 0, 4].map(u64::to_le_bytes).concat());
+    header.extend([place, 0, 0, content.len() as u64, 0, 4].map(u64::to_le_bytes).concat());
     bytes.extend(own);
-    bytes.extend(header.repeat(MORE));
-    bytes.resize(bytes.len() + (1 << 20), 0);
+    bytes.extend(header.repeat(more));
+    bytes.extend(content);
     bytes[HEADERS..][..8].copy_from_slice(&(table as u64).to_le_bytes());
-    bytes[HEADER_COUNT..][..2].copy_from_slice(&((count + MORE) as u16).to_le_bytes());
+    bytes[HEADER_COUNT..][..2].copy_from_slice(&((count + more) as u16).to_le_bytes());
     Ok(())
+}
+
+/// One of Xen's notes, with a number in it.
+fn note(kind: u32, content: u64) -> Vec<u8> {
+    let mut note = [4, 8, kind].map(u32::to_le_bytes).concat();
+    note.extend(b"Xen\0");
+    note.extend(content.to_le_bytes());
+    note
 }
 
 /// What the x86-64 guest says in its notes, in words; it is linked at this base, with physical addresses from 0 on.

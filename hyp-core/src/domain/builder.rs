@@ -147,10 +147,8 @@ impl<M: Machine> Builder<'_, M> {
         for segment in image.segments() {
             self.copy(segment.start, segment.content);
         }
-        if let Some(page) = image.hypercall_page {
-            let mut code = [0; PAGE_SIZE];
-            M::write_hypercall_page(&mut code);
-            self.copy(page, &code);
+        if let Some(frame) = image.hypercall_page.and_then(|page| self.machine_frame(page >> PAGE_SHIFT)) {
+            self.hypervisor.machine.write_hypercall_page(frame);
         }
         self.copy(self.layout.ramdisk << PAGE_SHIFT, plan.ramdisk);
         self.write_tables()?;

@@ -195,8 +195,8 @@ impl Machine for Fake {
     const VCPU_TIME: Option<usize> = Some(24);
     const WALL_CLOCK: Option<usize> = Some(2048);
 
-    fn write_hypercall_page(page: &mut [u8; PAGE_SIZE]) {
-        page.fill(7);
+    fn write_hypercall_page(&self, frame: MachineFrame) {
+        self.write_frame(frame, 0, &[7; PAGE_SIZE]);
     }
 
     fn root_of(
