@@ -3,7 +3,7 @@
 //!
 //! A package stands in `target/penumbra/debian/NAME` once and for all, with its version in a file beside its content. Everything is made under
 //! another name first, so that an interrupted download leaves nothing that looks whole, and under a lock, so that two calls don't
-//! fetch the same. Whoever wants a newer version removes the folder.
+//! fetch the same. Whoever wants a newer version removes the folder; what is made of a package stands inside, so that it goes as well.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,20 @@ use crate::workspace;
 
 /// A package on the disk.
 pub struct Package {
+    /// Everything of it, and what is made of it.
+    pub folder: PathBuf,
     /// Its content, as it would stand below `/`.
     pub files: PathBuf,
     /// Debian's version.
     pub version: String,
+}
+
+/// The file that tells a package's version: it comes last.
+const VERSION: &str = "version";
+
+/// Whether a package is in this folder of packages.
+pub fn is_there(cache: &Path, name: &str) -> bool {
+    cache.join(name).join(VERSION).exists()
 }
 
 /// Where packages are kept, and what is made of them.
@@ -36,18 +46,17 @@ pub fn can_be_had() -> bool {
 
 /// Holds others off, in this process and in others, until it is dropped.
 pub fn lock() -> Result<File> {
-    let path = cache()?.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-    Ok(file)
+    workspace::lock(&cache()?.join("lock"), || {
+        eprintln!("waiting for another call that is fetching packages ...")
+    })
 }
 
 /// The package `name`, fetched unless it is there. The caller holds the [`lock`].
 pub fn package(name: &str, _lock: &File) -> Result<Package> {
     let folder = cache()?.join(name);
     let files = folder.join("files");
-    if let Ok(version) = fs::read_to_string(folder.join("version")) {
-        return Ok(Package { files, version: version.trim().to_owned() });
+    if let Ok(version) = fs::read_to_string(folder.join(VERSION)) {
+        return Ok(Package { folder, files, version: version.trim().to_owned() });
     }
     ensure!(can_be_had(), "{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks");
     let partial = cache()?.join(format!("{name}.partial"));
@@ -55,7 +64,7 @@ pub fn package(name: &str, _lock: &File) -> Result<Package> {
     let version = Step::around(format!("fetching {name}: apt-get download"), |_| fetch(name, &partial))?;
     remove(&folder)?;
     fs::rename(&partial, &folder).with_context(|| format!("cannot name {}", folder.display()))?;
-    Ok(Package { files, version })
+    Ok(Package { folder, files, version })
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -77,7 +86,7 @@ fn fetch(name: &str, folder: &Path) -> Result<String> {
     run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(folder.join("files"))).with_context(unpacked)?;
     let version = run(Command::new("dpkg-deb").arg("-f").arg(&archive).arg("Version"))?;
     fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
-    fs::write(folder.join("version"), &version).context("cannot note the package's version")?;
+    fs::write(folder.join(VERSION), &version).context("cannot note the package's version")?;
     Ok(version.trim().to_owned())
 }
 

@@ -67,16 +67,25 @@ fn make() -> Result<Debian> {
     Ok(Debian { kernel: image, ramdisk, name: format!("{package} {}", kernel.version) })
 }
 
+/// The file that tells which package the kernel is in, among the packages.
+const MEMORY: &str = "kernel-package";
+
 /// Which package the kernel is in; remembered, so that a cache that is whole needs neither apt nor its lists.
 fn kernel_package(lock: &fs::File) -> Result<String> {
-    let memory = apt::cache()?.join("kernel-package");
-    if let Ok(name) = fs::read_to_string(&memory) {
-        return Ok(name.trim().to_owned());
+    let cache = apt::cache()?;
+    if let Some(name) = remembered(&cache) {
+        return Ok(name);
     }
     let name = apt::dependency(KERNEL.0, KERNEL.1)?;
     apt::package(&name, lock)?;
-    replace(&memory, name.as_bytes())?;
+    replace(&cache.join(MEMORY), name.as_bytes())?;
     Ok(name)
+}
+
+/// The name that is remembered, for as long as the package is there: Debian may have a newer one, and not this one any more.
+fn remembered(cache: &Path) -> Option<String> {
+    let name = fs::read_to_string(cache.join(MEMORY)).ok()?.trim().to_owned();
+    apt::is_there(cache, &name).then_some(name)
 }
 
 /// The ramdisk's files.
@@ -121,5 +130,22 @@ impl Task {
                 format!("test=self expect_memory={memory} expect_vcpus={vcpus} then=poweroff")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::tests::scratch;
+
+    #[test]
+    fn a_kernel_whose_package_is_gone_is_asked_for_anew() {
+        let cache = scratch("kernel-package");
+        assert_eq!(remembered(&cache), None);
+        fs::write(cache.join(MEMORY), "linux-image-1\n").unwrap();
+        assert_eq!(remembered(&cache), None);
+        fs::create_dir(cache.join("linux-image-1")).unwrap();
+        fs::write(cache.join("linux-image-1/version"), "1").unwrap();
+        assert_eq!(remembered(&cache).as_deref(), Some("linux-image-1"));
     }
 }

@@ -70,6 +70,9 @@ pub fn tools() -> Result<()> {
 /// Makes a disc, by way of a folder beside it.
 pub fn make(artefacts: &Artefacts, guest: Option<&Guest>, disc: &Path) -> Result<()> {
     tools()?;
+    let _lock = workspace::lock(&disc.with_extension("lock"), || {
+        eprintln!("waiting for another call that makes {} ...", workspace::shown(disc));
+    })?;
     let tree = disc.with_extension("disc");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
@@ -89,10 +92,19 @@ pub fn make(artefacts: &Artefacts, guest: Option<&Guest>, disc: &Path) -> Result
     let partial = disc.with_extension("partial");
     let mut command = Command::new("grub-mkrescue");
     command.args(["--directory", GRUB_FILES.0, "--output"]).arg(&partial).arg(&tree);
-    process::step("making a disc: grub-mkrescue", &mut command)?;
+    write(&mut command, &partial, disc)
+}
+
+/// Runs what makes a disc under the name `partial`, and gives it its own.
+fn write(command: &mut Command, partial: &Path, disc: &Path) -> Result<()> {
+    // A run that was ended may have left one.
+    if partial.exists() {
+        fs::remove_file(partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+    }
+    process::step("making a disc: grub-mkrescue", command)?;
     // grub-mkrescue has been seen to end well without a disc when xorriso failed.
     ensure!(partial.exists(), "grub-mkrescue made no disc");
-    fs::rename(&partial, disc).with_context(|| format!("cannot name {}", disc.display()))
+    fs::rename(partial, disc).with_context(|| format!("cannot name {}", disc.display()))
 }
 
 /// GRUB's menu.
@@ -131,6 +143,18 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_disc_of_an_earlier_run_is_taken_for_this_ones() {
+        let folder = workspace::tests::scratch("disc");
+        let (partial, disc) = (folder.join("a.partial"), folder.join("a.iso"));
+        fs::write(&partial, "old").unwrap();
+        let error = write(&mut Command::new("true"), &partial, &disc).unwrap_err();
+        assert_eq!(error.to_string(), "grub-mkrescue made no disc");
+        assert!(!disc.exists());
+        write(Command::new("cp").arg("/dev/null").arg(&partial), &partial, &disc).unwrap();
+        assert!(disc.exists() && !partial.exists());
+    }
 
     #[test]
     fn the_menu_has_a_line_for_each_module() {

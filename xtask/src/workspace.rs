@@ -1,6 +1,7 @@
 //! Where things are: the workspace, Cargo's target directory, the artefacts.
 
 use std::env;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -45,7 +46,45 @@ pub fn folder(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Holds others off, in this process and in others, until the file is dropped. Before it waits for somebody, it calls `say`.
+pub fn lock(path: &Path, say: impl FnOnce()) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        say();
+    }
+    // Once more does no harm to whoever has it.
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
 /// A path as a person would write it: relative to the workspace where it is inside.
 pub fn shown(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    /// An empty folder for a test.
+    pub fn scratch(name: &str) -> PathBuf {
+        let path = target().join("penumbra/scratch").join(name);
+        let _ = std::fs::remove_dir_all(&path);
+        folder(path).unwrap()
+    }
+
+    #[test]
+    fn whoever_waits_for_somebody_says_so() {
+        let path = scratch("lock").join("lock");
+        let first = lock(&path, || panic!("there is nobody to wait for")).unwrap();
+        let (says, said) = mpsc::channel();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| lock(&path, move || says.send(()).unwrap()).unwrap());
+            said.recv().unwrap();
+            drop(first);
+            second.join().unwrap();
+        });
+    }
 }

@@ -23,7 +23,8 @@ pub fn can_be_had() -> bool {
 pub fn hypervisor() -> Result<PathBuf> {
     let lock = apt::lock()?;
     let package = apt::package(PACKAGE, &lock)?;
-    let elf = apt::cache()?.join("xen-4.17-amd64");
+    // Inside, so that whoever removes the package for a newer one gets that.
+    let elf = package.folder.join("xen-4.17-amd64");
     if !elf.exists() {
         inflate(&package.files.join(INSIDE), &elf)?;
     }
