@@ -209,6 +209,13 @@ pub trait PageTableFormat {
     /// "preserves A/D" carries over.
     fn hardware_bits(level: Level) -> u64;
 
+    /// As [`Self::admit`], of an entry of level 1 that maps a page; `None` of any other, and if it isn't admitted.
+    #[inline(always)]
+    fn admit_page(raw: u64) -> Option<(u64, Leaf)> {
+        let (admitted, entry) = Self::admit(1, raw).ok()?;
+        if let Entry::Leaf(leaf) = entry { Some((admitted, leaf)) } else { None }
+    }
+
     /// What [`Self::decode`] says of two entries of level 1, if both map a page, and the same.
     #[inline(always)]
     fn same_page(first: u64, second: u64) -> Option<(Leaf, Leaf)> {
@@ -284,10 +291,7 @@ pub trait Mmu {
     /// What the entry holds instead (hardware may have set an accessed or dirty bit).
     fn exchange_entry(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64>;
 
-    /// As [`Self::exchange_entry`].
-    ///
-    /// # Errors
-    /// As [`Self::exchange_entry`].
+    /// As [`Self::exchange_entry`], with its errors.
     fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64>;
 
     /// What stands in a reserved slot of every guest's root: the hypervisor's own entry (for one, the M2P window).

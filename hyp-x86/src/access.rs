@@ -56,7 +56,12 @@ fn check(address: u64, length: usize) -> Result<(), GuestFault> {
 /// [`GuestFault`] when any byte can't be read; what was read before is lost.
 #[inline(always)]
 pub fn read(from: u64, into: &mut [u8]) -> Result<(), GuestFault> {
-    check(from, into.len())?;
+    match into.len() {
+        16 | 24 if cpu::has_unhooked() => return Err(GuestFault),
+        // A few words, as most operations are.
+        16 | 24 => check_words(from, into.len() as u64)?,
+        length => check(from, length)?,
+    }
     let to = into.as_mut_ptr();
     // SAFETY: the range is the guest's, as was checked; `into` is the caller's alone, and as long as is said.
     unsafe {

@@ -151,6 +151,16 @@ impl PageTableFormat for X86Format {
         Self::encode(1, Entry::Leaf(leaf)) | Bits::NO_EXECUTE.bits() | (u64::from(available) & 0b111) << 9
     }
 
+    #[inline(always)]
+    fn admit_page(raw: u64) -> Option<(u64, Leaf)> {
+        if raw & (!PERMITTED | Bits::PRESENT.bits()) != Bits::PRESENT.bits() {
+            return None;
+        }
+        let bits = (Bits::from_bits_retain(raw) | Bits::USER).difference(Bits::GLOBAL);
+        let frame = MachineAddress::new(raw & ADDRESS).map(MachineFrame::containing)?;
+        Some((bits.bits(), Leaf { frame, level: 1, writable: bits.contains(Bits::WRITABLE) }))
+    }
+
     /// By what differs between the two, which is less to look at.
     #[inline(always)]
     fn same_page(first: u64, second: u64) -> Option<(Leaf, Leaf)> {
@@ -326,6 +336,18 @@ mod tests {
                     _ => None,
                 };
                 prop_assert_eq!(X86Format::same_page(first, second), expected);
+            }
+        }
+
+        /// The short way admits what the full one does, as it does.
+        #[test]
+        fn pages_are_admitted_as_all_entries_are(raw in any::<u64>(), cleared in any::<u64>()) {
+            for raw in [raw, raw | 1, raw & cleared & PERMITTED | 1, raw & PERMITTED, 1 << (raw % 64) | 1] {
+                let expected = match X86Format::admit(1, raw) {
+                    Ok((admitted, Entry::Leaf(leaf))) => Some((admitted, leaf)),
+                    _ => None,
+                };
+                prop_assert_eq!(X86Format::admit_page(raw), expected);
             }
         }
 

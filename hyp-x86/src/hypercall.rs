@@ -25,9 +25,20 @@ const TRAP_COST: u32 = 1;
 pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
     let frame = &context.frame;
     let number = frame.rax.get();
+    // By itself, and before the others, since what the core does at once for it is all that it mostly needs.
+    if number == number::MMU_UPDATE {
+        return change_tables(vcpu, context);
+    }
     // One comparison for all that have numbers above these.
-    if number > AT_ONCE {
-        return carry_out(vcpu, context);
+    if number > AT_ONCE { carry_out(vcpu, context) } else { dispatch_other(vcpu, context) }
+}
+
+#[inline(never)]
+fn dispatch_other(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
+    let frame = &context.frame;
+    let number = frame.rax.get();
+    if number == number::MMUEXT_OP {
+        return extended(vcpu, context);
     }
     if let Some(answer) = immediate(number, frame.rdi().get()) {
         frame.rax.set(answer);
@@ -43,11 +54,40 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
 }
 
 /// The highest number of those that aren't carried out like the others.
-const AT_ONCE: u64 = number::SET_SEGMENT_BASE;
+const AT_ONCE: u64 = number::MMUEXT_OP;
 const _: () = assert!(
-    number::IRET <= AT_ONCE && number::STACK_SWITCH <= AT_ONCE && number::XEN_VERSION <= AT_ONCE,
+    number::IRET <= AT_ONCE
+        && number::STACK_SWITCH <= AT_ONCE
+        && number::SET_SEGMENT_BASE <= AT_ONCE
+        && number::XEN_VERSION <= AT_ONCE,
     "they are asked for below it"
 );
+
+#[inline(never)]
+fn change_tables(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
+    if is_done_at_once(vcpu, context, number::MMU_UPDATE) {
+        return trap::go_on(context);
+    }
+    carry_out(vcpu, context)
+}
+
+#[inline(never)]
+fn extended(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
+    if is_done_at_once(vcpu, context, number::MMUEXT_OP) {
+        return trap::go_on(context);
+    }
+    carry_out(vcpu, context)
+}
+
+#[inline(always)]
+fn is_done_at_once(vcpu: &'static Vcpu<X86>, context: &GuestContext, number: u64) -> bool {
+    let budget = Budget::new(Budget::HYPERCALL);
+    // No closure: that would be a function of its own.
+    match cpu::domain() {
+        Some(domain) => HYPERVISOR.at_once(domain, vcpu, number, &context.frame.arguments, &budget),
+        None => false,
+    }
+}
 
 /// What kernels ask for whenever they change from one process to another, and what concerns registers alone: no domain comes into it, no budget,
 /// and no address of the guest's, so that its unhooked tables may stay where they are.

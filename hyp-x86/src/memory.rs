@@ -26,18 +26,21 @@ pub fn set_ram(map: RamMap) {
 }
 
 /// Whether the frame is RAM; nothing is before [`set_ram`].
-#[inline]
+#[inline(always)]
 pub fn is_ram(frame: MachineFrame) -> bool {
     let [largest, second] = &LARGEST;
-    let is_in = |[first, count]: &[AtomicU64; 2]| {
-        // Below the first, this wraps around to more than any count.
-        let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
-        index < count.load(Ordering::Relaxed)
-    };
-    is_in(largest) || is_in(second) || is_elsewhere_in_ram(frame)
+    is_in(largest, frame) || is_in(second, frame) || is_elsewhere_in_ram(frame)
+}
+
+#[inline(always)]
+fn is_in([first, count]: &[AtomicU64; 2], frame: MachineFrame) -> bool {
+    // Below the first, this wraps around to more than any count.
+    let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
+    index < count.load(Ordering::Relaxed)
 }
 
 #[cold]
+#[inline(never)]
 fn is_elsewhere_in_ram(frame: MachineFrame) -> bool {
     RAM.get().is_some_and(|ram| ram.holds(frame))
 }
@@ -48,7 +51,7 @@ pub const fn direct(address: u64) -> *mut u8 {
 }
 
 /// A page of RAM, as the bytes of the direct map: `None` for what isn't RAM.
-#[inline]
+#[inline(always)]
 pub fn page(frame: MachineFrame) -> Option<*mut u8> {
     is_ram(frame).then(|| direct(frame.start().bytes()))
 }
@@ -57,7 +60,7 @@ pub fn page(frame: MachineFrame) -> Option<*mut u8> {
 pub type Words = [AtomicU64; PAGE_SIZE / 8];
 
 /// A page of RAM as words.
-#[inline]
+#[inline(always)]
 pub fn words(frame: MachineFrame) -> Option<&'static Words> {
     // SAFETY: the page is RAM, so the direct map has it for ever, aligned. Memory that guests and table walkers change is only ever
     // seen through atomics or copies.

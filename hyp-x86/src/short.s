@@ -130,7 +130,6 @@ entry_iret:
     jb 9f
     shlq $12, %r11
     movq %rdx, FRAME_RDX(%rax)
-    movq %rdi, FRAME_RDI(%rax)
     movq %rsp, %rdx
     movq {host_stack}(%rax), %rsp
     # Whatever the segments are, they are ring 3's: a wrong selector then faults at iretq.
@@ -150,16 +149,15 @@ entry_iret:
     testb $3, %cl
     jnz 8f
     pushq 32(%rdx)
+    pushq 8(%rdx)
     movq 16(%rdx), %rcx
-    movq 8(%rdx), %rdi
     movq (%rdx), %rdx
 3:  movq %r11, %cr3
     swapgs
     movq {info}(%rax), %r11
     movb $0, {mask}(%r11)
     movb $1, {user_mode}(%rax)
-    movq %rdi, %r11
-    movq FRAME_RDI(%rax), %rdi
+    popq %r11
     xchgq %rdx, %rax
     movq FRAME_RDX(%rdx), %rdx
 .global exit_iret_shortly
@@ -167,7 +165,6 @@ exit_iret_shortly:
     iretq
 8:  movq %rdx, %rsp
     movq FRAME_RDX(%rax), %rdx
-    movq FRAME_RDI(%rax), %rdi
 9:  movq FRAME_RIP(%rax), %rcx
     movq FRAME_RFLAGS(%rax), %r11
     movl ${iret}, %eax

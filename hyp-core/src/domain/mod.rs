@@ -24,7 +24,7 @@ pub mod vcpu;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::address::{DomainId, MachineFrame};
 use crate::console::guest::GuestConsole;
@@ -196,6 +196,12 @@ impl<M: Machine> Domain<M> {
             unhooked: &self.unhooked,
             state: self.tables.lock(),
         }
+    }
+
+    /// Locks its tables, for who needs no more than what the lock protects.
+    #[inline(always)]
+    pub(crate) fn lock_tables(&self) -> MutexGuard<'_, TableState> {
+        self.tables.lock()
     }
 
     /// How many of its tables are unhooked.

@@ -132,6 +132,13 @@ impl FrameRecord {
         if is_table && is_ours { (((using >> TYPE_SHIFT) & 3) as Level).saturating_add(1) } else { 0 }
     }
 
+    /// Whether the frame is a complete table of level 1, in use.
+    #[inline(always)]
+    pub(crate) fn is_complete_leaf_table(&self) -> bool {
+        // A complete type has a use: the last one takes the flag along.
+        self.using.load(Ordering::Acquire) & (TYPE_MASK | COMPLETE) == FrameType::Table(1).encode() | COMPLETE
+    }
+
     /// Counts one more reference if the frame is `owner`'s. `Some(false)`: too many; `None`: not the owner's.
     #[inline]
     pub(super) fn get(&self, owner: DomainId) -> Option<bool> {
@@ -140,7 +147,7 @@ impl FrameRecord {
 
     /// One attempt at [`Self::get`], as code of the usual case alone: `false` also when another CPU came in between.
     #[inline(always)]
-    fn get_once(&self, owner: DomainId) -> bool {
+    pub(crate) fn get_once(&self, owner: DomainId) -> bool {
         let word = self.holding.load(Ordering::Acquire);
         // Both ends of the count at once: none, and the limit, which is the sign.
         const { assert!(COUNT_LIMIT == 1 << 31 && COUNT_MASK == u32::MAX as u64) };

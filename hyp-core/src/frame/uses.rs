@@ -41,12 +41,17 @@ pub struct Records {
 }
 
 impl Records {
+    /// The record of a frame; `None` if it isn't memory.
+    #[inline(always)]
+    pub(crate) fn of(self, frame: MachineFrame) -> Option<&'static FrameRecord> {
+        // Below the first, this wraps around, to an index that no array has.
+        self.records.get(frame.number().wrapping_sub(self.first) as usize)
+    }
+
     /// The record of a frame, if it is `owner`'s.
     #[inline(always)]
     pub(crate) fn owned(self, frame: MachineFrame, owner: DomainId) -> Option<&'static FrameRecord> {
-        // Below the first, this wraps around, to an index that no array has.
-        let record = self.records.get(frame.number().wrapping_sub(self.first) as usize)?;
-        record.is_owned_by(owner).then_some(record)
+        self.of(frame).filter(|record| record.is_owned_by(owner))
     }
 }
 

@@ -6,6 +6,7 @@
 //! goes on where it stopped, and whatever waits (interrupts, the end of its turn) comes first.
 
 mod ahead;
+mod at_once;
 mod batch;
 mod console;
 mod domctl;
@@ -102,11 +103,12 @@ impl<M: Machine> Hypervisor<M> {
     /// Carries out the hypercall that `vcpu` has issued. The result goes into the vCPU's registers.
     pub fn hypercall(&self, vcpu: &Vcpu<M>, number: u64, arguments: [u64; 6]) {
         if let Some(domain) = self.domain(vcpu.domain_id()) {
-            self.hypercall_of(domain, vcpu, number, &arguments.map(Cell::new));
+            self.hypercall_for(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
         }
     }
 
-    /// As [`Self::hypercall`], for who knows the vCPU's domain already.
+    /// As [`Self::hypercall`], for who knows the vCPU's domain already, and what isn't done [`Self::at_once`]. (A backend that doesn't ask
+    /// for that has it done here.)
     #[inline(always)]
     pub fn hypercall_of(&self, domain: &Domain<M>, vcpu: &Vcpu<M>, number: u64, arguments: &Arguments) {
         self.carry_out(domain, vcpu, number, arguments, &Budget::new(Budget::HYPERCALL));
@@ -115,7 +117,21 @@ impl<M: Machine> Hypervisor<M> {
     /// As [`Self::hypercall`], with another budget: tests want preemption points in every place.
     pub fn hypercall_within(&self, vcpu: &Vcpu<M>, number: u64, arguments: [u64; 6], budget: &Budget) {
         if let Some(domain) = self.domain(vcpu.domain_id()) {
-            self.carry_out(domain, vcpu, number, &arguments.map(Cell::new), budget);
+            self.hypercall_for(domain, vcpu, number, arguments, budget);
+        }
+    }
+
+    fn hypercall_for(
+        &self,
+        domain: &Domain<M>,
+        vcpu: &Vcpu<M>,
+        number: u64,
+        arguments: [u64; 6],
+        budget: &Budget,
+    ) {
+        let arguments = arguments.map(Cell::new);
+        if !self.at_once(domain, vcpu, number, &arguments, budget) {
+            self.carry_out(domain, vcpu, number, &arguments, budget);
         }
     }
 

@@ -50,6 +50,12 @@ impl Run {
         Self { table: 0, writes: 0 }
     }
 
+    /// The next write begins another row.
+    #[inline(always)]
+    pub(super) fn end(&mut self) {
+        self.table = 0;
+    }
+
     /// Counts one more write; returns how many came before it in the same row.
     fn count(&mut self, table: MachineFrame) -> u32 {
         let name = table.number().saturating_add(1);
@@ -121,7 +127,7 @@ impl<M: Machine> TableSpace<'_, M> {
     /// What the guest writes directly from now on is another row of writes.
     #[inline(always)]
     pub fn end_row_of_writes(&mut self) {
-        self.state.run.table = 0;
+        self.state.run.end();
     }
 
     fn write_mapped(

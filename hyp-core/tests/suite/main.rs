@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod at_once;
 mod attacks;
 mod auditor;
 mod charges;

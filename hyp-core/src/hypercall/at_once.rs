@@ -1,0 +1,114 @@
+//! What nearly all hypercalls about tables are, done on the shortest way: one leaf changed in the guest's own tables, or one translation
+//! or all dropped on this CPU.
+//!
+//! Nothing is left out that [`super::mmu_update`] and [`super::mmuext`] check. Where anything else is to be done (another domain, a list,
+//! tables that are unhooked, an upper table) or to be said (a refusal), nothing is done here, and the hypercall is carried out like any
+//! other: it is read anew then.
+
+use penumbra_abi::hypercall as number;
+use penumbra_abi::mmu::{self, MmuUpdate, MmuextOp};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Arguments, values};
+use crate::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame};
+use crate::domain::Domain;
+use crate::domain::vcpu::Vcpu;
+use crate::hypervisor::Hypervisor;
+use crate::machine::{Context, FlushScope, Machine, PageTableFormat};
+use crate::paging::Budget;
+use crate::paging::single::map_where_nothing_is;
+use crate::paging::update::HardwareBits;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Does the hypercall, if it is one of those that are done at once, and makes 0 its result. Otherwise it is yet to be carried out
+    /// (`false`).
+    #[inline(always)]
+    pub fn at_once(
+        &self,
+        domain: &Domain<M>,
+        vcpu: &Vcpu<M>,
+        number: u64,
+        arguments: &Arguments,
+        budget: &Budget,
+    ) -> bool {
+        let done = match number {
+            number::MMU_UPDATE => self.update_at_once(domain, arguments, budget),
+            number::MMUEXT_OP => self.flush_at_once(domain, arguments, budget),
+            _ => false,
+        };
+        if done {
+            vcpu.context().set_result(0);
+        }
+        done
+    }
+
+    /// As `mmu_update`, of one leaf of the caller's: whether it is done.
+    #[inline(always)]
+    fn update_at_once(&self, domain: &Domain<M>, arguments: &Arguments, budget: &Budget) -> bool {
+        let Some(update) = self.single_of_own::<MmuUpdate>(domain, arguments, budget) else { return false };
+        let place = MachineAddress::new(update.pointer).filter(|place| place.bytes().is_multiple_of(8));
+        let Some(place) = place else { return false };
+        if let Some(admitted) = M::Format::admit_page(update.value)
+            && map_where_nothing_is(&self.machine, &self.frames, domain, place, admitted)
+        {
+            budget.charge(Budget::OPERATION);
+            return true;
+        }
+        self.update_leaf_at_once(domain, place, update.value, budget)
+    }
+
+    #[inline(never)]
+    fn update_leaf_at_once(
+        &self,
+        domain: &Domain<M>,
+        place: MachineAddress,
+        raw: u64,
+        budget: &Budget,
+    ) -> bool {
+        let mut space = domain.table_space(&self.machine, &self.frames, budget);
+        // Another vCPU may have unhooked one until now.
+        if domain.has_unhooked() {
+            return false;
+        }
+        space.end_row_of_writes();
+        let Some(leaves) = space.leaf_table(MachineFrame::containing(place)) else { return false };
+        let index = place.offset_in_frame() / 8;
+        let done = space.update_leaf(&leaves, index, raw, HardwareBits::Replace).is_ok();
+        if done {
+            budget.charge(Budget::OPERATION);
+        }
+        done
+    }
+
+    /// As `mmuext_op`, of a flush on the CPU that the caller runs on: whether it is done.
+    #[inline(always)]
+    fn flush_at_once(&self, domain: &Domain<M>, arguments: &Arguments, budget: &Budget) -> bool {
+        let Some(operation) = self.single_of_own::<MmuextOp>(domain, arguments, budget) else { return false };
+        let scope = match operation.command {
+            mmu::MMUEXT_INVLPG_LOCAL => FlushScope::Page(GuestVirtual::new(operation.argument1)),
+            mmu::MMUEXT_TLB_FLUSH_LOCAL => FlushScope::Local,
+            _ => return false,
+        };
+        budget.charge(Budget::OPERATION);
+        self.machine.flush(scope);
+        true
+    }
+
+    /// The one operation of a list of one, which isn't counted for the guest, on the guest's own tables, all of them hooked in.
+    #[inline(always)]
+    fn single_of_own<T: FromBytes + IntoBytes>(
+        &self,
+        domain: &Domain<M>,
+        arguments: &Arguments,
+        budget: &Budget,
+    ) -> Option<T> {
+        let [place, count, done_place, foreign, ..] = values(arguments);
+        let single = count == 1 && done_place == 0 && foreign == u64::from(DomainId::SELF.number());
+        if !single || budget.is_spent() || domain.has_unhooked() {
+            return None;
+        }
+        let mut operation = T::new_zeroed();
+        let read = self.machine.read_guest(GuestVirtual::new(place), operation.as_mut_bytes());
+        read.is_ok().then_some(operation)
+    }
+}
