@@ -315,4 +315,15 @@ mod tests {
             assert_eq!(budget.left.get(), 1, "what isn't covered isn't paid for");
         }
     }
+
+    /// The last operation may cost more than is left: it is begun, as one by itself would be.
+    #[test]
+    fn operations_are_begun_while_there_is_budget() {
+        let budget = Budget::new(2 * Budget::OPERATION + 1);
+        assert_eq!([0, 2, 3, 100].map(|wanted| budget.operations(wanted)), [0, 2, 3, 3]);
+        budget.charge(1);
+        assert_eq!(budget.operations(100), 2);
+        budget.charge(2 * Budget::OPERATION);
+        assert_eq!(budget.operations(100), 0);
+    }
 }
