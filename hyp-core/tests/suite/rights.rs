@@ -199,3 +199,36 @@ fn a_row_of_rights_can_be_cut_behind_each_of_its_updates() {
         }
     }
 }
+
+/// What the short way does by itself, and what it leaves to the general one.
+#[test]
+fn a_row_of_rights_is_as_long_as_the_short_way_goes() {
+    let rig = Rig::new(1);
+    let (one, other) = (mapping(&rig, 0, 30, true), mapping(&rig, 1, 50, true));
+    let page = |index: usize, writable| leaf(rig.pool(1, 30 + index as u64), writable);
+    let update = |(pointer, value)| MmuUpdate { pointer, value };
+    let in_row = |row: &[(u64, u64)]| {
+        let row: Vec<_> = row.iter().copied().map(update).collect();
+        let budget = Budget::unbounded();
+        let space = rig.space(1, &budget);
+        let table = space.leaf_table(one).expect("a table");
+        space.change_rights_in_row(&table, &row)
+    };
+    let good = [(1, false), (2, false), (1, true), (3, true)];
+    let good = good.map(|(index, writable)| preserving(one, index, page(index, writable)));
+    let ends = [
+        preserving(one, 4, page(5, false)),
+        preserving(one, 4, 0),
+        preserving(other, 4, leaf(rig.pool(1, 54), false)),
+        (place(one, 4), page(4, false)),
+        (preserving(one, 4, 0).0 | 4, page(4, false)),
+    ];
+    for end in ends {
+        assert_eq!(in_row(&[good.as_slice(), &[end], &good].concat()), good.len(), "{end:x?}");
+    }
+    assert_eq!((in_row(&good), in_row(&[])), (good.len(), 0));
+    rig.check();
+    for (index, writable) in [(1, true), (2, false), (3, true), (4, true)] {
+        assert_eq!(rig.entry(one, index), page(index, writable) | 1 << 7);
+    }
+}
