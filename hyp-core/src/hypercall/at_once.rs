@@ -1,5 +1,5 @@
 //! What nearly all hypercalls about tables are, done on the shortest way: one leaf changed in the guest's own tables, or one translation
-//! or all dropped on this CPU.
+//! or all dropped on this CPU, or another root for the kernel.
 //!
 //! Nothing is left out that [`super::mmu_update`] and [`super::mmuext`] check. Where anything else is to be done (another domain, a list,
 //! tables that are unhooked, an upper table) or to be said (a refusal), nothing is done here, and the hypercall is carried out like any
@@ -9,7 +9,7 @@ use penumbra_abi::hypercall as number;
 use penumbra_abi::mmu::{self, MmuUpdate, MmuextOp};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Arguments, values};
+use super::{Arguments, Call, values};
 use crate::address::{DomainId, GuestVirtual, MachineAddress, MachineFrame};
 use crate::domain::Domain;
 use crate::domain::vcpu::Vcpu;
@@ -33,7 +33,7 @@ impl<M: Machine> Hypervisor<M> {
     ) -> bool {
         let done = match number {
             number::MMU_UPDATE => self.update_at_once(domain, arguments, budget),
-            number::MMUEXT_OP => self.flush_at_once(domain, arguments, budget),
+            number::MMUEXT_OP => self.extended_at_once(domain, vcpu, arguments, budget),
             _ => false,
         };
         if done {
@@ -80,17 +80,31 @@ impl<M: Machine> Hypervisor<M> {
         done
     }
 
-    /// As `mmuext_op`, of a flush on the CPU that the caller runs on: whether it is done.
+    /// As `mmuext_op`, of a flush on the CPU that the caller runs on, or another root for its kernel: whether it is done.
     #[inline(always)]
-    fn flush_at_once(&self, domain: &Domain<M>, arguments: &Arguments, budget: &Budget) -> bool {
+    fn extended_at_once(
+        &self,
+        domain: &Domain<M>,
+        vcpu: &Vcpu<M>,
+        arguments: &Arguments,
+        budget: &Budget,
+    ) -> bool {
         let Some(operation) = self.single_of_own::<MmuextOp>(domain, arguments, budget) else { return false };
-        let scope = match operation.command {
-            mmu::MMUEXT_INVLPG_LOCAL => FlushScope::Page(GuestVirtual::new(operation.argument1)),
-            mmu::MMUEXT_TLB_FLUSH_LOCAL => FlushScope::Local,
+        match operation.command {
+            mmu::MMUEXT_INVLPG_LOCAL => {
+                self.machine.flush(FlushScope::Page(GuestVirtual::new(operation.argument1)));
+            }
+            mmu::MMUEXT_TLB_FLUSH_LOCAL => self.machine.flush(FlushScope::Local),
+            mmu::MMUEXT_NEW_BASEPTR => {
+                // Refused, or preempted, it is asked for again.
+                let call = Call { hypervisor: self, vcpu, domain, budget };
+                if call.new_kernel_root(operation.argument1).is_err() {
+                    return false;
+                }
+            }
             _ => return false,
-        };
+        }
         budget.charge(Budget::OPERATION);
-        self.machine.flush(scope);
         true
     }
 

@@ -14,6 +14,8 @@ use crate::paging::{Budget, Refusal, TableSpace};
 
 /// Updates that are read from the guest at once.
 const UPDATES_AHEAD: usize = 32;
+/// Updates that are done between two looks at what they have caused.
+const UPDATES_IN_A_PIECE: usize = 4;
 
 impl<'a, M: Machine> Call<'a, M> {
     /// Arguments: guest address of an array of [`MmuUpdate`]; their number; where to write how many were done, or 0; whose tables
@@ -44,8 +46,31 @@ impl<'a, M: Machine> Call<'a, M> {
                     return Ok(done);
                 }
             }
-            self.one_update(&mut space, &mut leaves, update).map(|()| 1)
+            self.some_updates(&mut space, &mut leaves, updates)
         })
+    }
+
+    /// Does a few of the updates, one at least: what a batch does about each piece is shared among them. What is refused behind the first is
+    /// asked for again, and is refused then.
+    #[inline(always)]
+    fn some_updates(
+        &self,
+        space: &mut TableSpace<'_, M>,
+        leaves: &mut Option<LeafTable<M>>,
+        updates: &[MmuUpdate],
+    ) -> Result<usize, NotDone> {
+        let mut done = 0usize;
+        for update in updates.iter().take(UPDATES_IN_A_PIECE) {
+            match self.one_update(space, leaves, update) {
+                Ok(()) => done = done.saturating_add(1),
+                Err(reason) if done == 0 => return Err(reason),
+                Err(_) => break,
+            }
+            if self.budget.is_spent() {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Does those of the updates, from the first on, that change nothing but rights in one table, as far as the budget goes; returns how

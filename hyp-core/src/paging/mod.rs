@@ -16,7 +16,7 @@ pub mod audit;
 pub mod leaf;
 pub mod pin;
 pub mod rights;
-pub(crate) mod single;
+pub mod single;
 pub mod table_write;
 pub mod update;
 pub mod validate;

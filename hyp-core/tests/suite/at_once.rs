@@ -2,10 +2,13 @@
 
 use super::writable::{hang, kind, mapped, unhook};
 use crate::common::{Rig, SELF, leaf, place, table};
+use hyp_core::address::MachineAddress;
+use hyp_core::fake::Fake;
 use hyp_core::fake::format::FORCED;
 use hyp_core::frame::FrameType;
-use hyp_core::machine::GuestMemory;
-use hyp_core::paging::Budget;
+use hyp_core::machine::{GuestMemory, Machine, PageTableFormat};
+use hyp_core::paging::single::map_where_nothing_is;
+use hyp_core::paging::{Budget, Stop};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::mmu::{MMUEXT_INVLPG_LOCAL, MMUEXT_TLB_FLUSH_LOCAL, MmuUpdate, MmuextOp};
@@ -73,6 +76,72 @@ fn what_may_not_be_mapped_is_refused_and_nothing_is_held() {
     let own = rig.pool(1, 32);
     assert_eq!(update(&rig, place(own, 3), leaf(one, true)), Ok(0));
     assert_eq!(rig.entry(own, 3), leaf(one, true));
+}
+
+/// By itself: whether it maps a page, which it does where nothing is in complete tables of one's own.
+#[test]
+fn the_shortest_way_leads_to_ones_own_complete_tables_alone() {
+    let rig = Rig::new(2);
+    let (one, two) = (rig.prepare(1, 0, &[]), rig.prepare(1, 1, &[]));
+    rig.pin(1, one, 1).expect("a table");
+    rig.pin(1, two, 2).expect("a table");
+    let theirs = rig.prepare(2, 0, &[]);
+    rig.pin(2, theirs, 1).expect("a table");
+    let (page, own) = (rig.pool(1, 30), rig.pool(1, 31));
+    let before = rig.uses(page);
+    let map = |pointer: u64, raw: u64| {
+        let admitted = <Fake as Machine>::Format::admit_page(raw).expect("a page's");
+        let place = MachineAddress::new(pointer).expect("an address");
+        let domain = rig.domains[1].domain;
+        map_where_nothing_is(rig.hv.machine(), rig.hv.frames(), domain, place, admitted)
+    };
+    let raw = leaf(page, true);
+    let nowhere = [
+        ("a page", place(own, 3)),
+        ("an upper table", place(two, 3)),
+        ("another domain's", place(theirs, 3)),
+        ("behind the last entry", place(one, <Fake as Machine>::Format::entries(1))),
+        ("no memory", 1 << 45),
+    ];
+    for (name, place) in nowhere {
+        assert!(!map(place, raw), "{name}");
+        assert_eq!(rig.uses(page), before, "{name}");
+        rig.check();
+    }
+    assert!([own, two, theirs].iter().all(|table| rig.entry(*table, 3) == 0));
+    for bad in [leaf(one, true), leaf(theirs, false), leaf(rig.pool(2, 3), true)] {
+        assert!(!map(place(one, 3), bad), "{bad:#x}");
+        rig.check();
+    }
+    rig.hv.frames().set_progress(one, 3);
+    assert!(!map(place(one, 3), raw), "incomplete");
+    rig.hv.frames().complete(one);
+    assert!(map(place(one, 3), raw) && map(place(one, 4), leaf(page, false)));
+    assert_eq!((rig.entry(one, 3), rig.uses(page)), (raw | FORCED, before + 1));
+    assert!(!map(place(one, 3), leaf(own, true)), "something is there");
+    assert_eq!((rig.entry(one, 3), rig.entry(one, 5)), (raw | FORCED, 0));
+    rig.check();
+    let unfinished = Budget::new(1);
+    let large = rig.prepare(1, 2, &[(1, table(rig.prepare(1, 3, &[])))]);
+    assert_eq!(rig.space(1, &unfinished).hold(large, 2), Err(Stop::Preempted));
+    assert!(!map(place(one, 5), raw), "while something is unfinished");
+}
+
+#[test]
+fn the_shortest_way_is_not_gone_while_tables_are_unhooked() {
+    let rig = Rig::new(1);
+    let one = rig.prepare(1, 20, &[]);
+    rig.pin(1, one, 1).expect("a table");
+    hang(&rig, 1, 0, &[]);
+    let admitted = <Fake as Machine>::Format::admit_page(leaf(rig.pool(1, 12), true)).expect("a page's");
+    let map = |index| {
+        let place = MachineAddress::new(place(one, index)).expect("an address");
+        map_where_nothing_is(rig.hv.machine(), rig.hv.frames(), rig.domains[1].domain, place, admitted)
+    };
+    assert!(map(1));
+    assert_eq!(unhook(&rig, 1, mapped(0)), Ok(0));
+    assert!(!map(2));
+    assert_eq!(rig.entry(one, 2), 0);
 }
 
 #[test]
