@@ -56,7 +56,7 @@ global_asm!(
     fault_frames = const layout::GUEST_WORDS - 8 * 8,
     iret_frames = const layout::GUEST_WORDS - 9 * 8,
     iret = const penumbra_abi::hypercall::IRET,
-    guest_flags = const context::GUEST_FLAGS,
+    kept_flags = const context::GUEST_FLAGS | context::FLAG_INTERRUPT,
     flag_interrupt = const context::FLAG_INTERRUPT,
     options(att_syntax)
 );

@@ -140,8 +140,7 @@ entry_iret:
     movl 48(%rdx), %ecx
     testl ${flag_interrupt}, %ecx
     jz 8f
-    andl ${guest_flags}, %ecx
-    orl ${flag_interrupt}, %ecx
+    andl ${kept_flags}, %ecx
     pushq %rcx
     movzwl 40(%rdx), %ecx
     pushq %rcx

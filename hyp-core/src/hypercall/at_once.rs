@@ -45,7 +45,7 @@ impl<M: Machine> Hypervisor<M> {
     /// As `mmu_update`, of one leaf of the caller's: whether it is done.
     #[inline(always)]
     fn update_at_once(&self, domain: &Domain<M>, arguments: &Arguments, budget: &Budget) -> bool {
-        let Some(update) = self.single_of_own::<MmuUpdate>(domain, arguments, budget) else { return false };
+        let Some(update) = self.single_of_own::<MmuUpdate>(arguments, budget) else { return false };
         let place = MachineAddress::new(update.pointer).filter(|place| place.bytes().is_multiple_of(8));
         let Some(place) = place else { return false };
         if let Some(admitted) = M::Format::admit_page(update.value)
@@ -89,7 +89,10 @@ impl<M: Machine> Hypervisor<M> {
         arguments: &Arguments,
         budget: &Budget,
     ) -> bool {
-        let Some(operation) = self.single_of_own::<MmuextOp>(domain, arguments, budget) else { return false };
+        if domain.has_unhooked() {
+            return false;
+        }
+        let Some(operation) = self.single_of_own::<MmuextOp>(arguments, budget) else { return false };
         match operation.command {
             mmu::MMUEXT_INVLPG_LOCAL => {
                 self.machine.flush(FlushScope::Page(GuestVirtual::new(operation.argument1)));
@@ -108,17 +111,12 @@ impl<M: Machine> Hypervisor<M> {
         true
     }
 
-    /// The one operation of a list of one, which isn't counted for the guest, on the guest's own tables, all of them hooked in.
+    /// The one operation of a list of one, which isn't counted for the guest, on the guest's own tables.
     #[inline(always)]
-    fn single_of_own<T: FromBytes + IntoBytes>(
-        &self,
-        domain: &Domain<M>,
-        arguments: &Arguments,
-        budget: &Budget,
-    ) -> Option<T> {
+    fn single_of_own<T: FromBytes + IntoBytes>(&self, arguments: &Arguments, budget: &Budget) -> Option<T> {
         let [place, count, done_place, foreign, ..] = values(arguments);
         let single = count == 1 && done_place == 0 && foreign == u64::from(DomainId::SELF.number());
-        if !single || budget.is_spent() || domain.has_unhooked() {
+        if !single || budget.is_spent() {
             return None;
         }
         let mut operation = T::new_zeroed();
