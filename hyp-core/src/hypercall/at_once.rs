@@ -99,9 +99,8 @@ impl<M: Machine> Hypervisor<M> {
             }
             mmu::MMUEXT_TLB_FLUSH_LOCAL => self.machine.flush(FlushScope::Local),
             mmu::MMUEXT_NEW_BASEPTR => {
-                // Refused, or preempted, it is asked for again.
                 let call = Call { hypervisor: self, vcpu, domain, budget };
-                if call.new_kernel_root(operation.argument1).is_err() {
+                if !call.kernel_root_at_once(operation.argument1) {
                     return false;
                 }
             }

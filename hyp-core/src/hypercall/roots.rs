@@ -28,13 +28,34 @@ impl<M: Machine> Call<'_, M> {
                 return Ok(());
             }
             space.hold(root, M::Format::LEVELS)?;
-            let old = self.vcpu.replace_kernel_root(Some(root));
-            self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-            if let Some(old) = old {
-                space.let_go(old, M::Format::LEVELS);
-            }
+            self.take_kernel_root(space, root);
             Ok(())
         })
+    }
+
+    /// As [`Self::new_kernel_root`], if the root is validated already. Otherwise nothing has changed (`false`), and next to nothing of a budget
+    /// was spent: whoever goes the general way then begins with a whole one.
+    #[inline(always)]
+    pub(super) fn kernel_root_at_once(&self, root: u64) -> bool {
+        let Some(root) = MachineFrame::new(root) else { return false };
+        let taken = self.with_tables(self.domain, self.domain.id(), |space| {
+            let held = space.hold_complete(root, M::Format::LEVELS);
+            if held {
+                self.take_kernel_root(space, root);
+            }
+            Ok::<_, Stop>(held)
+        });
+        taken == Ok(true)
+    }
+
+    /// Loads a root that is held for it, and lets the old one go.
+    #[inline(always)]
+    fn take_kernel_root(&self, space: &mut TableSpace<'_, M>, root: MachineFrame) {
+        let old = self.vcpu.replace_kernel_root(Some(root));
+        self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
+        if let Some(old) = old {
+            space.let_go(old, M::Format::LEVELS);
+        }
     }
 
     pub(super) fn new_user_root(&self, root: Option<MachineFrame>) -> Result<(), NotDone> {
