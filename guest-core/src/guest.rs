@@ -3,7 +3,9 @@
 //! `P2M[PFN]` is the domain's own list, `M2P[MFN]` is the hypervisor's, shared read-only by all domains. The tables
 //! hold MFNs; to look *into* a table, its MFN goes through the M2P to a PFN, and that to the linear mapping.
 
-use crate::architecture::{Architecture, Level, Mapping, PAGE_SHIFT, PAGE_SIZE, ROOT_LEVEL, table_index};
+use crate::architecture::{
+    Architecture, Level, Mapping, PAGE_SHIFT, PAGE_SIZE, ROOT_LEVEL, TABLE_ENTRIES, table_index,
+};
 use crate::hypercalls;
 use crate::pages::{Page, PageAllocator, linear_address, linear_pfn};
 use crate::words::Words;
@@ -143,6 +145,20 @@ impl<A: Architecture> Guest<A> {
     /// Linear address of `page`.
     pub const fn address(&self, page: &Page) -> u64 {
         linear_address(A::VIRT_BASE, page.pfn())
+    }
+
+    /// A page that holds what the loaded root holds, the hypervisor's slots left empty.
+    pub fn copy_of_root(&self) -> Option<Page> {
+        let copy = self.zeroed_page()?;
+        for slot in Self::own_slots() {
+            self.write(&copy, slot, A::read_word(self.info.pt_base + slot as u64 * 8));
+        }
+        Some(copy)
+    }
+
+    /// The slots of a root that are the guest's.
+    pub fn own_slots() -> impl Iterator<Item = usize> {
+        (0..TABLE_ENTRIES).filter(|slot| !A::RESERVED_SLOTS.contains(slot))
     }
 
     /// Machine frame of `page`.

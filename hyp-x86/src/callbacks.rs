@@ -91,8 +91,7 @@ fn unregister(context: &GuestContext, kind: u16) -> Result<(), Errno> {
 /// Events are masked there whatever the guest says.
 fn set_non_maskable(context: &GuestContext, address: u64, flags: u8) -> Result<(), Errno> {
     if let Some(handler) = context.traps.get(non_maskable::VECTOR as usize) {
-        handler.address.set(address);
-        handler.flags.set(flags);
+        handler.set(address, flags);
     }
     Ok(())
 }

@@ -260,8 +260,7 @@ impl Context for GuestContext {
         }
         // As in Xen, the handlers stand in the order of their vectors, whatever number they name.
         for (handler, trap) in self.traps.iter().zip(&start.trap_ctxt) {
-            handler.address.set(trap.address);
-            handler.flags.set(trap.flags);
+            handler.set(trap.address, trap.flags);
         }
         self.callbacks.event.set(start.event_callback_eip);
         self.callbacks.failsafe.set(start.failsafe_callback_eip);
@@ -368,8 +367,7 @@ impl GuestContext {
 
     fn clear_handlers(&self) {
         for trap in &self.traps {
-            trap.address.set(0);
-            trap.flags.set(0);
+            trap.set(0, 0);
         }
         self.callbacks.clear();
     }

@@ -56,7 +56,8 @@ pub const UNHOOKED_OFFSET: usize = offset_of!(Entry, unhooked);
 
 /// The vCPU whose registers this CPU holds; null while idle.
 static CURRENT: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
-/// The same for the ways in of guests (`trap.rs`); null also while stretches are measured, which costs them nothing so.
+/// The same for the ways in of guests (`trap.rs`, `short.s`); null also while stretches are measured, and for a vCPU that had no
+/// `vcpu_info` yet when it was chosen, which costs the others nothing so.
 pub static ENTERED: AtomicPtr<Vcpu<X86>> = AtomicPtr::new(ptr::null_mut());
 /// Whether this CPU deals with what has waited, and goes on in [`settle`] afterwards.
 static SETTLING: AtomicBool = AtomicBool::new(false);
@@ -104,11 +105,12 @@ fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
     set_entered();
 }
 
-/// Nobody begins to measure stretches without asking for a new choice of who runs.
+/// Nobody begins to measure stretches without asking for a new choice of who runs; and a vCPU that has its `vcpu_info` keeps it for as long
+/// as it can run.
 fn set_entered() {
-    let pointer =
-        if HYPERVISOR.measures_stretches() { ptr::null_mut() } else { CURRENT.load(Ordering::Relaxed) };
-    ENTERED.store(pointer, Ordering::Relaxed);
+    let shortly = |vcpu: &&Vcpu<X86>| !HYPERVISOR.measures_stretches() && vcpu.context().info().is_some();
+    let entered = current().filter(shortly);
+    ENTERED.store(entered.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut()), Ordering::Relaxed);
 }
 
 /// Says which root maps the hypervisor alone.

@@ -79,6 +79,7 @@ fn extended(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const 
     carry_out(vcpu, context)
 }
 
+/// What isn't done has spent nothing of its budget, so that [`carry_out`] begins with a whole one.
 #[inline(always)]
 fn is_done_at_once(vcpu: &'static Vcpu<X86>, context: &GuestContext, number: u64) -> bool {
     let budget = Budget::new(Budget::HYPERCALL);
@@ -174,7 +175,7 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
 fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> Result<(), Errno> {
     if table == 0 {
         call.budget.charge(Budget::OPERATION);
-        context.traps.iter().for_each(|trap| trap.address.set(0));
+        context.traps.iter().for_each(|trap| trap.set(0, 0));
         return Ok(());
     }
     for index in 0..MOST_TRAPS {
@@ -185,8 +186,7 @@ fn set_trap_table(call: &Call<'_, X86>, context: &GuestContext, table: u64) -> R
             return Ok(());
         }
         let handler = context.traps.get(usize::from(entry.vector)).ok_or(Errno::EINVAL)?;
-        handler.address.set(code_address(entry.address)?);
-        handler.flags.set(entry.flags);
+        handler.set(code_address(entry.address)?, entry.flags);
     }
     Err(Errno::EINVAL)
 }

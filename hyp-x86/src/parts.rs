@@ -7,10 +7,18 @@ use core::sync::atomic::{AtomicU8, AtomicU64};
 /// Where the guest wants its exceptions.
 #[repr(C)]
 pub struct TrapHandler {
-    /// The handler; 0 is none.
+    /// The handler; 0 is none, and then there are no flags either: `short.s` asks for one of them alone.
     pub address: Cell<u64>,
     /// As in the ABI's `trap_info`: bit 2 masks events on entry.
     pub flags: Cell<u8>,
+}
+
+impl TrapHandler {
+    /// Registers a handler; at 0, takes it away.
+    pub fn set(&self, address: u64, flags: u8) {
+        self.address.set(address);
+        self.flags.set(if address == 0 { 0 } else { flags });
+    }
 }
 
 /// The segment registers, which the hypervisor leaves as the guest has them until another vCPU runs.

@@ -1,8 +1,8 @@
 # Short ways for what Linux does most: a page fault of a user's goes to the kernel's handler, and the kernel goes back by `iret`.
 #
-# They do what `bounce.rs` and `iret.rs` do, in the order in which these do it, where nothing else is to be done: a vCPU is entered and
-# no stretch is measured, no table of the domain is unhooked, there is a handler which masks events, the stack is the guest's, the other
-# root is there, no event is pending. Whatever isn't so is found before anything has changed, and then registers are as the guest
+# They do what `bounce.rs` and `iret.rs` do, in the order in which these do it, where nothing else is to be done: a vCPU is entered that has
+# its `vcpu_info` (`cpu::ENTERED`), and no stretch is measured; no table of the domain is unhooked, there is a handler which masks events
+# (`TrapHandler`: none masks them that isn't there), the stack is the guest's, the other root is there, no event is pending. Whatever isn't so is found before anything has changed, and then registers are as the guest
 # left them, and the full way is gone (`entry_common`, `entry_syscall_fully`). A fault at the guest's stack leads there as well.
 # Nobody else can have become due: who makes a vCPU due is on the way out then, which is the full one.
 #
@@ -33,8 +33,6 @@ entry_page_fault:
     cmpl $0, (%rax)
     jne 9f
     movq {info}(%rdx), %rdi
-    testq %rdi, %rdi
-    jz 9f
     cmpb $0, {mask}(%rdi)
     jne 9f
     testb ${mask_events}, {handler_flags}(%rdx)
@@ -48,8 +46,6 @@ entry_page_fault:
     cmpq fault_frames(%rip), %rax
     ja 9f
     movq {handler}(%rdx), %rax
-    testq %rax, %rax
-    jz 9f
     movq {kernel_root}(%r11), %r11
     subq $1, %r11
     jb 9f
@@ -121,8 +117,6 @@ entry_iret:
     cmpq iret_frames(%rip), %rcx
     ja 9f
     movq {info}(%rax), %rcx
-    testq %rcx, %rcx
-    jz 9f
     cmpb $0, {pending}(%rcx)
     jne 9f
     movq {user_root}(%r11), %r11

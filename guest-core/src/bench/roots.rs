@@ -1,7 +1,7 @@
 //! Loading roots.
 
 use super::meter;
-use crate::architecture::{Architecture, TABLE_ENTRIES};
+use crate::architecture::Architecture;
 use crate::guest::Guest;
 use crate::hypercalls::{address_of, mmuext};
 use penumbra_abi::mmu::{MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuextOp};
@@ -14,10 +14,7 @@ pub fn same<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {
 
 /// Loads another root, which is pinned: two of them in turn.
 pub fn other<A: Architecture>(guest: &Guest<A>) -> Result<u64, Errno> {
-    let copy = guest.zeroed_page().ok_or(Errno::ENOMEM)?;
-    for index in (0..TABLE_ENTRIES).filter(|index| !A::RESERVED_SLOTS.contains(index)) {
-        guest.write(&copy, index, A::read_word(guest.info.pt_base + index as u64 * 8));
-    }
+    let copy = guest.copy_of_root().ok_or(Errno::ENOMEM)?;
     guest.set_writable(&copy, false)?;
     let frame = guest.frame(&copy);
     mmuext::<A>(MMUEXT_PIN_L4_TABLE, frame, 0)?;

@@ -16,7 +16,9 @@ use penumbra_abi::domctl::{DESTROYDOMAIN, DomainInfo, Domctl};
 use penumbra_abi::memory::{
     MemoryExchange, MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_EXCHANGE, XENMEM_POPULATE_PHYSMAP,
 };
-use penumbra_abi::mmu::{MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate};
+use penumbra_abi::mmu::{
+    MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate,
+};
 use penumbra_abi::sched::{SCHEDOP_POLL, SchedPoll};
 use penumbra_abi::{DOMID_SELF, Errno, hypercall as number};
 
@@ -39,10 +41,11 @@ pub type Operation<A> = fn(&Guest<A>) -> Result<(), Errno>;
 
 /// Measures every operation.
 pub fn run<A: Architecture>(guest: &Guest<A>) {
-    let operations: [(&str, Operation<A>); 14] = [
+    let operations: [(&str, Operation<A>); 15] = [
         ("mmu-update-100000", many_updates),
         ("multicall-30000", many_calls),
         ("tree-of-64-tables", large_tree),
+        ("root-of-64-tables", large_root),
         ("balloon-512", balloon),
         ("exchange-512", exchange_for_a_superpage),
         ("hook-4-emptied-tables", hook_emptied_tables),
@@ -130,9 +133,29 @@ fn many_calls<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
 
 /// Pins and unpins a tree of 64 full tables.
 fn large_tree<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    with_large_tree(guest, |_, root| {
+        mmuext::<A>(MMUEXT_PIN_L4_TABLE, root, 0)?;
+        mmuext::<A>(MMUEXT_UNPIN_TABLE, root, 0).map(drop)
+    })
+}
+
+/// Loads a root that leads to 64 full tables and was not validated before, and the old one again, which is the other's end.
+fn large_root<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
+    with_large_tree(guest, |guest, root| {
+        mmuext::<A>(MMUEXT_NEW_BASEPTR, root, 0)?;
+        mmuext::<A>(MMUEXT_NEW_BASEPTR, guest.root_frame(), 0).map(drop)
+    })
+}
+
+/// Hands `work` the frame of a root, not validated, which maps what the loaded one does, and has a tree of 64 full tables besides.
+fn with_large_tree<A: Architecture>(
+    guest: &Guest<A>,
+    work: impl FnOnce(&Guest<A>, u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let tables = [const { None }; TABLES].map(|_: Option<Page>| guest.zeroed_page());
-    let uppers = [guest.zeroed_page(), guest.zeroed_page(), guest.zeroed_page()];
-    let [Some(second), Some(third), Some(root)] = &uppers else { return Err(Errno::ENOMEM) };
+    let uppers = [guest.zeroed_page(), guest.zeroed_page()];
+    let root = guest.copy_of_root().ok_or(Errno::ENOMEM)?;
+    let [Some(second), Some(third)] = &uppers else { return Err(Errno::ENOMEM) };
     for (index, table) in tables.iter().flatten().enumerate() {
         for slot in 0..TABLE_ENTRIES {
             let page = (index * TABLE_ENTRIES + slot) as u64;
@@ -142,16 +165,16 @@ fn large_tree<A: Architecture>(guest: &Guest<A>) -> Result<(), Errno> {
         guest.write(second, index, A::table(guest.frame(table)));
     }
     guest.write(third, 0, A::table(guest.frame(second)));
-    guest.write(root, 0, A::table(guest.frame(third)));
-    for table in [second, third, root] {
+    let free = Guest::<A>::own_slots().find(|slot| guest.read(&root, *slot) == 0).ok_or(Errno::ENOSPC)?;
+    guest.write(&root, free, A::table(guest.frame(third)));
+    for table in [second, third, &root] {
         guest.set_writable(table, false)?;
     }
-    mmuext::<A>(MMUEXT_PIN_L4_TABLE, guest.frame(root), 0)?;
-    mmuext::<A>(MMUEXT_UNPIN_TABLE, guest.frame(root), 0)?;
-    for page in uppers.into_iter().chain(tables).flatten() {
+    let result = work(guest, guest.frame(&root));
+    for page in uppers.into_iter().chain(tables).flatten().chain([root]) {
         guest.release(page)?;
     }
-    Ok(())
+    result
 }
 
 /// Gives 512 pages back in one call, and takes them again.

@@ -1,7 +1,7 @@
 //! Another root table: building one, running on it, and going back.
 
 use super::check::Check;
-use crate::architecture::{Architecture, TABLE_ENTRIES};
+use crate::architecture::Architecture;
 use crate::guest::Guest;
 use crate::hypercalls::{mmuext, update_entry};
 use crate::pages::Page;
@@ -16,7 +16,7 @@ const REFUSED: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 
 /// Runs the test `root`.
 pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
-    let (Some(second), Some(data)) = (copy_of_root(guest), guest.zeroed_page()) else {
+    let (Some(second), Some(data)) = (guest.copy_of_root(), guest.zeroed_page()) else {
         return check.that("there are pages for the test", false);
     };
     check.done("make the copy read-only", guest.set_writable(&second, false));
@@ -29,15 +29,6 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     check.refused("load frame 0", mmuext::<A>(MMUEXT_NEW_BASEPTR, 0, 0), REFUSED);
     check.done("free the copy", guest.release(second));
     guest.pages.free(data);
-}
-
-/// A page that holds what the present root holds, the hypervisor's slots left empty.
-pub(super) fn copy_of_root<A: Architecture>(guest: &Guest<A>) -> Option<Page> {
-    let copy = guest.zeroed_page()?;
-    for index in (0..TABLE_ENTRIES).filter(|index| !A::RESERVED_SLOTS.contains(index)) {
-        guest.write(&copy, index, A::read_word(guest.info.pt_base + index as u64 * 8));
-    }
-    Some(copy)
 }
 
 fn load<A: Architecture>(frame: u64) -> Result<(), Errno> {

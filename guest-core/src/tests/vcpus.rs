@@ -3,7 +3,6 @@
 //! Needs a second vCPU (the hypervisor's word `dom0_max_vcpus=2`).
 
 use super::check::Check;
-use super::root::copy_of_root;
 use crate::architecture::{Architecture, PAGE_SHIFT, ROOT_LEVEL};
 use crate::events::{self, Events, bind_ipi, send, unmask};
 use crate::guest::Guest;
@@ -51,7 +50,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     }
     check.refused("there is no third", up(VCPUOP_IS_UP, 2), &[Errno::ENOENT]);
     check.refused("it has no registers yet", up(VCPUOP_UP, 1), &[Errno::EINVAL]);
-    let (Some(events), Some(root)) = (Events::open(guest), copy_of_root(guest)) else {
+    let (Some(events), Some(root)) = (Events::open(guest), guest.copy_of_root()) else {
         return check.that("there are pages for the test", false);
     };
     check.done("make the second root read-only", guest.set_writable(&root, false));

@@ -21,7 +21,7 @@ use crate::paging::update::HardwareBits;
 
 impl<M: Machine> Hypervisor<M> {
     /// Does the hypercall, if it is one of those that are done at once, and makes 0 its result. Otherwise it is yet to be carried out
-    /// (`false`).
+    /// (`false`), nothing of the budget was spent, and what was tried in vain is no more than a few entries' work.
     #[inline(always)]
     pub fn at_once(
         &self,

@@ -1,5 +1,7 @@
 //! Both roots of a vCPU in one list of operations, as kernels ask for them from process to process.
 
+use std::cell::Cell;
+
 use hyp_core::address::MachineFrame;
 use hyp_core::paging::Budget;
 use penumbra_abi::errno::Errno;
@@ -180,4 +182,30 @@ fn roots_wait_for_a_budget() {
     rig.hv.hypercall_within(guest.vcpu(), number::MMUEXT_OP, arguments, &budget);
     assert_eq!(roots(&rig), [Some(trees[2]), Some(trees[3])]);
     assert!(budget.covers(100 - 2 * Budget::OPERATION - 1) && !budget.covers(1));
+}
+
+/// What isn't validated is left to the general way, which begins with a whole budget: nothing of it is spent here, and nothing begun.
+#[test]
+fn at_once_takes_a_validated_root_and_spends_nothing_on_another() {
+    let rig = Rig::new(1);
+    let (root, guest) = (tree(&rig, 0), &rig.domains[1]);
+    let operation =
+        MmuextOp { command: mmu::MMUEXT_NEW_BASEPTR, pad: 0, argument1: root.number(), argument2: 0 };
+    let arguments = [rig.give(1, LIST, operation.as_bytes()), 1, 0, SELF, 0, 0].map(Cell::new);
+    let at_once = |budget: &Budget| {
+        rig.hv.machine().set_root(guest.vcpu().kernel_root().unwrap());
+        let done = rig.hv.at_once(guest.domain, guest.vcpu(), number::MMUEXT_OP, &arguments, budget);
+        rig.check();
+        done
+    };
+    let whole = Budget::new(Budget::HYPERCALL);
+    let before = roots(&rig);
+    assert!(!at_once(&whole));
+    let left = whole.operations(usize::MAX);
+    assert_eq!(left, Budget::new(Budget::HYPERCALL).operations(usize::MAX), "some of the budget is gone");
+    assert_eq!((roots(&rig), rig.uses(root)), (before, 0));
+    assert_eq!(rig.pin(1, root, 3), Ok(0));
+    assert!(at_once(&whole));
+    assert_eq!(roots(&rig)[0], Some(root));
+    assert_eq!(whole.operations(usize::MAX), left - 1);
 }

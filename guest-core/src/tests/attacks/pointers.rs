@@ -5,7 +5,7 @@ use crate::architecture::{Architecture, PAGE_SIZE, PointerCall};
 use crate::guest::Guest;
 use crate::hypercalls::{address_of, address_of_mut, call, entry, exchange, mmuext};
 use crate::say;
-use crate::tests::{Check, root::copy_of_root};
+use crate::tests::Check;
 use penumbra_abi::domctl::{self, Domctl, GetMemoryList};
 use penumbra_abi::grant_table::{GNTTABOP_SETUP_TABLE, SetupTable};
 use penumbra_abi::memory::{self, MemoryMap, MemoryReservation};
@@ -211,7 +211,7 @@ const UNTOUCHED: u64 = 0x5a5a_5a5a_5a5a_5a5a;
 /// is written through what was.
 pub fn multicalls_that_change_what_they_stand_on<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
     let (Some(tree), Some(page), Some(second)) =
-        (Tree::build(guest, check), guest.zeroed_page(), copy_of_root(guest))
+        (Tree::build(guest, check), guest.zeroed_page(), guest.copy_of_root())
     else {
         return check.that("pages for the test", false);
     };

@@ -11,7 +11,7 @@ use crate::architecture::{Architecture, PAGE_SHIFT};
 use crate::guest::Guest;
 use crate::hypercalls::{address_of_mut, call, exchange, mmuext, update_entry, update_va_mapping};
 use crate::pages::Page;
-use crate::tests::{Check, linear, root::copy_of_root};
+use crate::tests::{Check, linear};
 use penumbra_abi::hypercall as number;
 use penumbra_abi::memory::XENMEM_EXCHANGE;
 use penumbra_abi::mmu::{MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L1_TABLE, MMUEXT_UNPIN_TABLE};
@@ -85,7 +85,7 @@ fn by_entries<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>, tree: &Tr
 
 /// The mapping goes with its root, and while another root is in use.
 fn by_roots<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>, tree: &Tree<'_, A>, data: &Page) {
-    let Some(second) = copy_of_root(guest) else { return check.that("a page for a root", false) };
+    let Some(second) = guest.copy_of_root() else { return check.that("a page for a root", false) };
     guest.write(&second, SLOT as usize, 0);
     check.done("the second root is read-only", guest.set_writable(&second, false));
     let (first, other) = (guest.root_frame(), guest.frame(&second));

@@ -6,7 +6,7 @@ use crate::architecture::{Architecture, PAGE_SHIFT, TABLE_ENTRIES};
 use crate::guest::Guest;
 use crate::hypercalls::{mmuext, update_entry};
 use crate::pages::Page;
-use crate::tests::{Check, root::copy_of_root};
+use crate::tests::Check;
 use penumbra_abi::Errno;
 use penumbra_abi::mmu::{
     MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE, MMUEXT_PIN_L4_TABLE,
@@ -28,7 +28,7 @@ struct Large {
 
 impl Large {
     fn build<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) -> Option<Self> {
-        let root = copy_of_root(guest)?;
+        let root = guest.copy_of_root()?;
         let upper = [guest.zeroed_page()?, guest.zeroed_page()?];
         let (tables, data) = (core::array::from_fn(|_| guest.pages.allocate()), guest.zeroed_page()?);
         guest.write(&root, SLOT as usize, A::table(guest.frame(&upper[1])));
@@ -133,7 +133,7 @@ pub fn tables_below_themselves<A: Architecture>(guest: &Guest<A>, check: &mut Ch
 
 /// Roots that lead to other roots, and to themselves by an entry through which something could be written.
 fn roots<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
-    let Some(second) = copy_of_root(guest) else { return check.that("a page for a root", false) };
+    let Some(second) = guest.copy_of_root() else { return check.that("a page for a root", false) };
     let (first, frame) = (guest.root_frame(), guest.frame(&second));
     let slot = |root: u64| (root << PAGE_SHIFT) | (SLOT * 8);
     guest.write(&second, SLOT as usize, A::linear_table(first));
