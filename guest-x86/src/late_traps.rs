@@ -107,8 +107,8 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     if !guest.on_penumbra {
         return check.that("Xen has no such tables", true);
     }
-    check.done("a handler for breakpoints", traps::install_one(BREAKPOINT, late_trap));
-    check.done("and for single steps", traps::install_one(DEBUG, late_trap));
+    check.done("a handler for breakpoints", traps::install_one(BREAKPOINT, 0, late_trap));
+    check.done("and for single steps", traps::install_one(DEBUG, 0, late_trap));
     for &(name, way) in WAYS {
         check.that(name, matches!(with_tables_out(guest, way), Ok((true, _))));
     }
@@ -274,7 +274,7 @@ fn interrupted(guest: &Guest<X86>, check: &mut Check<X86>) {
 
 /// What is measured as `breakpoint-4-emptied-tables`.
 pub fn measured_breakpoint(guest: &Guest<X86>) -> Result<(), Errno> {
-    traps::install_one(BREAKPOINT, late_trap)?;
+    traps::install_one(BREAKPOINT, 0, late_trap)?;
     if with_tables_out(guest, breakpoint)?.0 { Ok(()) } else { Err(Errno::EFAULT) }
 }
 

@@ -1,14 +1,14 @@
 //! x86-64 as a direct-mode guest sees it: ring 3, `syscall` for hypercalls, entries of the hardware's own format.
 
 use crate::{
-    absent_entries, bench, descriptor_stretches, descriptors, entries, events, forbidden, interface,
+    absent_entries, bench, death, descriptor_stretches, descriptors, entries, events, forbidden, interface,
     late_traps, made_up, registers, table_writes, timers, traps, user_mode,
 };
 use core::arch::asm;
 use core::mem::offset_of;
 use guest_core::Architecture;
 use guest_core::architecture::{
-    CODE_WORDS, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, PointerCall,
+    CODE_WORDS, Death, Forbidden, ForbiddenBits, ForbiddenStart, Level, Mapping, PointerCall,
 };
 use guest_core::bench::ArchitectureRow;
 use guest_core::bench::stretches::Operation;
@@ -56,6 +56,7 @@ impl Architecture for X86 {
     const BENCHES: &'static [ArchitectureRow<Self>] = bench::ROWS;
     /// Ring 3 has to reach it.
     const ADDED_TO_LEAVES: u64 = entries::USER;
+    const DEATHS: &'static [Death<Self>] = death::DEATHS;
     const STRETCHES: &'static [(&'static str, Operation<Self>)] = &[
         ("multicall-trap-table", descriptor_stretches::trap_tables),
         ("multicall-set-gdt", descriptor_stretches::known_tables),

@@ -11,6 +11,8 @@ mod assembly;
 #[cfg(target_os = "none")]
 mod bench;
 #[cfg(target_os = "none")]
+mod death;
+#[cfg(target_os = "none")]
 mod descriptor_stretches;
 #[cfg(target_os = "none")]
 mod descriptors;

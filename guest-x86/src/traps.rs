@@ -107,21 +107,13 @@ pub fn install() -> bool {
     set_table(hypercalls::address_of(&table)).is_ok()
 }
 
-/// Installs one handler beside those that are there.
+/// Installs one handler beside those that are there, with these flags (`trap_info`): the ring from which programs may call it by `int`, and
+/// whether it masks events.
 ///
 /// # Errors
 /// Why the hypervisor refuses.
-pub fn install_one(vector: u8, handler: unsafe extern "C" fn()) -> Result<(), Errno> {
-    let table = [trap(vector, handler), TrapInfo::default()];
-    set_table(hypercalls::address_of(&table)).map(drop)
-}
-
-/// The same, of a handler that users may call by `int`.
-///
-/// # Errors
-/// Why the hypervisor refuses.
-pub fn install_for_users(vector: u8, handler: unsafe extern "C" fn()) -> Result<(), Errno> {
-    let table = [TrapInfo { flags: 3, ..trap(vector, handler) }, TrapInfo::default()];
+pub fn install_one(vector: u8, flags: u8, handler: unsafe extern "C" fn()) -> Result<(), Errno> {
+    let table = [TrapInfo { flags, ..trap(vector, handler) }, TrapInfo::default()];
     set_table(hypercalls::address_of(&table)).map(drop)
 }
 

@@ -276,6 +276,10 @@ fn ends(board: Board) -> Vec<Case> {
         cases.push(end(board, "domain-end/user-mode-in-aarch32", spins, LINE));
         let traps = "domain=dying memory=32M die=aarch32-coprocessor";
         cases.push(end(board, "domain-end/coprocessor-access-in-aarch32", traps, LINE));
+    } else {
+        let faults = "domain=dying memory=32M die=user-fault";
+        let line = "vcpu 0 crashed: page fault at address 0x5000, no handler";
+        cases.push(end(board, "domain-end/fault-of-a-user-without-handler", faults, line));
     }
     cases
 }

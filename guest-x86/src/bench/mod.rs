@@ -102,7 +102,7 @@ fn with_handler(
     handler: unsafe extern "C" fn(),
     measure: impl FnOnce() -> u64,
 ) -> Result<u64, Errno> {
-    traps::install_one(vector, handler)?;
+    traps::install_one(vector, 0, handler)?;
     let taken = measure();
     if traps::install() { Ok(taken) } else { Err(Errno::EINVAL) }
 }

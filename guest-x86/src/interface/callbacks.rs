@@ -155,7 +155,7 @@ fn registration(check: &mut Check<X86>) {
 
 /// `iret` to segments that there aren't: a general-protection fault at the place to which it was to go.
 fn bad_returns(guest: &Guest<X86>, check: &mut Check<X86>) {
-    check.done("a handler", traps::install_one(13, interface_bad_segment));
+    check.done("a handler", traps::install_one(13, 0, interface_bad_segment));
     // Ring 0 in the selector: the kernel's own, and not its user mode.
     const NO_SEGMENT: u64 = 0x1230;
     let (code, stack) = (u64::from(FLAT_RING3_CS64) & !3, u64::from(FLAT_RING3_SS64));
@@ -197,7 +197,7 @@ fn data_segment() -> u64 {
 /// `int` to handlers of the kernel's.
 fn interrupts(check: &mut Check<X86>) {
     let came = || INTERRUPTS.swap(0, Ordering::Relaxed);
-    check.done("a handler for int", traps::install_one(0x80, interface_interrupt));
+    check.done("a handler for int", traps::install_one(0x80, 0, interface_interrupt));
     // SAFETY: the handler counts, and goes back behind the instruction.
     unsafe { asm!("int 0x80", options(nostack)) };
     check.that("the kernel's int reaches it", came() == 1);

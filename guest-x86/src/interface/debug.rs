@@ -55,8 +55,8 @@ fn get(register: u64) -> Result<u64, Errno> {
 }
 
 pub fn run(check: &mut Check<X86>) {
-    check.done("a handler for debug exceptions", traps::install_one(1, interface_debug));
-    check.done("one for floating point", traps::install_one(7, interface_no_floating_point));
+    check.done("a handler for debug exceptions", traps::install_one(1, 0, interface_debug));
+    check.done("one for floating point", traps::install_one(7, 0, interface_no_floating_point));
     values(check);
     breakpoint(check);
     floating_point(check);

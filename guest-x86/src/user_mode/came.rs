@@ -16,6 +16,9 @@ pub const INVALID_OPCODE: u64 = 6;
 pub const FOR_USERS: u64 = 0x80;
 pub const GENERAL_PROTECTION: u64 = 13;
 pub const PAGE_FAULT: u64 = 14;
+/// Flags of a handler: programs in ring 3 may call it by `int`; events are masked when it is entered.
+const CALLED_FROM_RING_3: u8 = 3;
+pub const MASKS_EVENTS: u8 = 1 << 2;
 /// What stands for a vector when it was a system call.
 pub const SYSTEM_CALL: u64 = 0x100;
 
@@ -175,12 +178,20 @@ pub struct Came {
 /// # Errors
 /// Why the hypervisor refuses.
 pub fn install() -> Result<(), Errno> {
-    traps::install_one(BREAKPOINT as u8, user_mode_breakpoint)?;
-    traps::install_for_users(FOR_USERS as u8, user_mode_for_users)?;
-    traps::install_one(FOR_USERS as u8 + 1, user_mode_for_users)?;
-    traps::install_one(INVALID_OPCODE as u8, user_mode_invalid_opcode)?;
-    traps::install_one(GENERAL_PROTECTION as u8, user_mode_general_protection)?;
-    traps::install_one(PAGE_FAULT as u8, user_mode_page_fault)
+    traps::install_one(BREAKPOINT as u8, 0, user_mode_breakpoint)?;
+    traps::install_one(FOR_USERS as u8, CALLED_FROM_RING_3, user_mode_for_users)?;
+    traps::install_one(FOR_USERS as u8 + 1, 0, user_mode_for_users)?;
+    traps::install_one(INVALID_OPCODE as u8, 0, user_mode_invalid_opcode)?;
+    traps::install_one(GENERAL_PROTECTION as u8, 0, user_mode_general_protection)?;
+    install_for_page_faults(0)
+}
+
+/// Installs the entry for page faults anew, with these flags.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_for_page_faults(flags: u8) -> Result<(), Errno> {
+    traps::install_one(PAGE_FAULT as u8, flags, user_mode_page_fault)
 }
 
 /// Nothing has come so far; a user that traps is to go on so many bytes further on.
