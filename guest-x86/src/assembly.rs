@@ -40,4 +40,19 @@ macro_rules! leave_handler {
     };
 }
 
-pub(crate) use {keep_registers, leave_handler, load_kept_registers};
+/// The same by the hypercall, whose number is the operand `iret`, and with rcx and r11 in their registers.
+macro_rules! leave_by_hypercall {
+    () => {
+        r#"
+        pushq $0
+        pushq %rcx
+        pushq %r11
+        pushq %rax
+        movl ${iret}, %eax
+        syscall
+        ud2
+        "#
+    };
+}
+
+pub(crate) use {keep_registers, leave_by_hypercall, leave_handler, load_kept_registers};

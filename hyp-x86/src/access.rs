@@ -91,6 +91,19 @@ pub fn read_code(from: u64, into: &mut [u8; 16]) -> Result<(), GuestFault> {
     unsafe { load::<2>(into.as_mut_ptr(), from) }
 }
 
+/// Reads 16 bytes of code, the first `in_page` of which lie in one page and the others in the next one: how many of them can be read, which
+/// is all, those of the first page, or none.
+#[inline(never)]
+pub fn read_code_over_two_pages(from: u64, into: &mut [u8; 16], in_page: usize) -> usize {
+    if read(from, into).is_ok() {
+        return into.len();
+    }
+    match into.get_mut(..in_page).map(|part| read(from, part)) {
+        Some(Ok(())) => in_page,
+        _ => 0,
+    }
+}
+
 /// Writes bytes to the guest, as [`read`].
 ///
 /// # Errors

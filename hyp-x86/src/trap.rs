@@ -216,13 +216,7 @@ fn read_instruction(context: &GuestContext, bytes: &mut [u8; 16]) -> usize {
     if in_page >= bytes.len() {
         return if access::read_code(address.bytes(), bytes).is_ok() { bytes.len() } else { 0 };
     }
-    if HYPERVISOR.machine().read_guest(address, bytes).is_ok() {
-        return bytes.len();
-    }
-    match bytes.get_mut(..in_page).map(|part| HYPERVISOR.machine().read_guest(address, part)) {
-        Some(Ok(())) => in_page,
-        _ => 0,
-    }
+    access::read_code_over_two_pages(address.bytes(), bytes, in_page)
 }
 
 /// The exceptions with which the processor pushes an error code, as bits: double fault, segments and pages (10 to 14), alignment,

@@ -67,19 +67,8 @@ fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Result<Write, TableW
         HYPERVISOR.hook_some(vcpu);
         return Err(TableWrite::Again);
     }
-    over_two_pages(address, &mut bytes, in_page).ok_or(TableWrite::NotATable)
-}
-
-/// The instruction at `address`, the first `in_page` of whose bytes lie in its page, and the others in the next one, if that can be read.
-fn over_two_pages(address: u64, bytes: &mut [u8; 16], in_page: usize) -> Option<Write> {
-    let available = match access::read(address, bytes) {
-        Ok(()) => bytes.len(),
-        Err(_) => {
-            access::read(address, bytes.get_mut(..in_page)?).ok()?;
-            in_page
-        }
-    };
-    table_write::decode(bytes.get(..available)?)
+    let available = access::read_code_over_two_pages(address, &mut bytes, in_page);
+    bytes.get(..available).and_then(table_write::decode).ok_or(TableWrite::NotATable)
 }
 
 fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write: Write) -> TableWrite {

@@ -14,7 +14,7 @@ use penumbra_abi::hypercall::{IRET, VCPU_OP};
 use penumbra_abi::vcpu::VCPUOP_SEND_NMI;
 
 use super::callbacks::{register, unregister};
-use crate::assembly::leave_handler;
+use crate::assembly::{leave_by_hypercall, leave_handler};
 use crate::machine::X86;
 use crate::user::User;
 
@@ -63,13 +63,9 @@ global_asm!(
         jne 3f
         popq %rcx
         popq %r11
-        pushq $0
-        pushq %rcx
-        pushq %r11
-        pushq %rax
-        movl ${iret}, %eax
-        syscall
-        ud2
+    "#,
+    leave_by_hypercall!(),
+    r#"
     3:
     "#,
     leave_handler!(),

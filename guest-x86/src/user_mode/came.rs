@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
 
+use crate::assembly::leave_by_hypercall;
 use crate::traps;
 use crate::user::KERNEL_STACK;
 
@@ -130,13 +131,9 @@ global_asm!(
         popq %r14
         popq %r15
         addq $16, %rsp
-        pushq $0
-        pushq %rcx
-        pushq %r11
-        pushq %rax
-        movl ${iret}, %eax
-        syscall
-        ud2
+    "#,
+    leave_by_hypercall!(),
+    r#"
     1:  movq {kernel_stack}(%rip), %rsp
         ret
     // It was the kernel's own.
