@@ -5,6 +5,7 @@
 //! an error code if the exception has one, and what the processor would push. The saved code segment says in its lowest
 //! two bits which mode was interrupted (0 kernel, 3 user), and in bits 32 to 39 the event mask as it was.
 
+use core::fmt;
 use core::sync::atomic::Ordering;
 
 use hyp_core::Vcpu;
@@ -27,6 +28,8 @@ const CALLERS: u8 = 0b11;
 const INT_BYTES: u64 = 2;
 const SYSCALL_BYTES: u64 = 2;
 const INVALID_OPCODE: u64 = 6;
+/// Bytes of an exception's frame with an error code; without one, there is a word less.
+const LONGEST_FRAME: u64 = 8 * 8;
 /// The page fault's vector.
 pub const PAGE_FAULT: u64 = 14;
 
@@ -43,7 +46,7 @@ pub fn exception(
     }
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
     let mode = Interrupted::kernel(context);
-    finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
+    finish::<false>(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
 
 #[inline(never)]
@@ -56,7 +59,7 @@ fn exception_of_user(
 ) -> *const GuestContext {
     let mode = leave_user_mode(vcpu, context);
     let Some(handler) = handler(context, vector) else { return trap::unhandled(vcpu, vector, None) };
-    finish(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
+    finish::<true>(vcpu, context, vector, enter_kernel(hooked, context, Target::of(handler), mode, error))
 }
 
 /// Hands a page fault on, as [`exception`] does the others.
@@ -78,7 +81,7 @@ pub fn page_fault(
     tell_address(context, address);
     let entered =
         enter_kernel(hooked, context, Target::of(handler), Interrupted::kernel(context), Some(error));
-    finish(vcpu, context, PAGE_FAULT, entered)
+    finish::<false>(vcpu, context, PAGE_FAULT, entered)
 }
 
 #[inline(never)]
@@ -94,7 +97,12 @@ fn page_fault_of_user(
     };
     tell_address(context, address);
     let error = context.frame.error.get();
-    finish(vcpu, context, PAGE_FAULT, enter_kernel(hooked, context, Target::of(handler), mode, Some(error)))
+    finish::<true>(
+        vcpu,
+        context,
+        PAGE_FAULT,
+        enter_kernel(hooked, context, Target::of(handler), mode, Some(error)),
+    )
 }
 
 #[inline(always)]
@@ -104,8 +112,9 @@ fn tell_address(context: &GuestContext, address: u64) {
     }
 }
 
+/// `OF_USER`: it came from user mode.
 #[inline(always)]
-fn finish(
+fn finish<const OF_USER: bool>(
     vcpu: &'static Vcpu<X86>,
     context: &GuestContext,
     vector: u64,
@@ -113,20 +122,28 @@ fn finish(
 ) -> *const GuestContext {
     match entered {
         Some(()) => trap::go_on(context),
-        None => no_stack(vcpu, vector),
+        None => no_stack_for_trap(vcpu, vector, OF_USER),
     }
 }
 
 #[cold]
 #[inline(never)]
-fn no_stack(vcpu: &Vcpu<X86>, vector: u64) -> *const GuestContext {
-    let stack = vcpu.context().frame.rsp.get();
-    vcpu.context().set_fault_address(Some(stack));
+fn no_stack_for_trap(vcpu: &Vcpu<X86>, vector: u64, of_user: bool) -> *const GuestContext {
     match vector {
-        BY_SYSCALL => HYPERVISOR.kill(vcpu, format_args!("no stack for a system call at {stack:#x}")),
-        _ => HYPERVISOR.kill(vcpu, format_args!("no stack for exception {vector} at {stack:#x}")),
+        BY_SYSCALL => no_stack(vcpu, of_user, format_args!("a system call")),
+        _ => no_stack(vcpu, of_user, format_args!("exception {vector}")),
     }
     cpu::next()
+}
+
+/// The end of a guest whose kernel has no stack for what has come. The log walks to the lowest word of the frame that it would have got.
+#[cold]
+#[inline(never)]
+fn no_stack(vcpu: &Vcpu<X86>, of_user: bool, what: fmt::Arguments<'_>) {
+    let context = vcpu.context();
+    let stack = if of_user { context.kernel_stack.get() } else { context.frame.rsp.get() };
+    context.set_fault_address(Some((stack & !15).wrapping_sub(LONGEST_FRAME)));
+    HYPERVISOR.kill(vcpu, format_args!("no stack for {what} at {stack:#x}"));
 }
 
 /// A system call from user mode, which goes to the kernel's callback.
@@ -139,7 +156,7 @@ pub fn system_call(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const G
     }
     let mode = leave_user_mode(vcpu, context);
     let target = Target { address, mask: context.callbacks.syscall_masks.get() };
-    finish(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
+    finish::<true>(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
 }
 
 /// A `syscall` in 32-bit code: a user's goes to the kernel's callback for that; the kernel itself has none.
@@ -156,7 +173,7 @@ pub fn compatibility_system_call(
     }
     let mode = leave_user_mode(vcpu, context);
     let target = Target { address, mask: context.callbacks.syscall32_masks.get() };
-    finish(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
+    finish::<true>(vcpu, context, BY_SYSCALL, enter_kernel(hooked, context, target, mode, None))
 }
 
 /// As in Xen, a `syscall` that goes nowhere is an invalid opcode.
@@ -192,10 +209,9 @@ pub fn failsafe(vcpu: &'static Vcpu<X86>) -> bool {
     let Some(hooked) = Hooked::now() else { return false };
     let context = vcpu.context();
     context.lost_segment.set(false);
-    let mode =
-        if context.user_mode.get() { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) };
+    let (of_user, mode) = interrupted(vcpu, context);
     if enter_failsafe(hooked, context, mode, context.segments.selectors()).is_none() {
-        HYPERVISOR.kill(vcpu, format_args!("no stack for the failsafe callback"));
+        no_stack(vcpu, of_user, format_args!("the failsafe callback"));
     }
     true
 }
@@ -243,10 +259,9 @@ pub fn non_maskable(vcpu: &'static Vcpu<X86>) -> bool {
     };
     let Some(hooked) = Hooked::now() else { return false };
     context.non_maskable.take(true);
-    let mode =
-        if context.user_mode.get() { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) };
+    let (of_user, mode) = interrupted(vcpu, context);
     if enter_kernel(hooked, context, Target::of(handler), mode, None).is_none() {
-        no_stack(vcpu, non_maskable::VECTOR);
+        no_stack(vcpu, of_user, format_args!("a non-maskable interrupt"));
     }
     true
 }
@@ -264,7 +279,7 @@ pub fn upcall(vcpu: &'static Vcpu<X86>) -> bool {
     if context.user_mode.get() {
         upcall_of_user(hooked, vcpu, context, callback);
     } else {
-        upcall_to(hooked, vcpu, context, callback, Interrupted::kernel(context));
+        upcall_to::<false>(hooked, vcpu, context, callback, Interrupted::kernel(context));
     }
     true
 }
@@ -272,22 +287,21 @@ pub fn upcall(vcpu: &'static Vcpu<X86>) -> bool {
 #[inline(never)]
 fn upcall_of_user(hooked: Hooked, vcpu: &'static Vcpu<X86>, context: &GuestContext, callback: u64) {
     let mode = leave_user_mode(vcpu, context);
-    upcall_to(hooked, vcpu, context, callback, mode);
+    upcall_to::<true>(hooked, vcpu, context, callback, mode);
 }
 
 #[inline(always)]
-fn upcall_to(hooked: Hooked, vcpu: &Vcpu<X86>, context: &GuestContext, callback: u64, mode: Interrupted) {
+fn upcall_to<const OF_USER: bool>(
+    hooked: Hooked,
+    vcpu: &Vcpu<X86>,
+    context: &GuestContext,
+    callback: u64,
+    mode: Interrupted,
+) {
     let target = Target { address: callback, mask: true };
     if enter_kernel(hooked, context, target, mode, None).is_none() {
-        no_stack_for_event(vcpu);
+        no_stack(vcpu, OF_USER, format_args!("an event"));
     }
-}
-
-#[cold]
-#[inline(never)]
-fn no_stack_for_event(vcpu: &Vcpu<X86>) {
-    let stack = vcpu.context().frame.rsp.get();
-    HYPERVISOR.kill(vcpu, format_args!("no stack for an event at {stack:#x}"));
 }
 
 #[inline(always)]
@@ -324,6 +338,12 @@ impl Interrupted {
     }
 }
 
+/// Whether it came from user mode, which is left then; and what was interrupted.
+fn interrupted(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> (bool, Interrupted) {
+    let of_user = context.user_mode.get();
+    (of_user, if of_user { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) })
+}
+
 #[inline(always)]
 fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrupted {
     iret::to_kernel_mode(vcpu, context);
@@ -346,12 +366,12 @@ fn enter_kernel(
     let top = interrupted.stack & !15;
     let bottom = match error {
         None => {
-            let bottom = top.wrapping_sub(7 * 8);
+            let bottom = top.wrapping_sub(LONGEST_FRAME - 8);
             access::push_frame(bottom, frame, saved, hooked).ok()?;
             bottom
         }
         Some(error) => {
-            let bottom = top.wrapping_sub(8 * 8);
+            let bottom = top.wrapping_sub(LONGEST_FRAME);
             access::push_frame_with_error(bottom, frame, error, saved, hooked).ok()?;
             bottom
         }

@@ -286,8 +286,10 @@ impl Context for GuestContext {
 
     fn set_vcpu_info(&self, frame: MachineFrame, offset: usize) {
         let fits = offset.is_multiple_of(8) && offset <= PAGE_SIZE - size_of::<X86VcpuInfo>();
-        let info = memory::page(frame).filter(|_| fits).map_or(ptr::null(), |page| page.wrapping_add(offset));
-        self.info.set(info.cast());
+        // What can't be one changes nothing: `short.s` relies on there being one as soon as there has been one.
+        if let Some(page) = memory::page(frame).filter(|_| fits) {
+            self.info.set(page.wrapping_add(offset).cast_const().cast());
+        }
     }
 
     fn for_each_descriptor_page(&self, visit: &mut dyn FnMut(MachineFrame)) {

@@ -34,7 +34,7 @@ pub fn carry_out(
         Instruction::In { port, size } => ports::read(vcpu, context, port, size),
         Instruction::Out { port, size } => ports::write(vcpu, context, port, size),
         Instruction::InOutString(access) => ports::string(vcpu, context, access, hooked),
-        // Behind the prefix, users may have it as well.
+        // Users may have it as well.
         Instruction::CpuId => {
             cpuid(vcpu, context);
             Accessed::Done

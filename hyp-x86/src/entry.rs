@@ -68,9 +68,8 @@ unsafe extern "C" {
     pub safe static entry_compatibility_syscall: u8;
     /// 256 stubs of [`STUB_BYTES`] each.
     pub safe static entry_stubs: u8;
-    /// The one instruction of the way out that can fault because of what a guest chose.
+    /// The one instruction of the full way out that can fault because of what a guest chose.
     pub safe static exit_iret: u8;
-
     /// The same, of the short way back from the `iret` hypercall.
     pub safe static exit_iret_shortly: u8;
 

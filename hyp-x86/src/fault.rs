@@ -69,7 +69,8 @@ fn take_short_return(frame: &Frame, context: &GuestContext) {
 
 /// The processor refuses the segments or the place at which a guest is to go on: as in Xen, that is the guest's own exception, as if it
 /// had got there. It had not: so what stands there is not looked at, and nothing is carried out for it. Its handler is entered by
-/// segments that the processor doesn't refuse, so this doesn't come twice in a row.
+/// segments that the processor doesn't refuse, so this doesn't come twice in a row. (It is never a page fault, whose address would have to be told:
+/// the guest's descriptors are always mapped, in a place of their own, and marked as accessed.)
 fn bad_return(vcpu: &'static Vcpu<X86>, frame: &Frame) -> *const GuestContext {
     let context = vcpu.context();
     context.frame.vector.set(REFUSED_RETURN + frame.vector.get() % 32);

@@ -17,8 +17,9 @@ use crate::{cpu, loaded, trap};
 pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
     let frame = &context.frame;
     let Some(hooked) = Hooked::now() else { return cpu::later(context) };
-    let Ok(how) = access::pop_frame(frame.rsp.get(), frame, hooked) else { return no_context(vcpu) };
-    let Some(info) = context.info() else { return no_context(vcpu) };
+    let stack = frame.rsp.get();
+    let Ok(how) = access::pop_frame(stack, frame, hooked) else { return no_context(vcpu, stack) };
+    let Some(info) = context.info() else { return no_context(vcpu, stack) };
     if context.non_maskable.is_handled() {
         end_non_maskable(context);
     }
@@ -37,7 +38,7 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
 
 #[inline(never)]
 fn to_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestContext {
-    let Some(root) = vcpu.user_root() else { return no_context(vcpu) };
+    let Some(root) = vcpu.user_root() else { return no_root(vcpu) };
     change_mode(context, true, root);
     trap::go_on(context)
 }
@@ -53,8 +54,16 @@ fn end_non_maskable(context: &GuestContext) {
 
 #[cold]
 #[inline(never)]
-fn no_context(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
-    HYPERVISOR.kill(vcpu, format_args!("iret without a context that could be used"));
+fn no_context(vcpu: &'static Vcpu<X86>, stack: u64) -> *const GuestContext {
+    vcpu.context().set_fault_address(Some(stack));
+    HYPERVISOR.kill(vcpu, format_args!("iret without a context that could be used at {stack:#x}"));
+    cpu::next()
+}
+
+#[cold]
+#[inline(never)]
+fn no_root(vcpu: &'static Vcpu<X86>) -> *const GuestContext {
+    HYPERVISOR.kill(vcpu, format_args!("iret to user mode without a root for it"));
     cpu::next()
 }
 

@@ -36,7 +36,9 @@ impl RunState {
     }
 }
 
-/// A frame or none, in one atomic word. Zero is none, so that a vCPU that was never used is all zeros.
+/// A frame or none, in one atomic word: its number plus one. Zero is none, so that a vCPU that was never used is all zeros. A backend's assembly
+/// reads the word as such ([`Vcpu::KERNEL_ROOT_OFFSET`]).
+#[repr(transparent)]
 pub(crate) struct FrameSlot(AtomicU64);
 
 impl FrameSlot {

@@ -38,14 +38,13 @@ impl<M: Machine> Call<'_, M> {
     #[inline(always)]
     pub(super) fn kernel_root_at_once(&self, root: u64) -> bool {
         let Some(root) = MachineFrame::new(root) else { return false };
-        let taken = self.with_tables(self.domain, self.domain.id(), |space| {
-            let held = space.hold_complete(root, M::Format::LEVELS);
-            if held {
-                self.take_kernel_root(space, root);
-            }
-            Ok::<_, Stop>(held)
-        });
-        taken == Ok(true)
+        let mut space = self.locked_tables(self.domain);
+        // Another vCPU may have unhooked one until now.
+        if self.domain.has_unhooked() || !space.hold_complete(root, M::Format::LEVELS) {
+            return false;
+        }
+        self.take_kernel_root(&mut space, root);
+        true
     }
 
     /// Loads a root that is held for it, and lets the old one go.

@@ -5,7 +5,7 @@
 
 use crate::address::{MachineAddress, MachineFrame};
 use crate::domain::Domain;
-use crate::frame::FrameTable;
+use crate::frame::{FrameRecord, FrameTable};
 use crate::machine::{Entry, Leaf, Machine, PageTableFormat};
 
 /// Makes the entry at `place`, which is aligned, of a level-1 table of the domain's map one of its pages, if nothing stands there. `raw` was
@@ -26,7 +26,10 @@ pub fn map_where_nothing_is<M: Machine>(
     if state.unfinished.is_some() || domain.has_unhooked() {
         return false;
     }
-    let is_table = records.owned(table, owner).is_some_and(|record| record.is_complete_leaf_table());
+    // The owner comes last: on whatever CPU a frame changes hands between the two looks, what is written to is the domain's own. The other
+    // way round, it could be another's table by the second.
+    let is_own_table = |record: &&FrameRecord| record.is_complete_leaf_table() && record.is_owned_by(owner);
+    let is_table = records.of(table).as_ref().is_some_and(is_own_table);
     let words = if is_table { machine.table(table) } else { None };
     let (Some(words), Some(record)) = (words, records.of(leaf.frame)) else { return false };
     let index = place.offset_in_frame() / 8;
