@@ -14,7 +14,7 @@ use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 use crate::access::{self, Hooked, Saved};
 use crate::context::{BY_SYSCALL, FLAG_INTERRUPT, GuestContext, TrapHandler};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{cpu, iret, non_maskable, trap};
+use crate::{cpu, iret, trap};
 
 /// Flags that are off in a handler: trap, nested task, resume, alignment check, virtual-8086.
 pub const CLEARED_IN_HANDLER: u64 = 0x0007_4100;
@@ -139,7 +139,7 @@ fn no_stack_for_trap(vcpu: &Vcpu<X86>, vector: u64, of_user: bool) -> *const Gue
 /// The end of a guest whose kernel has no stack for what has come. The log walks to the lowest word of the frame that it would have got.
 #[cold]
 #[inline(never)]
-fn no_stack(vcpu: &Vcpu<X86>, of_user: bool, what: fmt::Arguments<'_>) {
+pub fn no_stack(vcpu: &Vcpu<X86>, of_user: bool, what: fmt::Arguments<'_>) {
     let context = vcpu.context();
     let stack = if of_user { context.kernel_stack.get() } else { context.frame.rsp.get() };
     context.set_fault_address(Some((stack & !15).wrapping_sub(LONGEST_FRAME)));
@@ -200,152 +200,42 @@ pub fn software_interrupt(
     Some(exception(vcpu, context, vector, None, hooked))
 }
 
-/// A segment register of the guest's can't be loaded with what it held before others had the CPU: its failsafe callback gets what the
-/// registers were meant to hold, and compares. `false`: tables are unhooked, and it waits.
-#[cold]
-#[inline(never)]
-#[must_use]
-pub fn failsafe(vcpu: &'static Vcpu<X86>) -> bool {
-    let Some(hooked) = Hooked::now() else { return false };
-    let context = vcpu.context();
-    context.lost_segment.set(false);
-    let (of_user, mode) = interrupted(vcpu, context);
-    if enter_failsafe(hooked, context, mode, context.segments.selectors()).is_none() {
-        no_stack(vcpu, of_user, format_args!("the failsafe callback"));
-    }
-    true
-}
-
-/// The frame: as for an exception, with ds, es, fs and gs between r11 and rip.
-fn enter_failsafe(
-    _: Hooked,
-    context: &GuestContext,
-    interrupted: Interrupted,
-    [ds, es, fs, gs]: [u16; 4],
-) -> Option<()> {
-    let frame = &context.frame;
-    let saved = saved(context, &interrupted)?;
-    let words = [
-        frame.rcx.get(),
-        frame.r11.get(),
-        ds.into(),
-        es.into(),
-        fs.into(),
-        gs.into(),
-        frame.rip.get(),
-        saved.cs,
-        saved.flags,
-        frame.rsp.get(),
-        frame.ss.get(),
-    ];
-    let bottom = (interrupted.stack & !15).wrapping_sub(words.len() as u64 * 8);
-    for (index, word) in (0u64..).zip(words) {
-        access::write(bottom.wrapping_add(index * 8), &word.to_le_bytes()).ok()?;
-    }
-    let callbacks = &context.callbacks;
-    let target = Target { address: callbacks.failsafe.get(), mask: callbacks.failsafe_masks.get() };
-    arrive(context, &target, bottom)
-}
-
-/// A non-maskable interrupt is due: the kernel's handler gets it. `false`: tables are unhooked, and it stays due.
-#[cold]
-#[inline(never)]
-#[must_use]
-pub fn non_maskable(vcpu: &'static Vcpu<X86>) -> bool {
-    let context = vcpu.context();
-    let Some(handler) = handler(context, non_maskable::VECTOR) else {
-        context.non_maskable.take(false);
-        return true;
-    };
-    let Some(hooked) = Hooked::now() else { return false };
-    context.non_maskable.take(true);
-    let (of_user, mode) = interrupted(vcpu, context);
-    if enter_kernel(hooked, context, Target::of(handler), mode, None).is_none() {
-        no_stack(vcpu, of_user, format_args!("a non-maskable interrupt"));
-    }
-    true
-}
-
-/// An event is pending, and not masked: the kernel's event callback gets it, with events masked. A guest without a callback
-/// polls, and is left alone. `false`: tables are unhooked, and the event stays pending.
-#[must_use]
-pub fn upcall(vcpu: &'static Vcpu<X86>) -> bool {
-    let context = vcpu.context();
-    let callback = context.callbacks.event.get();
-    if callback == 0 {
-        return true;
-    }
-    let Some(hooked) = Hooked::now() else { return false };
-    if context.user_mode.get() {
-        upcall_of_user(hooked, vcpu, context, callback);
-    } else {
-        upcall_to::<false>(hooked, vcpu, context, callback, Interrupted::kernel(context));
-    }
-    true
-}
-
-#[inline(never)]
-fn upcall_of_user(hooked: Hooked, vcpu: &'static Vcpu<X86>, context: &GuestContext, callback: u64) {
-    let mode = leave_user_mode(vcpu, context);
-    upcall_to::<true>(hooked, vcpu, context, callback, mode);
-}
-
 #[inline(always)]
-fn upcall_to<const OF_USER: bool>(
-    hooked: Hooked,
-    vcpu: &Vcpu<X86>,
-    context: &GuestContext,
-    callback: u64,
-    mode: Interrupted,
-) {
-    let target = Target { address: callback, mask: true };
-    if enter_kernel(hooked, context, target, mode, None).is_none() {
-        no_stack(vcpu, OF_USER, format_args!("an event"));
-    }
-}
-
-#[inline(always)]
-fn handler(context: &GuestContext, vector: u64) -> Option<&TrapHandler> {
+pub fn handler(context: &GuestContext, vector: u64) -> Option<&TrapHandler> {
     context.traps.get(vector as usize).filter(|handler| handler.address.get() != 0)
 }
 
 /// Where the kernel goes on.
-struct Target {
-    address: u64,
+pub struct Target {
+    pub address: u64,
     /// Whether events are masked from then on.
-    mask: bool,
+    pub mask: bool,
 }
 
 impl Target {
     #[inline(always)]
-    fn of(handler: &TrapHandler) -> Self {
+    pub fn of(handler: &TrapHandler) -> Self {
         Self { address: handler.address.get(), mask: handler.flags.get() & MASK_EVENTS != 0 }
     }
 }
 
 /// What was interrupted.
-struct Interrupted {
+pub struct Interrupted {
     /// Where the kernel's stack is.
-    stack: u64,
+    pub stack: u64,
     /// The lowest two bits of the code segment, as the handler sees it.
-    ring: u64,
+    pub ring: u64,
 }
 
 impl Interrupted {
     #[inline(always)]
-    fn kernel(context: &GuestContext) -> Self {
+    pub fn kernel(context: &GuestContext) -> Self {
         Self { stack: context.frame.rsp.get(), ring: 0 }
     }
 }
 
-/// Whether it came from user mode, which is left then; and what was interrupted.
-fn interrupted(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> (bool, Interrupted) {
-    let of_user = context.user_mode.get();
-    (of_user, if of_user { leave_user_mode(vcpu, context) } else { Interrupted::kernel(context) })
-}
-
 #[inline(always)]
-fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrupted {
+pub fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrupted {
     iret::to_kernel_mode(vcpu, context);
     Interrupted { stack: context.kernel_stack.get(), ring: 3 }
 }
@@ -354,7 +244,7 @@ fn leave_user_mode(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> Interrup
 ///
 /// The way out is by `sysret`, which changes rcx and r11: the frame holds both, and every handler takes them from there.
 #[inline(always)]
-fn enter_kernel(
+pub fn enter_kernel(
     hooked: Hooked,
     context: &GuestContext,
     target: Target,
@@ -381,7 +271,7 @@ fn enter_kernel(
 
 /// What the handler finds in place of the frame's own.
 #[inline(always)]
-fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved> {
+pub fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved> {
     let frame = &context.frame;
     let masked = context.info()?.mask.load(Ordering::Relaxed);
     let flags = frame.rflags.get();
@@ -394,7 +284,7 @@ fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved> {
 
 /// Makes the context that of the kernel at `target`, with a frame at `bottom`.
 #[inline(always)]
-fn arrive(context: &GuestContext, target: &Target, bottom: u64) -> Option<()> {
+pub fn arrive(context: &GuestContext, target: &Target, bottom: u64) -> Option<()> {
     let frame = &context.frame;
     if target.mask {
         context.info()?.mask.store(1, Ordering::Relaxed);

@@ -10,7 +10,6 @@
 use core::cell::Cell;
 use core::fmt;
 use core::mem::offset_of;
-use core::ptr;
 use core::sync::atomic::Ordering;
 
 use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};

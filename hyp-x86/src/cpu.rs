@@ -24,7 +24,7 @@ use x86_64::structures::paging::PhysFrame;
 
 use crate::context::GuestContext;
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, descriptors, guest_descriptors, loaded, stack, trap};
+use crate::{deliver, descriptors, guest_descriptors, loaded, stack, trap};
 
 /// What `entry_syscall` needs before it has a register to spare.
 #[repr(C)]
@@ -153,14 +153,14 @@ pub fn next() -> *const GuestContext {
         let context = vcpu.context();
         // What may come before an event: its handler may mask events.
         let first = match () {
-            () if context.lost_segment.get() => Some(bounce::failsafe(vcpu)),
-            () if context.non_maskable.is_due() => Some(bounce::non_maskable(vcpu)),
+            () if context.lost_segment.get() => Some(deliver::failsafe(vcpu)),
+            () if context.non_maskable.is_due() => Some(deliver::non_maskable(vcpu)),
             () => None,
         };
         if first == Some(true) {
             continue;
         }
-        if first.is_some() || context.upcall_due() && !bounce::upcall(vcpu) {
+        if first.is_some() || context.upcall_due() && !deliver::upcall(vcpu) {
             hook_some(vcpu);
             continue;
         }

@@ -14,7 +14,7 @@ use crate::access::{self, Hooked};
 use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext, REFUSED_RETURN};
 use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
-use crate::{bounce, cpu, emulate, fault, hypercall, interrupts, loaded, writable_tables};
+use crate::{bounce, cpu, deliver, emulate, fault, hypercall, interrupts, loaded, writable_tables};
 
 const DEBUG: u64 = 1;
 const INVALID_OPCODE: u64 = 6;
@@ -100,7 +100,7 @@ pub fn go_on(context: &GuestContext) -> *const GuestContext {
 #[inline(never)]
 fn deliver() -> *const GuestContext {
     // Where emptied tables have to come back first, it takes the long way.
-    let delivered = cpu::current().is_some_and(bounce::upcall);
+    let delivered = cpu::current().is_some_and(deliver::upcall);
     // The upcall may have been the domain's end.
     if !delivered || HYPERVISOR.reschedule_wanted() { cpu::next() } else { ptr::null() }
 }
