@@ -131,7 +131,7 @@ pub fn ramdisk() -> Vec<u8> {
 pub enum End {
     /// By itself: switched off or reset from inside.
     Off,
-    /// The hypervisor says that it stops ([`verdict::STOPPED`]); the machine may stand still then.
+    /// The hypervisor says that it stops ([`verdict::is_stop`]); the machine may stand still then.
     Stopped,
     /// It says this, and the machine may stand still then.
     Says(&'static str),
@@ -142,7 +142,7 @@ pub enum End {
 pub enum Ended {
     /// By itself, and the emulator was content.
     Off,
-    /// It said one of [`Case::last_words`] and was switched off then.
+    /// It said [`Case::last_words`], or that the hypervisor stops, and was switched off then.
     SaidLastWords,
     /// The emulator ended with an error.
     Failed,
@@ -258,10 +258,9 @@ impl Case {
         self
     }
 
-    /// Texts after which nothing more is to be waited for.
-    pub fn last_words(&self) -> Vec<&'static str> {
-        let own = if let End::Says(text) = self.end { Some(text) } else { None };
-        verdict::STOPPED.into_iter().chain(own).collect()
+    /// The text after which nothing more is to be waited for, where it isn't the hypervisor's that it stops.
+    pub fn last_words(&self) -> Option<&'static str> {
+        if let End::Says(text) = self.end { Some(text) } else { None }
     }
 
     /// Whether the machine was as it must be; the error says what was not.

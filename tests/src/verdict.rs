@@ -8,15 +8,11 @@ pub const CONTROL: &str = "(d0) ";
 /// The hypervisor's prefix.
 pub const HYPERVISOR: &str = "(PEN) ";
 
-/// Lines with which the hypervisor says that nothing more will come.
-pub const STOPPED: [&str; 6] = [
-    "; the machine stops",
-    "has crashed: the machine stops",
-    "(PEN) error: the control domain",
-    "(PEN) error: there is no boot module",
-    "hypervisor panic",
-    "hypervisor fault",
-];
+/// With what the hypervisor's reports on itself begin: its panic and fault handlers write them, each on a line of its own.
+const OWN_FAULTS: [&str; 2] = ["hypervisor panic", "hypervisor fault"];
+/// With what the hypervisor's errors begin after which nothing more will come, and with what the others of them end.
+const LAST_ERRORS: [&str; 2] = ["the control domain", "there is no boot module"];
+const STOPS: [&str; 2] = ["; the machine stops", " has crashed: the machine stops"];
 
 /// With what a Linux ramdisk's verdicts begin (`workloads/init`).
 pub const LINUX: [&str; 2] = ["SELF-CHECK: ", "WORKLOADS: "];
@@ -52,7 +48,20 @@ fn read(verdict: &str) -> Verdict {
 
 /// The line with which the hypervisor gave up, if it did.
 pub fn stopped(text: &str) -> Option<&str> {
-    text.lines().find(|line| STOPPED.iter().any(|stop| line.contains(stop)))
+    text.lines().find(|line| is_stop(line))
+}
+
+/// Whether this is a line with which the hypervisor says that nothing more will come. Where in the line the words stand matters too: it
+/// names the guests' arguments in lines of its own.
+pub fn is_stop(line: &str) -> bool {
+    let Some(said) = line.strip_prefix(HYPERVISOR).map(str::trim_end) else { return false };
+    match said.strip_prefix("error: ") {
+        Some(error) => {
+            LAST_ERRORS.iter().any(|first| error.starts_with(first))
+                || STOPS.iter().any(|last| error.ends_with(last))
+        }
+        None => OWN_FAULTS.iter().any(|first| said.starts_with(first)),
+    }
 }
 
 /// The lines of one speaker, without its prefix and without blanks at the end.
@@ -96,6 +105,35 @@ mod tests {
             "(PEN) error: the first domain has crashed: the machine stops",
         ] {
             assert_eq!(stopped(line), Some(line));
+        }
+    }
+
+    #[test]
+    fn what_the_handlers_of_both_machines_write_is_a_stop() {
+        for line in [
+            "(PEN) hypervisor panic: panicked at hyp-el2/src/start.rs:1:1:",
+            "(PEN) hypervisor fault: synchronous, syndrome 0x0, address 0x0",
+            "(PEN) hypervisor fault page fault: the machine stops\r",
+            "(PEN) hypervisor fault: panicked at hyp-x86/src/boot.rs:1:1:",
+        ] {
+            // A guest may have been in the middle of a line.
+            let text = format!("(d0) prompt> \n{line}\n(PEN) more\n");
+            assert_eq!(stopped(&text), Some(line.trim_end()), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_guest_stops_the_machine_by_words() {
+        for line in [
+            "(d1) ; the machine stops",
+            "(d0) guest kernel (x86-64): control domain, words: tour note=hypervisor panic",
+            "(d1) (PEN) hypervisor fault page fault: the machine stops",
+            "(d1) \r(PEN) error: the first domain has crashed: the machine stops",
+            "hypervisor panic",
+            "(PEN) module: kernel at 0x50000000, 9 bytes: tour note=hypervisor panic",
+            "(PEN) d1 vcpu 0 said hypervisor fault",
+        ] {
+            assert_eq!(stopped(line), None, "{line}");
         }
     }
 }

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use addr2line::Loader;
 use anyhow::{Context, Result, ensure};
-use machine_tests::verdict;
 use object::{Object, ObjectSymbol};
 
 use crate::bench;
@@ -100,7 +99,7 @@ fn trace(machine: &Command, log: &Path) -> Result<String> {
         log: qemu::log_file(&workspace::logs()?, "profile"),
         echo: false,
         keyboard: Keyboard::Script([script::Step::after("PROFILE ready\r\n", begin)].into_iter().collect()),
-        until: verdict::STOPPED.map(str::to_owned).into_iter().chain(["PROFILE end".to_owned()]).collect(),
+        until: vec!["PROFILE end".into()],
     };
     let outcome = qemu::run(&mut command, session)?;
     ensure!(

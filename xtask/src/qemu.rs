@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use machine_tests::verdict;
 
 use crate::process::{Supervised, end_children};
 use crate::script::Script;
@@ -33,7 +34,7 @@ pub struct Session {
     /// Whether it is shown as well.
     pub echo: bool,
     pub keyboard: Keyboard,
-    /// The machine is stopped when one of its lines contains one of these.
+    /// The machine is stopped when one of its lines contains one of these, or when the hypervisor says that it stops.
     pub until: Vec<String>,
 }
 
@@ -83,6 +84,7 @@ pub fn run(command: &mut Command, session: Session) -> Result<Outcome> {
     let ending = watch.follow(&mut emulator, &receiver)?;
     emulator.stop();
     drop(raw);
+    watch.text.push_str(&String::from_utf8_lossy(&watch.unread));
     Ok(Outcome { text: watch.text.replace('\r', ""), ending, log: watch.session.log })
 }
 
@@ -123,6 +125,8 @@ struct Watch {
     /// For a script; the person's keys go another way.
     keys: Option<ChildStdin>,
     text: String,
+    /// The beginning of a character whose other bytes are still to come.
+    unread: Vec<u8>,
     /// How much of the text has been searched for awaited lines.
     searched: usize,
     deadline: Option<Instant>,
@@ -140,7 +144,8 @@ impl Watch {
             }
             Keyboard::Closed | Keyboard::Script(_) => Some(keys),
         };
-        Watch { session, log, keys, text: String::new(), searched: 0, deadline, awaited: false }
+        let (text, unread) = (String::new(), Vec::new());
+        Watch { session, log, keys, text, unread, searched: 0, deadline, awaited: false }
     }
 
     /// Takes in what the machine says until it ends, one way or another.
@@ -169,7 +174,8 @@ impl Watch {
             // Whoever read our output may have gone away; the machine's verdict counts all the same.
             let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
         }
-        self.text.push_str(&String::from_utf8_lossy(bytes));
+        self.unread.extend_from_slice(bytes);
+        self.text.push_str(&decoded(&mut self.unread));
         self.type_what_is_due();
         self.look_for_awaited_lines();
         Ok(())
@@ -188,7 +194,7 @@ impl Watch {
     fn look_for_awaited_lines(&mut self) {
         let Some(end) = self.text.rfind('\n') else { return };
         let fresh = &self.text[self.searched..=end.max(self.searched)];
-        if !self.awaited && self.session.until.iter().any(|text| fresh.contains(text.as_str())) {
+        if !self.awaited && fresh.lines().any(|line| is_last(line, &self.session.until)) {
             self.awaited = true;
             self.deadline = Some(Instant::now() + AFTERMATH);
         }
@@ -196,7 +202,69 @@ impl Watch {
     }
 }
 
+/// The text of these bytes; what may be the beginning of a character at their end is left for the next time.
+fn decoded(bytes: &mut Vec<u8>) -> String {
+    let begun = bytes.utf8_chunks().last().map_or(0, |chunk| match std::str::from_utf8(chunk.invalid()) {
+        Err(error) if error.error_len().is_none() => chunk.invalid().len(),
+        _ => 0,
+    });
+    let rest = bytes.split_off(bytes.len() - begun);
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    *bytes = rest;
+    text
+}
+
+/// Whether nothing more is to be waited for after this line.
+fn is_last(line: &str, until: &[String]) -> bool {
+    verdict::is_stop(line) || until.iter().any(|text| line.contains(text.as_str()))
+}
+
 /// A log file's place among the artefacts.
 pub fn log_file(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::tests::scratch;
+
+    /// Runs a shell's script as if it were a machine.
+    fn machine(name: &str, script: &str, until: &str) -> Outcome {
+        let session = Session {
+            limit: Some(Duration::from_secs(60)),
+            log: scratch(name).join("machine.log"),
+            echo: false,
+            keyboard: Keyboard::Closed,
+            until: vec![until.into()],
+        };
+        run(Command::new("sh").args(["-c", script]), session).unwrap()
+    }
+
+    #[test]
+    fn the_hypervisors_words_end_the_machine_and_nobody_elses_do() {
+        let guest = machine("guests-words", "echo '(d1) ; the machine stops'; sleep 1; echo more", "END");
+        assert!(matches!(guest.ending, Ending::Off(_)), "{:?}", guest.ending);
+        assert!(guest.text.ends_with("more\n"));
+        for last in ["(PEN) error: no RAM; the machine stops", "(d0) END"] {
+            let outcome = machine("last-words", &format!("echo '{last}'; exec sleep 60"), "END");
+            assert_eq!(outcome.ending, Ending::Awaited, "{last}");
+        }
+    }
+
+    #[test]
+    fn a_character_that_comes_in_two_pieces_is_one() {
+        let outcome = machine("characters", r"printf 'a\303'; sleep 1; printf '\251b\303'", "END");
+        assert_eq!(outcome.text, "a\u{e9}b\u{fffd}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_as_such_at_once() {
+        let mut bytes = b"\xe2\x82a\xff\xe2\x82".to_vec();
+        assert_eq!(decoded(&mut bytes), "\u{fffd}a\u{fffd}");
+        assert_eq!(bytes, b"\xe2\x82");
+        bytes.push(0xac);
+        assert_eq!(decoded(&mut bytes), "\u{20ac}");
+        assert_eq!(bytes, b"");
+    }
 }

@@ -203,7 +203,7 @@ fn session(options: &RunOptions, interactive: bool) -> Result<Session> {
         log,
         echo: true,
         keyboard: if interactive { Keyboard::Person(end_keys(&options.guest).0) } else { Keyboard::Closed },
-        until: verdict::STOPPED.map(str::to_owned).to_vec(),
+        until: Vec::new(),
     })
 }
 

@@ -92,8 +92,7 @@ fn run(machine: &Machine, name: &str) -> Result<Readings> {
 }
 
 /// Runs a machine until it says one of `words`, or stops.
-pub fn run_until(machine: &Machine, name: &str, mut words: Vec<String>) -> Result<Outcome> {
-    words.extend(verdict::STOPPED.map(str::to_owned));
+pub fn run_until(machine: &Machine, name: &str, words: Vec<String>) -> Result<Outcome> {
     let session = Session {
         limit: Some(Duration::from_secs(TIME_LIMIT)),
         log: qemu::log_file(&workspace::logs()?, &format!("bench-{name}-{}", machine.arch)),
