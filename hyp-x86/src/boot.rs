@@ -26,7 +26,7 @@ use x86_64::registers::model_specific::Msr;
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
 use crate::unpacker::Opener;
-use crate::{clock, console, cpu, descriptors, entry, interrupts, memory, msr, stack};
+use crate::{clock, console, cpu, descriptors, entry, interrupts, machine_check, memory, msr, stack};
 
 /// What the temporary tables show at the direct map.
 const FIRST_4_GIB: u64 = 4 << 30;
@@ -164,6 +164,8 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     memory::set_ram(ram);
     // SAFETY: once, with interrupts off, on the hypervisor's own tables.
     unsafe { descriptors::load() };
+    // SAFETY: once; the exception has got its gate and its stack just now.
+    unsafe { machine_check::enable() };
     set_features();
     judge_processor(end * PAGE_SIZE as u64);
     let_cpuid_fault();

@@ -13,7 +13,7 @@ use x86_64::registers::control::Cr2;
 use crate::console::LastWords;
 use crate::context::{Frame, GuestContext, REFUSED_RETURN};
 use crate::machine::{HYPERVISOR, X86, halt};
-use crate::{access, cpu, entry, interrupts, loaded, trap};
+use crate::{access, cpu, entry, interrupts, loaded, machine_check, trap};
 
 /// What instructions call the stack pointer among the general registers.
 const STACK_POINTER: u8 = 4;
@@ -23,6 +23,7 @@ const NOT_PRESENT: u64 = 11;
 const STACK_FAULT: u64 = 12;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
+const MACHINE_CHECK: u64 = 18;
 
 /// An exception or interrupt in the hypervisor. Null: what was interrupted goes on.
 pub extern "C" fn own_trap(frame: &Frame) -> *const GuestContext {
@@ -99,6 +100,9 @@ fn stop(frame: &Frame) -> ! {
     let _ = writeln!(out, "(PEN) cr2 {:#018x}", Cr2::read_raw());
     let _ = frame.describe(&mut out);
     let _ = out.write_str("\n");
+    if frame.vector.get() == MACHINE_CHECK {
+        let _ = machine_check::describe(&mut out);
+    }
     halt()
 }
 

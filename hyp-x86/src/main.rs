@@ -14,7 +14,7 @@
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
 //! | `iret.rs` | the way back out of a guest's handler |
 //! | `loaded.rs`, `parts.rs` | what of a vCPU's registers the processor holds; parts of them |
-//! | `fault.rs`, `dump.rs` | exceptions in the hypervisor itself; what the log tells of a guest that crashes |
+//! | `fault.rs`, `machine_check.rs`, `dump.rs` | exceptions in the hypervisor itself; what the log tells of a guest that crashes |
 //!
 //! On the host this program is empty: its pure parts are the library `hyp_x86`, which is tested there.
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -63,6 +63,8 @@ mod iret;
 mod loaded;
 #[cfg(target_os = "none")]
 mod machine;
+#[cfg(target_os = "none")]
+mod machine_check;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]

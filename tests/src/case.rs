@@ -153,11 +153,36 @@ pub enum Ended {
 /// Something to be found out from the whole output; the error says what is wrong.
 pub type Finding = fn(&str) -> Result<(), String>;
 
+/// What the emulator's debugger does to a machine, from outside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Deed {
+    /// Nothing, but what follows waits until the monitor's `info registers` has this in it.
+    Await(&'static str),
+    /// A command of the emulator's monitor, which says nothing if it could be carried out.
+    Monitor(&'static str),
+    /// A write to a physical address, as a device might do it.
+    Write {
+        /// The address.
+        address: u64,
+        /// What is written.
+        value: u32,
+    },
+    /// A register of the first CPU's, by the debugger's number of it, gets this value.
+    Register {
+        /// x86-64: 7 is `rsp`, 16 `rip`; AArch64: 31 is `sp`, 32 `pc`.
+        number: u8,
+        /// What it holds from then on.
+        value: u64,
+    },
+}
+
 /// Something that is typed, and what it waits for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Keys {
     /// All these texts have to appear.
     pub after: Vec<&'static str>,
+    /// Then this is done, while the machine stands still.
+    pub deeds: Vec<Deed>,
     /// Then this is typed.
     pub typed: &'static str,
     /// Their order doesn't matter, neither among each other nor with those of neighbouring steps of this kind.
@@ -244,6 +269,7 @@ impl Case {
     pub fn types(mut self, keys: &[(&'static str, &'static str)]) -> Case {
         self.keys.extend(keys.iter().map(|(after, typed)| Keys {
             after: vec![after],
+            deeds: Vec::new(),
             typed,
             overtaken: false,
         }));
@@ -254,7 +280,14 @@ impl Case {
     /// may overtake each other; each appearance counts once.
     #[must_use]
     pub fn types_after_all(mut self, after: &[&'static str], typed: &'static str) -> Case {
-        self.keys.push(Keys { after: after.to_vec(), typed, overtaken: true });
+        self.keys.push(Keys { after: after.to_vec(), deeds: Vec::new(), typed, overtaken: true });
+        self
+    }
+
+    /// After this text, behind what was waited for before, the debugger does something, and something is typed.
+    #[must_use]
+    pub fn does(mut self, after: &'static str, deeds: Vec<Deed>, typed: &'static str) -> Case {
+        self.keys.push(Keys { after: vec![after], deeds, typed, overtaken: false });
         self
     }
 

@@ -9,6 +9,7 @@ pub mod bad_input;
 pub mod case;
 mod console;
 mod debian;
+mod own_fault;
 mod packed;
 pub mod soak;
 pub mod stretch;

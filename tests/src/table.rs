@@ -3,7 +3,7 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{aarch64, bad_input, console, debian, packed, soak, stretch, verdict};
+use crate::{aarch64, bad_input, console, debian, own_fault, packed, soak, stretch, verdict};
 
 /// The control domain's prompt.
 pub(crate) const PROMPT: &str = "penumbra# ";
@@ -23,6 +23,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         ends(board),
         console::cases(board),
         bad_input::cases(board),
+        own_fault::cases(board),
         reference(board),
         bare(board),
         debian::cases(board),

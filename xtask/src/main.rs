@@ -14,6 +14,7 @@ mod build;
 mod check;
 mod cli;
 mod debian;
+mod debugger;
 mod files;
 mod house;
 mod image;

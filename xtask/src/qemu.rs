@@ -176,16 +176,20 @@ impl Watch {
         }
         self.unread.extend_from_slice(bytes);
         self.text.push_str(&decoded(&mut self.unread));
-        self.type_what_is_due();
+        self.do_what_is_due();
         self.look_for_awaited_lines();
         Ok(())
     }
 
-    fn type_what_is_due(&mut self) {
+    fn do_what_is_due(&mut self) {
         let (Keyboard::Script(script), Some(keys)) = (&mut self.session.keyboard, &mut self.keys) else {
             return;
         };
-        while let Some(typed) = script.due(&self.text) {
+        while let Some((deeds, typed)) = script.due(&self.text) {
+            if let Err(error) = script.carry_out(&deeds) {
+                // The machine may have ended by it; whether that was to be, its text tells.
+                self.text.push_str(&format!("\nnot done: {error:#}\n"));
+            }
             // A machine that has ended takes no keys; its text tells the rest.
             let _ = keys.write_all(&typed).and_then(|()| keys.flush());
         }

@@ -6,11 +6,18 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use anyhow::{Context, Result};
+use machine_tests::case::Deed;
+
+use crate::debugger::Debugger;
+
 /// One step.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// All of these have to appear.
     pub after: Vec<String>,
+    /// Then this is done to the machine.
+    pub deeds: Vec<Deed>,
     /// Then this is typed.
     pub typed: Vec<u8>,
     /// Their order among each other and with those of neighbouring steps of this kind doesn't matter.
@@ -27,11 +34,26 @@ pub struct Script {
     /// found last.
     before: Option<usize>,
     found: HashMap<String, usize>,
+    /// Who does what is to be done to the machine.
+    debugger: Option<Debugger>,
 }
 
 impl Script {
-    /// What to type now that the machine has said `text` (all of it since it was switched on); to be asked until there is nothing.
-    pub fn due(&mut self, text: &str) -> Option<Vec<u8>> {
+    /// The same, for a machine with this debugger.
+    pub fn with_debugger(self, debugger: Debugger) -> Script {
+        Script { debugger: Some(debugger), ..self }
+    }
+
+    /// Does all of this to the machine.
+    pub fn carry_out(&self, deeds: &[Deed]) -> Result<()> {
+        if deeds.is_empty() {
+            return Ok(());
+        }
+        self.debugger.as_ref().context("the machine has no debugger")?.carry_out(deeds)
+    }
+
+    /// What to do and to type now that the machine has said `text` (all of it since it was switched on); to be asked until there is nothing.
+    pub fn due(&mut self, text: &str) -> Option<(Vec<Deed>, Vec<u8>)> {
         let step = self.steps.front()?;
         let before = self.before.filter(|_| step.overtaken).unwrap_or(self.read);
         let start =
@@ -50,7 +72,7 @@ impl Script {
             self.before = None;
             self.found.clear();
         }
-        Some(step.typed)
+        Some((step.deeds, step.typed))
     }
 }
 
@@ -63,7 +85,7 @@ impl FromIterator<Step> for Script {
 impl Step {
     /// A step that waits for one text, behind what was waited for before.
     pub fn after(text: impl Into<String>, typed: impl Into<Vec<u8>>) -> Step {
-        Step { after: vec![text.into()], typed: typed.into(), overtaken: false }
+        Step { after: vec![text.into()], deeds: Vec::new(), typed: typed.into(), overtaken: false }
     }
 }
 
@@ -73,7 +95,7 @@ mod tests {
 
     fn any(after: &[&str], typed: &str) -> Step {
         let after = after.iter().map(|text| (*text).to_owned()).collect();
-        Step { after, typed: typed.into(), overtaken: true }
+        Step { after, deeds: Vec::new(), typed: typed.into(), overtaken: true }
     }
 
     /// What is typed, all in all, at a machine that says these lines one by one.
@@ -82,7 +104,7 @@ mod tests {
             (steps.iter().cloned().collect::<Script>(), String::new(), Vec::new());
         for line in lines {
             text.push_str(line);
-            while let Some(keys) = script.due(&text) {
+            while let Some((_, keys)) = script.due(&text) {
                 typed.extend(keys);
             }
         }

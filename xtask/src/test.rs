@@ -17,6 +17,7 @@ use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
 use crate::debian;
+use crate::debugger::Debugger;
 use crate::files;
 use crate::image::{self, Artefacts};
 use crate::iso;
@@ -25,7 +26,7 @@ use crate::process;
 use crate::progress::Step;
 use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
 use crate::report::{self, Fate, Report};
-use crate::script;
+use crate::script::{self, Script};
 use crate::setup;
 use crate::toolchain;
 use crate::workspace;
@@ -206,7 +207,9 @@ pub fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
     }
     let parts =
         parts.iter().find(|parts| parts.arch == arch(case.board)).context("its images were not built")?;
-    let outcome = qemu::run(&mut machine(case, parts)?.command()?, session(case, patience)?)?;
+    let mut command = machine(case, parts)?.command()?;
+    let session = session(case, &mut command, patience)?;
+    let outcome = qemu::run(&mut command, session)?;
     let verdict = case.judge(&outcome.text, ended(&outcome));
     Ok(Fate::from(verdict.map_err(|why| explained(&why, &outcome))))
 }
@@ -317,17 +320,23 @@ fn file_name(case: &Case) -> String {
     case.name.replace('/', "-")
 }
 
-fn session(case: &Case, patience: u32) -> Result<Session> {
+/// How the machine that `command` starts is run.
+fn session(case: &Case, command: &mut Command, patience: u32) -> Result<Session> {
     let steps = case.keys.iter().map(|keys| script::Step {
         after: keys.after.iter().map(|text| (*text).to_owned()).collect(),
+        deeds: keys.deeds.clone(),
         typed: keys.typed.into(),
         overtaken: keys.overtaken,
     });
+    let mut script: Script = steps.collect();
+    if case.keys.iter().any(|keys| !keys.deeds.is_empty()) {
+        script = script.with_debugger(Debugger::of(command));
+    }
     Ok(Session {
         limit: Some(Duration::from_secs(case.limit) * patience),
         log: qemu::log_file(&workspace::logs()?, &file_name(case)),
         echo: false,
-        keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(steps.collect()) },
+        keyboard: if case.keys.is_empty() { Keyboard::Closed } else { Keyboard::Script(script) },
         until: case.last_words().into_iter().map(str::to_owned).collect(),
     })
 }
