@@ -31,6 +31,18 @@ pub fn of_the_tour(text: &str) -> Option<Verdict> {
     lines_of(text, CONTROL).filter_map(|line| line.strip_prefix("TOUR: ")).map(read).last()
 }
 
+/// What the control domain's tests (`test=`) found: a failure if any of them failed.
+pub fn of_the_tests(text: &str) -> Option<Verdict> {
+    let lines: Vec<&str> = lines_of(text, CONTROL).filter(|line| line.starts_with("TEST ")).collect();
+    let failed = lines.iter().find(|line| !line.ends_with(": PASS"));
+    failed.map(|line| Verdict::Fail((*line).into())).or((!lines.is_empty()).then_some(Verdict::Pass))
+}
+
+/// The control domain's verdict on the soak (`soak=control`).
+pub fn of_the_soak(text: &str) -> Option<Verdict> {
+    lines_of(text, CONTROL).filter_map(|line| line.strip_prefix("SOAK: ")).map(read).last()
+}
+
 /// The first domain's verdict on itself, where it is a Linux with our ramdisk: a failure if any of its tests failed.
 pub fn of_linux(text: &str) -> Option<Verdict> {
     let verdict = |line| LINUX.iter().find_map(|topic| str::strip_prefix(line, topic));
@@ -85,6 +97,22 @@ mod tests {
         assert_eq!(of_the_tour("(d0) TOUR: FAIL 2 (first: x)"), Some(Verdict::Fail("2 (first: x)".into())));
         assert_eq!(of_the_tour("(d0) TOUR: PASSABLE"), Some(Verdict::Fail("PASSABLE".into())));
         assert_eq!(of_the_tour("(d0) TOUR: PASS\n(d0) TOUR: FAIL 1"), Some(Verdict::Fail("1".into())));
+    }
+
+    #[test]
+    fn one_test_that_fails_is_a_failure() {
+        assert_eq!(of_the_tests("(d1) TEST a: FAIL x\n(d0) TESTY\nTEST a: PASS\n"), None);
+        assert_eq!(of_the_tests("(d0) TEST a: PASS\n(d1) TEST b: FAIL x\n"), Some(Verdict::Pass));
+        let failed = Some(Verdict::Fail("TEST nosuch: FAIL there is no such test".into()));
+        let text = "(d0) TEST nosuch: FAIL there is no such test\n(d0) TEST b: PASS\n";
+        assert_eq!(of_the_tests(text), failed);
+    }
+
+    #[test]
+    fn the_soak_has_a_verdict_of_its_own() {
+        assert_eq!(of_the_soak("(d1) SOAK: PASS\n"), None);
+        assert_eq!(of_the_soak("(d0) SOAK: PASS\n"), Some(Verdict::Pass));
+        assert_eq!(of_the_soak("(d0) SOAK: FAIL\n"), Some(Verdict::Fail(String::new())));
     }
 
     #[test]

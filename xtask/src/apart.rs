@@ -47,23 +47,27 @@ const RUNS_A_PROCESS: [(&str, u32); 1] = [("hypercalls", 900)];
 /// How many lines of a crash are shown.
 const COMPLAINT: usize = 12;
 
-/// loom's tests whose names contain `filter`; their number.
-pub fn races(filter: &str, report: &Report) -> Result<usize> {
+/// loom's tests whose names contain `filter`. An error if there are none.
+pub fn races(filter: &str, report: &Report) -> Result<()> {
     let mut command = cargo("races");
-    command.args(["test", "--no-fail-fast", "--", filter]);
+    command.args(["test", "--locked", "--no-fail-fast", "--", filter]);
     command.env("LOOM_MAX_PREEMPTIONS", PREEMPTIONS);
     let output = Step::around("every interleaving: cargo test in races", |_| process::output(&mut command))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut tests = 0;
-    for (name, fate) in text.lines().filter_map(crate::test::host_test) {
-        tests += 1;
-        report.enter(&format!("loom/{name}"), &fate, None);
-    }
+    let tests = enter(&text, report);
     if !output.status.success() {
         println!("{}", crate::test::relevant(&text, &String::from_utf8_lossy(&output.stderr)));
         report.enter("loom/all", &Fate::Failed("see above".into()), None);
+        return Ok(());
     }
-    Ok(tests)
+    ensure!(tests > 0, "no test of loom's has a name that contains {filter:?}");
+    Ok(())
+}
+
+/// Enters each test that the harness has run; their number.
+fn enter(text: &str, report: &Report) -> usize {
+    let tests = text.lines().filter_map(crate::test::host_test);
+    tests.map(|(name, fate)| report.enter(&format!("loom/{name}"), &fate, None)).count()
 }
 
 /// Runs these targets, each for so many seconds.
@@ -71,9 +75,9 @@ pub fn fuzz(targets: Vec<&'static str>, seconds: u64, report: &Report) -> Result
     setup::cxx_compiler()?;
     let host = host()?;
     let mut build = cargo("fuzz");
-    build.args(["build", "--release", "--target", &host]).env("RUSTFLAGS", INSTRUMENTATION);
+    build.args(["build", "--locked", "--release", "--target", &host]).env("RUSTFLAGS", INSTRUMENTATION);
     process::step("building the fuzz targets", &mut build)?;
-    let bar = report::bar(targets.len(), "fuzz targets");
+    let bar = report::bar(targets.len() as u64, "fuzz targets");
     let queue = Mutex::new(targets.into_iter());
     let next = || queue.lock().ok().and_then(|mut targets| targets.next());
     thread::scope(|scope| {
@@ -154,6 +158,45 @@ fn host() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the crates of the house in this lock file depend on, and the lock file doesn't know of.
+    fn unlocked(lock: &str) -> Vec<String> {
+        let mut missing = Vec::new();
+        for package in lock.split("[[package]]\n").filter(|package| !package.contains("\nsource = ")) {
+            let name = package.lines().find_map(|line| line.strip_prefix("name = ")).unwrap_or_default();
+            let name = name.trim_matches('"').replace("penumbra-", "");
+            let Ok(manifest) = fs::read_to_string(workspace::root().join(&name).join("Cargo.toml")) else {
+                continue;
+            };
+            let wanted = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+            let wanted = wanted.lines().take_while(|line| !line.starts_with('['));
+            let wanted = wanted.filter(|line| !line.contains("optional") && !line.starts_with('#'));
+            let names =
+                wanted.filter_map(|line| line.split(['.', ' ']).next()).filter(|name| !name.is_empty());
+            missing.extend(
+                names
+                    .filter(|wanted| !package.contains(&format!("\"{wanted}")))
+                    .map(|wanted| format!("{name}: {wanted}")),
+            );
+        }
+        missing
+    }
+
+    #[test]
+    fn the_lock_files_know_what_the_house_depends_on() {
+        for name in ["races", "fuzz"] {
+            let lock =
+                fs::read_to_string(workspace::root().join(name).join("Cargo.lock")).expect("the lock file");
+            assert_eq!(unlocked(&lock), [""; 0], "{name}: cargo check there mends it");
+        }
+        assert_eq!(unlocked("[[package]]\nname = \"hyp-core\"\n").len(), 7);
+    }
+
+    #[test]
+    fn nothing_that_loom_ran_is_no_success() {
+        assert_eq!(enter("running 0 tests\n\ntest result: ok. 0 passed\n", &Report::default()), 0);
+        assert_eq!(enter("test one ... ok\ntest two ... FAILED\n", &Report::default()), 2);
+    }
 
     #[test]
     fn every_target_has_its_file_and_its_corpus() {

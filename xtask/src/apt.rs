@@ -5,9 +5,11 @@
 //! another name first, so that an interrupted download leaves nothing that looks whole, and under a lock, so that two calls don't
 //! fetch the same. Whoever wants a newer version removes the folder; what is made of a package stands inside, so that it goes as well.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -40,8 +42,38 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// Whether this system's package manager could bring Debian's packages.
-pub fn can_be_had() -> bool {
+fn can_be_had() -> bool {
     ["apt-get", "apt-cache", "dpkg-deb"].iter().all(|program| which::which(program).is_ok())
+}
+
+/// Why the package can't be had here, if that is so. Trouble on the way (no network, no root) is no such reason: who then asks for the package
+/// is told. The answer is found once.
+pub fn obstacle(name: &'static str) -> Option<String> {
+    static ANSWERS: Mutex<BTreeMap<&'static str, Option<String>>> = Mutex::new(BTreeMap::new());
+    let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    answers.entry(name).or_insert_with(|| find_obstacle(name)).clone()
+}
+
+fn find_obstacle(name: &str) -> Option<String> {
+    if cache().is_ok_and(|cache| is_there(&cache, name)) {
+        return None;
+    }
+    if !can_be_had() {
+        return Some(format!("{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks"));
+    }
+    let ask =
+        || run(Command::new("apt-cache").args(["show", &qualified(name)])).is_ok_and(|text| !text.is_empty());
+    (!known(ask, update)).then(|| format!("this system's package manager knows no {name}"))
+}
+
+/// Whether the lists have a package, or may have it: fresh ones are asked before that is denied.
+fn known(mut ask: impl FnMut() -> bool, update: impl FnOnce() -> Result<()>) -> bool {
+    ask() || update().is_err() || ask()
+}
+
+/// Brings fresh lists.
+fn update() -> Result<()> {
+    run(setup::as_root()?.args(["apt-get", "update"])).map(drop)
 }
 
 /// Holds others off, in this process and in others, until it is dropped.
@@ -118,8 +150,7 @@ fn with_lists<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    let updated = setup::as_root().and_then(|mut update| run(update.args(["apt-get", "update"])));
-    if let Err(error) = updated {
+    if let Err(error) = update() {
         bail!("{first:#}; and the package lists could not be updated: {error:#}");
     }
     work()
@@ -151,6 +182,18 @@ mod tests {
             first_dependency("linux-image-amd64\n  Suggests: linux-image-doc\n", "linux-image-"),
             None
         );
+    }
+
+    #[test]
+    fn a_package_is_unknown_only_by_fresh_lists() {
+        let lists = |answers: &[bool]| {
+            let mut answers = answers.to_vec();
+            move || answers.remove(0)
+        };
+        assert!(known(lists(&[true]), || panic!("there is no need of fresh lists")));
+        assert!(known(lists(&[false, true]), || Ok(())), "there were none yet");
+        assert!(!known(lists(&[false, false]), || Ok(())), "another distribution");
+        assert!(known(lists(&[false]), || bail!("no network")), "nothing is known");
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn exists(name: &str, host: &str, loom: &str) -> bool {
 }
 
 /// The text of every Rust file below a folder; what can't be read has no tests.
-fn gather(folder: &Path, into: &mut String) {
+pub fn gather(folder: &Path, into: &mut String) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {

@@ -170,7 +170,7 @@ pub struct TestOptions {
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,
     /// Operations of the tests on the modelled machine, in all
-    #[arg(long, value_name = "N", default_value_t = 10_200_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_200_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub model_operations: u64,
 }
 
@@ -202,7 +202,7 @@ pub struct SoakOptions {
     #[arg(long, requires = "seed")]
     pub once: bool,
     /// Operations of each hostile domain
-    #[arg(long, value_name = "N", default_value_t = machine_tests::soak::OPERATIONS)]
+    #[arg(long, value_name = "N", default_value_t = machine_tests::soak::OPERATIONS, value_parser = clap::value_parser!(u64).range(1..))]
     pub operations: u64,
 }
 
@@ -316,6 +316,12 @@ mod tests {
             "--mode fast",
         ] {
             let words = ["xtask", "run"].into_iter().chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");
+        }
+        for line in
+            ["test --model-operations 0", "test --fuzz-seconds 0", "soak --operations 0", "soak --minutes 0"]
+        {
+            let words = ["xtask"].into_iter().chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");
         }
     }

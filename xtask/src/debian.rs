@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use machine_tests::case::File;
 
 use crate::apt;
 use crate::build;
@@ -61,7 +62,7 @@ fn make() -> Result<Debian> {
     let busybox = apt::package(BUSYBOX, &lock)?;
     let ramdisk = apt::cache()?.join("initramfs.cpio.gz");
     let content = content(&busybox.files.join("bin/busybox"), &workload)?;
-    replace(&ramdisk, &content)?;
+    workspace::replace(&ramdisk, &content)?;
     let release = package.trim_start_matches(KERNEL.1);
     let image = kernel.files.join(format!("boot/vmlinuz-{release}"));
     Ok(Debian { kernel: image, ramdisk, name: format!("{package} {}", kernel.version) })
@@ -76,10 +77,36 @@ fn kernel_package(lock: &fs::File) -> Result<String> {
     if let Some(name) = remembered(&cache) {
         return Ok(name);
     }
-    let name = apt::dependency(KERNEL.0, KERNEL.1)?;
-    apt::package(&name, lock)?;
-    replace(&cache.join(MEMORY), name.as_bytes())?;
+    let name = newest(|| apt::dependency(KERNEL.0, KERNEL.1), |name| apt::package(name, lock).map(drop))?;
+    workspace::replace(&cache.join(MEMORY), name.as_bytes())?;
     Ok(name)
+}
+
+/// The package that `resolve` names, once `fetch` has brought it. Old lists may name one that isn't there any more; whoever tries to fetch
+/// it updates them, and then they name another.
+fn newest(
+    mut resolve: impl FnMut() -> Result<String>,
+    mut fetch: impl FnMut(&str) -> Result<()>,
+) -> Result<String> {
+    let old = resolve()?;
+    let Err(error) = fetch(&old) else { return Ok(old) };
+    match resolve() {
+        Ok(new) if new != old => fetch(&new).map(|()| new),
+        _ => Err(error),
+    }
+}
+
+/// Why this system can't bring these files of a guest's, if that is so.
+pub fn obstacle(file: File) -> Option<String> {
+    let cache = apt::cache().ok()?;
+    let kernel = if remembered(&cache).is_some() { None } else { Some(KERNEL.0) };
+    let wanted = match file {
+        File::DebianKernel => vec![kernel],
+        File::DebianRamdisk => vec![kernel, Some(BUSYBOX)],
+        File::DebianGrub => vec![Some(GRUB.0)],
+        _ => Vec::new(),
+    };
+    wanted.into_iter().flatten().find_map(apt::obstacle)
 }
 
 /// The name that is remembered, for as long as the package is there: Debian may have a newer one, and not this one any more.
@@ -100,16 +127,6 @@ fn content(busybox: &Path, workload: &Path) -> Result<Vec<u8>> {
     ramdisk.program("bin/workload", &read(workload)?)?;
     ramdisk.program("init", &read(&workspace::root().join(INIT))?)?;
     ramdisk.compressed()
-}
-
-/// Writes under another name first: somebody may be reading the file, or interrupt us.
-fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    if fs::read(path).is_ok_and(|old| old == content) {
-        return Ok(());
-    }
-    let partial = path.with_extension("partial");
-    fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
-    fs::rename(&partial, path).with_context(|| format!("cannot name {}", path.display()))
 }
 
 /// What the ramdisk is asked to do, in the words that `workloads/init` reads.
@@ -137,6 +154,16 @@ impl Task {
 mod tests {
     use super::*;
     use crate::workspace::tests::scratch;
+
+    #[test]
+    fn a_kernel_that_only_old_lists_know_is_asked_for_anew() {
+        let mut lists = ["new", "old"].map(str::to_owned).to_vec();
+        let only_new =
+            |name: &str| if name == "new" { Ok(()) } else { Err(anyhow::anyhow!("{name} is gone")) };
+        assert_eq!(newest(|| lists.pop().context("asked too often"), only_new).unwrap(), "new");
+        let stays = newest(|| Ok("old".into()), only_new).unwrap_err();
+        assert_eq!(stays.to_string(), "old is gone");
+    }
 
     #[test]
     fn a_kernel_whose_package_is_gone_is_asked_for_anew() {

@@ -30,39 +30,47 @@ pub struct Artefacts {
 
 /// `cargo xtask image`.
 pub fn command(options: &ImageOptions) -> Result<()> {
-    let mut failures = Vec::new();
-    let arches = Arch::chosen(options.arch);
-    let guest = options.guest.is_some();
-    ensure!(!guest || arches.contains(&Arch::X86_64), "--guest goes onto the disc, which is x86_64's");
-    for &arch in &arches {
+    check(options)?;
+    let (mut failures, mut for_disc) = (Vec::new(), None);
+    for arch in Arch::chosen(options.arch) {
         let toolchain = Toolchain::ready(arch)?;
         // One program that does not build keeps nobody from taking the others.
-        for program in [Program::Hypervisor, Program::Guest] {
-            match make(&toolchain, program, arch, options.profile) {
-                Ok(path) => println!("{}  {} bytes", workspace::shown(&path), size(&path)?),
-                Err(error) => failures.push(error),
+        let programs = [Program::Hypervisor, Program::Guest];
+        let made = programs.map(|program| make(&toolchain, program, arch, options.profile));
+        for path in made.iter().flatten() {
+            println!("{}  {} bytes", workspace::shown(path), size(path)?);
+        }
+        match made {
+            [Ok(hypervisor), Ok(guest)] if arch == Arch::X86_64 => {
+                for_disc = Some(Artefacts { hypervisor, guest })
             }
+            made => failures.extend(made.into_iter().filter_map(Result::err)),
         }
     }
     for failure in &failures {
         eprintln!("{failure:#}");
     }
     ensure!(failures.is_empty(), "{} of the artefacts could not be made", failures.len());
-    if arches.contains(&Arch::X86_64) {
-        disc(options)?;
-    }
-    Ok(())
+    for_disc.map_or(Ok(()), |artefacts| disc(options, &artefacts))
+}
+
+/// What can be told before anything is built.
+fn check(options: &ImageOptions) -> Result<()> {
+    let Some(guest) = &options.guest else { return Ok(()) };
+    ensure!(options.arch != Some(Arch::Aarch64), "--guest goes onto the disc, which is x86_64's");
+    let kernel = (guest != "debian").then(|| PathBuf::from(guest));
+    kernel.iter().chain(&options.initrd).try_for_each(|file| workspace::is_file(file))
 }
 
 /// The disc with GRUB on it. Where nothing can be installed, it is left out, unless somebody wants a kernel on it.
-fn disc(options: &ImageOptions) -> Result<()> {
+fn disc(options: &ImageOptions, artefacts: &Artefacts) -> Result<()> {
     if let Err(error) = iso::tools() {
         ensure!(options.guest.is_none(), "{error:#}");
         println!("penumbra.iso is left out: {error:#}");
         return Ok(());
     }
     let disc = workspace::artefacts()?.join("penumbra.iso");
-    iso::make(&artefacts(Arch::X86_64, options.profile)?, iso::Guest::chosen(options)?.as_ref(), &disc)?;
+    iso::make(artefacts, iso::Guest::chosen(options)?.as_ref(), &disc)?;
     println!("{}  {} bytes", workspace::shown(&disc), size(&disc)?);
     Ok(())
 }
@@ -103,11 +111,10 @@ fn make(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profile) -
     if (program, arch) == (Program::Guest, Arch::Aarch64) {
         // The same kernel for a machine without a hypervisor.
         let bare = workspace::artefacts()?.join("guest-el1.img");
-        fs::write(&bare, flat(&content).context("guest-el1.img cannot be made")?)
-            .with_context(|| format!("cannot write {}", bare.display()))?;
+        workspace::replace(&bare, &flat(&content).context("guest-el1.img cannot be made")?)?;
     }
     let path = workspace::artefacts()?.join(name);
-    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    workspace::replace(&path, &content)?;
     Ok(path)
 }
 
@@ -271,7 +278,10 @@ fn check_multiboot_header(file: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::{Cli, Command};
     use object::elf::{EM_X86_64, FileHeader32};
 
     /// A 64-bit ELF file with these segments: physical address, content, memory size.
@@ -363,6 +373,26 @@ mod tests {
         assert!(multiboot(&elf64(0, &[(0x10_0000, &[0; 16], 16)])).is_err());
         assert!(multiboot(&elf64(1 << 32, &[(0x10_0000, &MULTIBOOT_MAGIC, 4)])).is_err());
         assert!(multiboot(&elf64(0, &[(0x1_4000_0000, &MULTIBOOT_MAGIC, 4)])).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named_before_anything_is_built() {
+        let options = |line: &str| {
+            let words = ["xtask", "image"].into_iter().chain(line.split_whitespace());
+            match Cli::parse_from(words).command {
+                Command::Image(options) => options,
+                _ => panic!("another command"),
+            }
+        };
+        let file = workspace::root().join("Cargo.toml").display().to_string();
+        for line in ["", "--guest debian", &format!("--guest {file} --initrd {file}")] {
+            assert!(check(&options(line)).is_ok(), "{line}");
+        }
+        let typo =
+            ["--guest nosuch", "--guest debian --initrd nosuch", &format!("--guest {file} --initrd nosuch")]
+                .map(|line| check(&options(line)).unwrap_err().to_string());
+        assert_eq!(typo, ["there is no file nosuch"; 3]);
+        assert!(check(&options("--arch aarch64 --guest debian")).is_err());
     }
 
     #[test]

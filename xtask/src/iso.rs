@@ -48,7 +48,6 @@ impl Guest {
             return Ok(Some(Guest { name, kernel, ramdisk: Some(ramdisk), words }));
         }
         let kernel = PathBuf::from(choice);
-        ensure!(kernel.is_file(), "there is no file {choice}");
         let name = kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let ramdisk = options.initrd.clone();
         Ok(Some(Guest { name, kernel, ramdisk, words: words.unwrap_or_default() }))

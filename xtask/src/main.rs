@@ -1,4 +1,4 @@
-//! Everything a person types: `cargo xtask run`, `test`, `image`, `check`, `bench`, `profile`, `setup`.
+//! Everything a person types: `cargo xtask run`, `test`, `soak`, `fuzz`, `image`, `check`, `bench`, `profile`, `setup`.
 //!
 //! The way of a `run`: [`setup`] sees to the emulator and the bare-metal toolchain, [`build`] compiles the hypervisor
 //! and the guest kernels, [`image`] brings them into the forms that the boot loaders want, [`boot`] writes the

@@ -10,11 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::FuzzOptions;
 use crate::process::{self, Supervised};
-use crate::report::{Fate, Report};
+use crate::report::{self, Fate, Report};
 use crate::toolchain;
 use crate::workspace;
 
@@ -36,10 +35,11 @@ pub fn test(chosen: impl Fn(&str) -> bool, operations: u64, report: &Report) -> 
     }
     let program = build()?;
     for (format, percent) in wanted {
-        let part = (operations * percent).div_ceil(100);
-        let bar = bar(part, format);
-        let outcome = run(&program, format, 1, part, |done| bar.set_position(done))?;
-        bar.finish_and_clear();
+        let part = part(operations, *percent);
+        let bar = report::bar(part, format);
+        let outcome =
+            run(&program, format, 1, part, |done| bar.iter().for_each(|bar| bar.set_position(done)))?;
+        bar.iter().for_each(|bar| bar.finish_and_clear());
         let fate = match outcome {
             Outcome::Fine(line) => {
                 println!("         {line}");
@@ -52,6 +52,11 @@ pub fn test(chosen: impl Fn(&str) -> bool, operations: u64, report: &Report) -> 
     Ok(())
 }
 
+/// A format's part of all operations: at least one.
+fn part(operations: u64, percent: u64) -> u64 {
+    operations.saturating_mul(percent).div_ceil(100)
+}
+
 /// `cargo xtask fuzz`: new seeds on all CPUs until the time is up.
 pub fn fuzz(options: &FuzzOptions) -> Result<()> {
     let program = build()?;
@@ -60,24 +65,26 @@ pub fn fuzz(options: &FuzzOptions) -> Result<()> {
     let start = Instant::now();
     let mut seed = options.seed.unwrap_or_else(new_seed);
     println!("first seed: {seed}");
-    let bar = bar(time.as_secs(), "seconds");
+    let bar = report::bar(time.as_secs(), "seconds");
+    let clear = || bar.iter().for_each(|bar| bar.finish_and_clear());
     let (mut operations, mut turn) = (0u64, 0usize);
     while start.elapsed() < time {
         let (format, _) = FORMATS[turn % FORMATS.len()];
         let piece = if format.ends_with("full") { PIECE / 20 } else { PIECE };
         let outcome = run(&program, format, seed, piece, |done| {
+            let Some(bar) = &bar else { return };
             bar.set_position(start.elapsed().as_secs());
             bar.set_message(format!("{format}, {} operations", operations + done));
         })?;
         if let Outcome::Failed(why) = outcome {
-            bar.finish_and_clear();
+            clear();
             bail!("{why}");
         }
         operations += piece;
         seed = seed.wrapping_add(1 << 20);
         turn += 1;
     }
-    bar.finish_and_clear();
+    clear();
     println!("{operations} operations without a finding, {turn} seeds apart by 2^20");
     Ok(())
 }
@@ -128,14 +135,30 @@ fn run(
     if running.wait()?.success() {
         return Ok(Outcome::Fine(last));
     }
-    failure.push(format!("again: target/model/model --format {format} --sessions 1 --seed (the seed above)"));
+    let program = workspace::shown(program);
+    failure.push(format!("again: {program} --format {format} --sessions 1 --seed (the seed above)"));
     Ok(Outcome::Failed(failure.join("\n    ")))
 }
 
-fn bar(length: u64, what: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length).with_message(what.to_owned());
-    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed}") {
-        bar.set_style(style);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_its_part_of_the_operations() {
+        assert_eq!(FORMATS.iter().map(|(_, percent)| percent).sum::<u64>(), 100);
+        assert!(FORMATS.iter().all(|(_, percent)| part(1, *percent) == 1 && part(u64::MAX, *percent) > 1));
+        assert_eq!(part(10_200_000, 28), 2_856_000);
     }
-    bar
+
+    #[test]
+    fn what_failed_is_told_with_the_program_that_was_run() {
+        let folder = workspace::tests::scratch("model-again");
+        let program = folder.join("model");
+        std::fs::write(&program, "#!/bin/sh\necho failed at 7\nexit 1\n").unwrap();
+        assert!(Command::new("chmod").arg("+x").arg(&program).status().unwrap().success());
+        let Outcome::Failed(why) = run(&program, "fake", 1, 1, |_| {}).unwrap() else { panic!("it failed") };
+        let again = format!("again: {} --format fake ", workspace::shown(&program));
+        assert!(why.starts_with("failed at 7\n") && why.contains(&again), "{why}");
+    }
 }

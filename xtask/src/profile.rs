@@ -38,22 +38,60 @@ type Counts = HashMap<u64, u64>;
 
 /// `cargo xtask profile`.
 pub fn profile(options: &ProfileOptions) -> Result<()> {
+    check(options)?;
     setup::emulators(&[options.arch])?;
     let artefacts = image::artefacts(options.arch, Profile::Release)?;
     let elf =
         build::build(&Toolchain::ready(options.arch)?, Program::Hypervisor, options.arch, Profile::Release)?;
-    let log = workspace::logs()?.join(format!("profile-{}.trace", options.arch));
     let subject = Subject::new(options, &artefacts)?;
+    let log = Trace::new(workspace::logs()?.join(format!("profile-{}.trace", options.arch)))?;
     let said = Step::around(format!("logging {} on {}", options.row, options.arch), |_| {
-        trace(&subject.machine.command()?, &log)
+        trace(&subject.machine.command()?, &log.path)
     })?;
     let stretch =
-        read(&log, &counters(&subject.program, subject.counter)?, hypervisor_addresses(options.arch))?;
-    std::fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+        read(&log.path, &counters(&subject.program, subject.counter)?, hypervisor_addresses(options.arch))?;
+    drop(log);
     let operations = operations(options, &said, &stretch);
     let symbols = Loader::new(&elf).map_err(|error| anyhow::anyhow!("no symbols: {error}"))?;
     print(options, &stretch, operations, &symbols);
     Ok(())
+}
+
+/// What can be told before anything is built.
+fn check(options: &ProfileOptions) -> Result<()> {
+    let debian = options.guest == BenchGuest::Debian;
+    ensure!(!debian || options.arch == Arch::X86_64, "--guest debian is there for x86_64 only");
+    let rows = if debian { bench::linux_rows() } else { bench::rows(options.arch) };
+    ensure!(
+        rows.contains(&options.row.as_str()),
+        "there is no row {:?}; there are {}",
+        options.row,
+        rows.join(", ")
+    );
+    Ok(())
+}
+
+/// The emulator's log: hundreds of megabytes, which are there for as long as this value lives, however it ends.
+struct Trace {
+    path: PathBuf,
+    /// Two calls don't write the same.
+    _lock: File,
+}
+
+impl Trace {
+    fn new(path: PathBuf) -> Result<Trace> {
+        let lock = workspace::lock(&path.with_extension("lock"), || {
+            eprintln!("waiting for another call that writes {} ...", workspace::shown(&path));
+        })?;
+        Ok(Trace { path, _lock: lock })
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // There may be none yet.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// What is profiled.
@@ -68,7 +106,6 @@ struct Subject {
 impl Subject {
     fn new(options: &ProfileOptions, artefacts: &Artefacts) -> Result<Subject> {
         if options.guest == BenchGuest::Debian {
-            ensure!(options.arch == Arch::X86_64, "--guest debian is there for x86_64 only");
             let machine = bench::linux_machine(artefacts, &format!("test=profile row={}", options.row))?;
             return Ok(Subject { machine, program: build::workload()?, counter: "5ticks" });
         }
@@ -261,7 +298,43 @@ fn short(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn a_trace_goes_when_profiling_fails() {
+        let path = workspace::tests::scratch("trace").join("a.trace");
+        let failed: Result<()> = Trace::new(path.clone()).and_then(|trace| {
+            std::fs::write(&trace.path, "Trace 0")?;
+            anyhow::bail!("no such row")
+        });
+        assert!(failed.is_err() && !path.exists());
+        drop(Trace::new(path).unwrap());
+    }
+
+    #[test]
+    fn a_row_that_is_not_there_is_named_before_anything_is_built() {
+        let options = |line: &str| {
+            let words = ["xtask", "profile"].into_iter().chain(line.split(' '));
+            match Cli::parse_from(words).command {
+                Command::Profile(options) => options,
+                _ => panic!("another command"),
+            }
+        };
+        for row in ["batch-map", "page-fault-iretq", "batch-map --arch aarch64", "fork-exit --guest debian"] {
+            assert!(check(&options(row)).is_ok(), "{row}");
+        }
+        for row in [
+            "nosuch",
+            "page-fault-iretq --arch aarch64",
+            "fork-exit",
+            "fork-exit --guest debian --arch aarch64",
+        ] {
+            assert!(check(&options(row)).is_err(), "{row}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_from_the_emulators_log() {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// What became of a test.
@@ -54,7 +54,7 @@ impl Report {
         }
     }
 
-    /// The last line. An error if anything failed, or if there was nothing.
+    /// The last line. An error if anything failed, or if nothing was tested: there was nothing, or all of it was skipped.
     pub fn close(self) -> Result<()> {
         let passed = self.passed.into_inner();
         let failures = self.failures.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -66,19 +66,43 @@ impl Report {
             println!("\nfailed:\n  {}", failures.join("\n  "));
         }
         println!("\n{passed} passed, {} failed{skipped}", failures.len());
-        if failures.is_empty() { Ok(()) } else { bail!("{} of the tests failed", failures.len()) }
+        ensure!(failures.is_empty(), "{} of the tests failed", failures.len());
+        ensure!(passed > 0, "nothing was tested{skipped}");
+        Ok(())
     }
 }
 
 /// A bar that counts to `length`, on a terminal.
-pub fn bar(length: usize, what: &str) -> Option<ProgressBar> {
+pub fn bar(length: u64, what: &str) -> Option<ProgressBar> {
     if !std::io::stderr().is_terminal() {
         return None;
     }
-    let bar = ProgressBar::new(length as u64).with_message(what.to_owned());
+    let bar = ProgressBar::new(length).with_message(what.to_owned());
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed}") {
         bar.set_style(style);
     }
     bar.tick();
     Some(bar)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a report with these tests is closed.
+    fn closed(fates: &[Fate]) -> Result<(), String> {
+        let report = Report::default();
+        fates.iter().for_each(|fate| report.enter("a", fate, None));
+        report.close().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_tested_is_no_success() {
+        let (failed, skipped) = (Fate::Failed("x".into()), Fate::Skipped("y".into()));
+        assert_eq!(closed(&[Fate::Passed]), Ok(()));
+        assert_eq!(closed(&[skipped.clone(), Fate::Passed]), Ok(()));
+        assert_eq!(closed(&[Fate::Passed, failed]), Err("1 of the tests failed".into()));
+        assert_eq!(closed(&[]), Err("nothing was tested".into()));
+        assert_eq!(closed(&[skipped]), Err("nothing was tested, 1 skipped".into()));
+    }
 }

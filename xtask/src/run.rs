@@ -1,5 +1,6 @@
 //! `cargo xtask run`: one machine, as a person asked for it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::workspace;
 const TIME_LIMIT: u64 = 120;
 /// The same for kernels that take longer to start than ours.
 const LONG_TIME_LIMIT: u64 = 600;
+/// A machine's least memory, in MiB: a hypervisor that boots in less may lie where there is no RAM, and never say a word.
+const LEAST_MEMORY: u64 = 16;
 /// What the second domain is told besides the tour.
 const SECOND_DOMAIN: &str = "domain=guest memory=64M tour";
 /// How many of the machine's last lines explain a failure.
@@ -39,9 +42,10 @@ pub fn run(options: &RunOptions) -> Result<()> {
             end_keys(&options.guest).1
         );
     }
-    let outcome = qemu::run(&mut machine.command()?, session(options, interactive)?)?;
+    let (log, _lock) = log(options)?;
+    let outcome = qemu::run(&mut machine.command()?, session(options, interactive, log))?;
     println!();
-    judge(options, interactive, first.verdict, &outcome)
+    judge(options, interactive, &first.wanted, &outcome)
 }
 
 /// The keys that end the machine, and how a person is told. A guest with a shell of its own has a use for Ctrl-C; the key that stays is the
@@ -76,14 +80,18 @@ fn refuse_what_comes_later(options: &RunOptions) -> Result<()> {
 fn check(options: &RunOptions) -> Result<()> {
     ensure!(options.arch == Arch::Aarch64 || options.gic.is_none(), "--gic is for aarch64 only");
     ensure!(
+        options.mem >= LEAST_MEMORY,
+        "--mem {}: below {LEAST_MEMORY} MiB the hypervisor and what the boot loader brings have no room, and nobody could say so",
+        options.mem
+    );
+    ensure!(
         options.dom0_mem.is_none_or(|memory| memory < options.mem),
         "--dom0-mem: {} MiB do not fit into a machine of {} MiB",
         options.dom0_mem.unwrap_or_default(),
         options.mem
     );
     for file in kernel_file(options).iter().chain(&options.initrd) {
-        ensure!(!file.is_dir(), "{} is a folder, not a file", file.display());
-        ensure!(file.is_file(), "there is no file {}", file.display());
+        workspace::is_file(file)?;
     }
     options.log.as_deref().map_or(Ok(()), check_log)
 }
@@ -107,55 +115,92 @@ fn first_memory(options: &RunOptions) -> u64 {
     options.dom0_mem.unwrap_or(usual.min(options.mem.div_ceil(2)))
 }
 
-/// What the first domain is made of, and what it is expected to say.
+/// What the first domain is made of, and the verdicts without which the run is a failure, if nobody sits at the terminal.
 struct First {
     modules: Vec<Module>,
-    verdict: Option<Wanted>,
+    wanted: Vec<Topic>,
 }
 
-/// A verdict without which the run is a failure, if nobody sits at the terminal.
+/// What the first domain gives a verdict on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wanted {
-    /// The tour's.
+enum Topic {
     Tour,
-    /// That of Linux on itself.
+    /// The builtin guest's tests.
+    Tests,
+    Soak,
+    /// Linux, on itself.
     Linux,
+}
+
+impl Topic {
+    /// What these words of the builtin guest ask for.
+    fn asked_for(words: &str) -> Vec<Topic> {
+        let asks = |topic: &Topic| {
+            words.split_ascii_whitespace().any(|word| match topic {
+                Topic::Tour => word == "tour",
+                Topic::Tests => word.starts_with("test="),
+                Topic::Soak => word == "soak=control",
+                Topic::Linux => false,
+            })
+        };
+        [Topic::Tour, Topic::Tests, Topic::Soak].into_iter().filter(asks).collect()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Topic::Tour => "tour",
+            Topic::Tests => "guest's test",
+            Topic::Soak => "soak",
+            Topic::Linux => "guest's check",
+        }
+    }
+
+    fn verdict(self, text: &str) -> Option<Verdict> {
+        match self {
+            Topic::Tour => verdict::of_the_tour(text),
+            Topic::Tests => verdict::of_the_tests(text),
+            Topic::Soak => verdict::of_the_soak(text),
+            Topic::Linux => verdict::of_linux(text),
+        }
+    }
 }
 
 fn first_domain(options: &RunOptions, artefacts: &Artefacts, interactive: bool) -> Result<First> {
     let words = options.append.clone();
-    let (kernel, ramdisk, words, verdict) = match (options.guest.as_str(), kernel_file(options)) {
+    let (kernel, ramdisk, words, wanted) = match (options.guest.as_str(), kernel_file(options)) {
         ("debian", _) => {
             let Debian { kernel, ramdisk, name } = debian::ready()?;
             println!("guest: Debian's {name}");
-            let (words, verdict) = debian_words(options, interactive);
-            (kernel, Some(ramdisk), words, verdict)
+            let (words, wanted) = debian_words(options, interactive);
+            (kernel, Some(ramdisk), words, wanted.into_iter().collect())
         }
-        (_, Some(file)) => (absolute(&file)?, None, words.unwrap_or_default(), None),
+        (_, Some(file)) => (absolute(&file)?, None, words.unwrap_or_default(), Vec::new()),
         (_, None) => {
             let tour = if interactive { "tour then=shell" } else { "tour then=poweroff" };
             let words = words.unwrap_or_else(|| tour.into());
-            let verdict = words.contains("tour").then_some(Wanted::Tour);
-            (artefacts.guest.clone(), None, words, verdict)
+            let wanted = Topic::asked_for(&words);
+            (artefacts.guest.clone(), None, words, wanted)
         }
     };
     let ramdisk = options.initrd.as_deref().map(absolute).transpose()?.or(ramdisk);
     let ramdisk = ramdisk.map(|file| Module { file, words: String::new(), kind: Kind::Ramdisk });
     let modules = [Module::kernel(kernel, words)].into_iter().chain(ramdisk).collect();
-    Ok(First { modules, verdict })
+    Ok(First { modules, wanted })
 }
 
 /// The command line of Debian's kernel: its console, what the ramdisk is to do, and the person's words, which count more.
-fn debian_words(options: &RunOptions, interactive: bool) -> (String, Option<Wanted>) {
+fn debian_words(options: &RunOptions, interactive: bool) -> (String, Option<Topic>) {
     let own = options.append.as_deref().unwrap_or_default();
     // Who says what is to be done, or brings a ramdisk of another kind, is not to be told otherwise.
     let decided = ["test=", "then="].iter().any(|word| own.split(' ').any(|own| own.starts_with(word)));
+    // Of its tasks, these two end with a verdict.
+    let checks = ["test=self", "test=workloads"].iter().any(|task| own.split(' ').any(|own| own == *task));
     let (task, verdict) = match (decided || options.initrd.is_some(), interactive) {
-        (true, _) => (String::new(), None),
+        (true, _) => (String::new(), (checks && options.initrd.is_none()).then_some(Topic::Linux)),
         (false, true) => (Task::Shell.words(), None),
         (false, false) => {
             let check = Task::SelfCheck { memory: first_memory(options), vcpus: options.vcpus };
-            (check.words(), Some(Wanted::Linux))
+            (check.words(), Some(Topic::Linux))
         }
     };
     let words = [debian::CONSOLE, &task, own];
@@ -191,24 +236,34 @@ fn absolute(file: &Path) -> Result<PathBuf> {
     file.canonicalize().with_context(|| format!("cannot open {}", file.display()))
 }
 
-fn session(options: &RunOptions, interactive: bool) -> Result<Session> {
+/// Where the serial output goes, and what keeps other runs from writing there: they take a file of their own.
+fn log(options: &RunOptions) -> Result<(PathBuf, Option<fs::File>)> {
+    match &options.log {
+        Some(file) => Ok((file.clone(), None)),
+        None => usual_log(&workspace::logs()?, &format!("run-{}", options.arch)),
+    }
+}
+
+fn usual_log(folder: &Path, name: &str) -> Result<(PathBuf, Option<fs::File>)> {
+    let lock = workspace::try_lock(&folder.join(format!("{name}.lock")))?;
+    let own = if lock.is_some() { name.to_owned() } else { format!("{name}-{}", std::process::id()) };
+    Ok((qemu::log_file(folder, &own), lock))
+}
+
+fn session(options: &RunOptions, interactive: bool, log: PathBuf) -> Session {
     let usual = if options.guest == "builtin" { TIME_LIMIT } else { LONG_TIME_LIMIT };
     let limit = options.timeout.or((!interactive).then_some(usual));
-    let log = match &options.log {
-        Some(file) => file.clone(),
-        None => qemu::log_file(&workspace::logs()?, &format!("run-{}", options.arch)),
-    };
-    Ok(Session {
+    Session {
         limit: limit.map(Duration::from_secs),
         log,
         echo: true,
         keyboard: if interactive { Keyboard::Person(end_keys(&options.guest).0) } else { Keyboard::Closed },
         until: Vec::new(),
-    })
+    }
 }
 
-/// The exit status: the verdict where there is one, otherwise whether the machine came to an orderly end.
-fn judge(options: &RunOptions, interactive: bool, wanted: Option<Wanted>, outcome: &Outcome) -> Result<()> {
+/// The exit status: the verdicts where there are any, otherwise whether the machine came to an orderly end.
+fn judge(options: &RunOptions, interactive: bool, wanted: &[Topic], outcome: &Outcome) -> Result<()> {
     let log = workspace::shown(&outcome.log);
     let end = || {
         let lines = outcome.last_lines(LAST_LINES);
@@ -217,18 +272,21 @@ fn judge(options: &RunOptions, interactive: bool, wanted: Option<Wanted>, outcom
     if let Some(line) = verdict::stopped(&outcome.text) {
         bail!("the hypervisor stopped: {line} (log: {log})");
     }
-    let (what, verdict) = match options.guest.as_str() {
-        "debian" => ("guest's check", verdict::of_linux(&outcome.text)),
-        _ => ("tour", verdict::of_the_tour(&outcome.text)),
-    };
-    match verdict {
-        Some(Verdict::Fail(why)) => bail!("the {what} failed: {why} (log: {log})"),
-        Some(Verdict::Pass) if interactive => return Ok(()),
-        Some(Verdict::Pass) => {}
-        None if interactive && outcome.ending != Ending::TimedOut => return Ok(()),
-        None => ensure!(wanted.is_none(), "no verdict: {}", end()),
+    // A verdict counts even where nobody asked for it: a person may have, at the guest's prompt.
+    let usual = if options.guest == "debian" { Topic::Linux } else { Topic::Tour };
+    let left = interactive && outcome.ending != Ending::TimedOut;
+    let mut passed = false;
+    for topic in wanted.iter().copied().chain((!wanted.contains(&usual)).then_some(usual)) {
+        match topic.verdict(&outcome.text) {
+            Some(Verdict::Fail(why)) => bail!("the {} failed: {why} (log: {log})", topic.name()),
+            Some(Verdict::Pass) => passed = true,
+            None => {
+                ensure!(left || !wanted.contains(&topic), "no verdict of the {}: {}", topic.name(), end())
+            }
+        }
     }
     match outcome.ending {
+        _ if left || (interactive && passed) => Ok(()),
         Ending::Off(status) if status.success() => Ok(()),
         _ => bail!("{}", end()),
     }
@@ -262,7 +320,7 @@ mod tests {
     fn debian_checks_itself_where_nobody_sits_at_the_terminal() {
         let (words, verdict) = debian_words(&options("--guest debian --vcpus 2"), false);
         assert_eq!(words, "console=hvc0 test=self expect_memory=512 expect_vcpus=2 then=poweroff");
-        assert_eq!(verdict, Some(Wanted::Linux));
+        assert_eq!(verdict, Some(Topic::Linux));
         assert_eq!(debian_words(&options("--guest debian"), true), ("console=hvc0 then=shell".into(), None));
     }
 
@@ -272,7 +330,32 @@ mod tests {
         assert_eq!(quiet.0, "console=hvc0 test=self expect_memory=300 expect_vcpus=1 then=poweroff quiet");
         let own = debian_words(&options("--guest debian --append test=bench"), false);
         assert_eq!(own, ("console=hvc0 test=bench".into(), None));
+        let asked = debian_words(&options("--guest debian --append test=workloads"), false);
+        assert_eq!(asked, ("console=hvc0 test=workloads".into(), Some(Topic::Linux)));
         assert_eq!(debian_words(&options("--guest debian --initrd file"), false).0, "console=hvc0");
+    }
+
+    /// How a machine that said this and was switched off is judged.
+    fn judged(words: &str, text: &str) -> Result<()> {
+        let ending = Ending::Off(std::process::ExitStatus::default());
+        let outcome = Outcome { text: text.into(), ending, log: "run.log".into() };
+        judge(&options(""), false, &Topic::asked_for(words), &outcome)
+    }
+
+    #[test]
+    fn a_run_is_as_good_as_the_verdicts_that_its_words_ask_for() {
+        let (passed, failed) = ("(d0) TEST a: PASS\n", "(d0) TEST nosuch: FAIL there is no such test\n");
+        assert!(judged("test=a then=poweroff", passed).is_ok());
+        assert!(judged("test=a+nosuch then=poweroff", &format!("{passed}{failed}")).is_err());
+        assert!(judged("test=a then=poweroff", "(d1) TEST a: PASS\n").is_err(), "no verdict");
+        assert!(judged("tour test=a", "(d0) TOUR: PASS\n").is_err(), "one verdict of two");
+        assert!(judged("tour test=a", "(d0) TOUR: PASS\n(d0) TEST a: PASS\n").is_ok());
+        assert!(judged("soak=control", "(d0) SOAK: FAIL\n").is_err());
+        assert!(judged("soak=control", "").is_err());
+        assert!(judged("soak=control", "(d0) SOAK: PASS\n").is_ok());
+        assert!(judged("note=tour", "").is_ok(), "no tour is asked for");
+        assert!(judged("then=poweroff", "(d0) TOUR: FAIL 1\n").is_err(), "a person asked for it");
+        assert!(judged("tour note=hypervisor panic", "(d0) hypervisor panic\n(d0) TOUR: PASS\n").is_ok());
     }
 
     #[test]
@@ -282,6 +365,7 @@ mod tests {
         assert_eq!(first_memory(&options("--mem 300")), 150);
         assert_eq!(first_memory(&options("--guest debian --dom0-mem 1G --mem 2G")), 1024);
         assert!(check(&options("--dom0-mem 1G")).is_err());
+        assert!(check(&options("--mem 15")).is_err() && check(&options("--mem 16")).is_ok());
     }
 
     #[test]
@@ -290,6 +374,17 @@ mod tests {
         for guest in ["debian", "vmlinuz"] {
             assert_eq!(end_keys(guest).0, [0x1d], "Ctrl-] alone");
         }
+    }
+
+    #[test]
+    fn runs_at_the_same_time_have_logs_of_their_own() {
+        let folder = workspace::tests::scratch("run-logs");
+        let usual = folder.join("run-a.log");
+        let first = usual_log(&folder, "run-a").unwrap();
+        assert_eq!(first.0, usual);
+        assert_ne!(usual_log(&folder, "run-a").unwrap().0, usual);
+        drop(first);
+        assert_eq!(usual_log(&folder, "run-a").unwrap().0, usual);
     }
 
     #[test]

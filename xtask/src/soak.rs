@@ -41,13 +41,31 @@ fn clock() -> Result<u64> {
 
 fn run(arch: Arch, seed: u64, operations: u64, parts: &[Parts]) -> Result<()> {
     let case = soak::case(test::board(arch), seed, operations);
-    match test::run(&case, parts, 1)? {
-        Fate::Passed => println!("{}: well", case.name),
-        Fate::Skipped(why) => println!("{}: skipped: {why}", case.name),
-        Fate::Failed(why) => bail!(
-            "{}: {why}\nthe same again: cargo xtask soak --arch {arch} --seed {seed:#x} --operations {operations} --once",
-            case.name
-        ),
-    }
+    let name = &case.name;
+    let again = format!("cargo xtask soak --arch {arch} --seed {seed:#x} --operations {operations} --once");
+    passed(name, test::run(&case, parts, 1)?, &again)?;
+    println!("{name}: well");
     Ok(())
+}
+
+/// An error for all but a run that passed: one that didn't take place shows nothing.
+fn passed(name: &str, fate: Fate, again: &str) -> Result<()> {
+    match fate {
+        Fate::Passed => Ok(()),
+        Fate::Skipped(why) => bail!("{name}: it can't be run: {why}"),
+        Fate::Failed(why) => bail!("{name}: {why}\nthe same again: {again}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_was_skipped_is_no_success() {
+        assert!(passed("a", Fate::Passed, "x").is_ok());
+        let skipped = passed("a", Fate::Skipped("no memory".into()), "x").unwrap_err();
+        assert_eq!(skipped.to_string(), "a: it can't be run: no memory");
+        assert!(passed("a", Fate::Failed("LOST".into()), "x").is_err());
+    }
 }

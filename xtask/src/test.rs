@@ -12,7 +12,7 @@ use machine_tests::case::{self, Board, Case, Ended, File, Hypervisor};
 use machine_tests::table;
 
 use crate::apart;
-use crate::apt;
+use crate::attacks;
 use crate::boot::{Kind, Machine, Module};
 use crate::check;
 use crate::cli::{Arch, Profile, TestOptions};
@@ -55,6 +55,11 @@ pub fn test(options: &TestOptions) -> Result<()> {
     let apart = !targets.is_empty() || races.is_some();
     let named = !cases.is_empty() || !style.is_empty() || models || apart;
     let host = host_filter(only, named);
+    ensure!(
+        named || host.is_none_or(may_be_in_a_name),
+        "no test's name contains {:?}",
+        only.unwrap_or_default()
+    );
     let report = Report::default();
     check::report(&style, &report)?;
     if let Some(filter) = host {
@@ -96,6 +101,16 @@ fn host_filter(only: Option<&str>, names_others: bool) -> Option<&str> {
         None | Some("host") => Some(""),
         Some(only) => only.strip_prefix("host/").or((!names_others).then_some(only)),
     }
+}
+
+/// Whether one of cargo's own tests could have this in its name. Names are modules and functions, and files for tests in documentation: what
+/// stands in no source and in no file's name is found out here, before anything is built.
+fn may_be_in_a_name(filter: &str) -> bool {
+    let mut sources = String::new();
+    let folders = fs::read_dir(workspace::root()).into_iter().flatten().flatten().map(|entry| entry.path());
+    let crates = folders.filter(|folder| folder.join("Cargo.toml").exists());
+    crates.for_each(|folder| attacks::gather(&folder, &mut sources));
+    filter.split("::").all(|part| part.contains([' ', '/', '.']) || sources.contains(part))
 }
 
 /// Which of loom's tests to run, in the same way; they have to be asked for by `loom`.
@@ -172,7 +187,7 @@ fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<
     });
     let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
     let factor = patience(profile);
-    let bar = report::bar(cases.len(), "machines");
+    let bar = report::bar(cases.len() as u64, "machines");
     let queue = Mutex::new(cases.into_iter());
     let next = || queue.lock().ok().and_then(|mut cases| cases.next());
     thread::scope(|scope| {
@@ -216,18 +231,18 @@ pub fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
 
 /// Why a case cannot be tried here.
 fn obstacle(case: &Case) -> Option<String> {
-    if case.hypervisor == Hypervisor::DebianXen && !xen::can_be_had() {
-        return Some("Debian's package of Xen 4.17 cannot be had on this system".into());
+    if case.hypervisor == Hypervisor::DebianXen
+        && let Some(why) = xen::obstacle()
+    {
+        return Some(why);
     }
     if case.hypervisor == Hypervisor::PenumbraOnDisc
         && let Err(error) = iso::tools()
     {
         return Some(format!("what makes discs cannot be had on this system: {error:#}"));
     }
-    let is_debians =
-        |file: &File| matches!(file, File::DebianKernel | File::DebianRamdisk | File::DebianGrub);
-    if case.modules.iter().any(|(file, _)| is_debians(file)) && !apt::can_be_had() {
-        return Some("Debian's kernel cannot be had on this system".into());
+    if let Some(why) = case.modules.iter().find_map(|(file, _)| debian::obstacle(*file)) {
+        return Some(why);
     }
     let available = available_memory()?;
     (available < case.memory)
@@ -311,7 +326,7 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
     };
     let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
     let path = folder.join(file_name(case));
-    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    workspace::replace(&path, &content)?;
     Ok(path)
 }
 
@@ -378,6 +393,18 @@ mod tests {
         assert_eq!(host_filter(Some("ring::"), false), Some("ring::"));
         assert_eq!((races_filter(None), races_filter(Some("loom/last"))), (Some(""), Some("last")));
         assert_eq!(races_filter(Some("tour")), None);
+    }
+
+    #[test]
+    fn a_name_that_nothing_has_is_known_before_anything_is_built() {
+        for name in ["", "may_be_in", "report::tests::nothing_tested", "hyp-core/src/lib.rs"] {
+            assert!(may_be_in_a_name(name), "{name}");
+        }
+        // Not as a word of this file.
+        let typo = ["qzx", "vk"].concat();
+        for name in [typo.clone(), format!("report::{typo}")] {
+            assert!(!may_be_in_a_name(&name), "{name}");
+        }
     }
 
     #[test]

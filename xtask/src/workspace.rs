@@ -1,11 +1,11 @@
 //! Where things are: the workspace, Cargo's target directory, the artefacts.
 
 use std::env;
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The workspace's root: the folder above this crate.
 pub fn root() -> &'static Path {
@@ -57,6 +57,37 @@ pub fn lock(path: &Path, say: impl FnOnce()) -> Result<File> {
     Ok(file)
 }
 
+/// Holds others off for as long as the file lives, unless somebody else does.
+pub fn try_lock(path: &Path) -> Result<Option<File>> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Writes under another name first: somebody may be reading the file, or interrupt us. What is there already stays as it is.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Others may be writing the same.
+    let partial = path.with_file_name(format!("{name}.{}.partial", std::process::id()));
+    fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("cannot name {}", path.display()))
+}
+
+/// An error that a person understands unless there is a file.
+pub fn is_file(path: &Path) -> Result<()> {
+    ensure!(!path.is_dir(), "{} is a folder, not a file", path.display());
+    ensure!(path.is_file(), "there is no file {}", path.display());
+    Ok(())
+}
+
 /// A path as a person would write it: relative to the workspace where it is inside.
 pub fn shown(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
@@ -65,6 +96,7 @@ pub fn shown(path: &Path) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use std::io::Read;
     use std::sync::mpsc;
     use std::thread;
 
@@ -73,6 +105,19 @@ pub mod tests {
         let path = target().join("penumbra/scratch").join(name);
         let _ = std::fs::remove_dir_all(&path);
         folder(path).unwrap()
+    }
+
+    #[test]
+    fn whoever_reads_a_file_that_is_replaced_reads_the_whole_old_one() {
+        let folder = scratch("replace");
+        let path = folder.join("image-4.17");
+        replace(&path, b"old").unwrap();
+        let mut reader = File::open(&path).unwrap();
+        replace(&path, b"content").unwrap();
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert_eq!((read.as_str(), fs::read(&path).unwrap().as_slice()), ("old", &b"content"[..]));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing is left over");
     }
 
     #[test]

@@ -14,9 +14,9 @@ const PACKAGE: &str = "xen-hypervisor-4.17-amd64";
 /// Where it stands inside.
 const INSIDE: &str = "boot/xen-4.17-amd64.gz";
 
-/// Whether this system's package manager could bring it.
-pub fn can_be_had() -> bool {
-    apt::can_be_had()
+/// Why this system can't bring it, if that is so.
+pub fn obstacle() -> Option<String> {
+    apt::obstacle(PACKAGE)
 }
 
 /// The unpacked hypervisor, fetched at the first call; whoever asks meanwhile waits.

@@ -34,6 +34,11 @@ const ROWS: [(&str, &str); 9] = [
     ("pipe-switch", "pipe round trip, per switch"),
 ];
 
+/// The names of all rows.
+pub fn rows() -> Vec<&'static str> {
+    ROWS.iter().map(|(name, _)| *name).collect()
+}
+
 /// Memory of the kernel, in MiB.
 const GUEST: u64 = 512;
 /// What the guest is told, besides its console and its task. Kernels are measured at their own addresses.

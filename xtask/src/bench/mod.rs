@@ -24,10 +24,10 @@ use anyhow::{Result, ensure};
 use crate::cli::{Arch, BenchGuest, BenchOptions, Profile};
 use crate::image;
 use crate::setup;
-pub use linux::ours as linux_machine;
+pub use linux::{ours as linux_machine, rows as linux_rows};
 pub use machines::machine;
 use report::Table;
-pub use rows::operations_of;
+pub use rows::{names as rows, operations_of};
 
 /// `cargo xtask bench`.
 pub fn bench(options: &BenchOptions) -> Result<()> {

@@ -47,6 +47,11 @@ pub const fn of(arch: Arch) -> &'static [Row] {
     }
 }
 
+/// The names of one architecture's rows.
+pub fn names(arch: Arch) -> Vec<&'static str> {
+    of(arch).iter().map(|row| row.name).collect()
+}
+
 /// Operations that one hypercall of row `name` does.
 pub fn operations_of(arch: Arch, name: &str) -> u64 {
     let known = of(arch).iter().any(|row| row.name == name);
