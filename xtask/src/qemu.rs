@@ -218,9 +218,9 @@ fn decoded(bytes: &mut Vec<u8>) -> String {
     text
 }
 
-/// Whether nothing more is to be waited for after this line.
+/// Whether nothing more is to be waited for after this line. A boot loader may have left a carriage return before it.
 fn is_last(line: &str, until: &[String]) -> bool {
-    verdict::is_stop(line) || until.iter().any(|text| line.contains(text.as_str()))
+    verdict::is_stop(line.trim_start_matches('\r')) || until.iter().any(|text| line.contains(text.as_str()))
 }
 
 /// A log file's place among the artefacts.
@@ -250,7 +250,7 @@ mod tests {
         let guest = machine("guests-words", "echo '(d1) ; the machine stops'; sleep 1; echo more", "END");
         assert!(matches!(guest.ending, Ending::Off(_)), "{:?}", guest.ending);
         assert!(guest.text.ends_with("more\n"));
-        for last in ["(PEN) error: no RAM; the machine stops", "(d0) END"] {
+        for last in ["(PEN) error: no RAM; the machine stops", "\r(PEN) hypervisor panic", "(d0) END"] {
             let outcome = machine("last-words", &format!("echo '{last}'; exec sleep 60"), "END");
             assert_eq!(outcome.ending, Ending::Awaited, "{last}");
         }
