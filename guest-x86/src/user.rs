@@ -6,9 +6,9 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::AtomicU64;
 
-use guest_core::architecture::{Architecture, PAGE_SIZE};
+use guest_core::architecture::{Architecture, PAGE_SHIFT, PAGE_SIZE};
 use guest_core::guest::Guest;
-use guest_core::hypercalls::{address_of, call, mmuext};
+use guest_core::hypercalls::{address_of, call, mmuext, update_entry};
 use guest_core::pages::Page;
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
@@ -16,7 +16,7 @@ use penumbra_abi::mmu::{MMUEXT_NEW_USER_BASEPTR, MMUEXT_PIN_L4_TABLE, MMUEXT_UNP
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
 
 use crate::assembly::{keep_registers, load_kept_registers};
-use crate::machine::X86;
+use crate::machine::{VIRT_BASE, X86};
 
 /// `callback_op`: register, and the kind of callback that is called for system calls (`callback.h`).
 const REGISTER: u64 = 0;
@@ -47,7 +47,8 @@ global_asm!(
     1:  movq {kernel_stack}(%rip), %rsp
         ret
 
-    // Runs the user at rdi with rsi in rbx, the flags in rdx and the code segment in rcx. Changes every register that a caller doesn't expect to be kept.
+    // Runs the user at rdi with rsi in rbx, the flags in rdx, the code segment in rcx and the stack segment in r8. Changes every register that
+    // a caller doesn't expect to be kept.
     enter_user:
     "#,
     keep_registers!(),
@@ -59,7 +60,7 @@ global_asm!(
         ret
     1:  movq %rsp, {kernel_stack}(%rip)
         movq %rsi, %rbx
-        pushq ${stack_segment}
+        pushq %r8
         pushq $0
         pushq %rdx
         pushq %rcx
@@ -74,14 +75,13 @@ global_asm!(
     "#,
     in_syscall = const VGCF_IN_SYSCALL,
     iret = const number::IRET,
-    stack_segment = const FLAT_RING3_SS64,
     kernel_stack = sym KERNEL_STACK,
     options(att_syntax)
 );
 
 unsafe extern "C" {
     fn user_system_call();
-    fn enter_user(code: u64, count: u64, flags: u64, code_segment: u64);
+    fn enter_user(code: u64, count: u64, flags: u64, code_segment: u64, stack_segment: u64);
 }
 
 /// A user.
@@ -133,12 +133,31 @@ impl<'a> User<'a> {
     /// The same, in this code segment.
     pub fn run_in(&self, code_segment: u64, count: u64) {
         let flags: u64;
+        // SAFETY: reads the flags.
+        unsafe { asm!("pushfq", "pop {}", out(reg) flags) };
+        self.run_by(code_segment, flags, FLAT_RING3_SS64.into(), count);
+    }
+
+    /// The same, with these words for `iret`.
+    pub fn run_by(&self, code_segment: u64, flags: u64, stack_segment: u64, count: u64) {
         // SAFETY: whatever the code does, it does with a user's rights; a system call with a count of zero ends it, whose handler returns to
         // here with this stack; every register that this function may not change is on that stack.
-        unsafe {
-            asm!("pushfq", "pop {}", out(reg) flags);
-            enter_user(USER_CODE, count, flags, code_segment);
-        }
+        unsafe { enter_user(USER_CODE, count, flags, code_segment, stack_segment) };
+    }
+
+    /// The kernel's stack for what the user comes with: the first address beyond it.
+    pub fn stack_end(&self) -> u64 {
+        self.guest.address(&self.stack) + PAGE_SIZE
+    }
+
+    /// Has the user's tree lead to the kernel's memory as well, where the kernel may read and write it.
+    ///
+    /// # Errors
+    /// What the hypervisor refuses.
+    pub fn share_kernel(&self) -> Result<(), Errno> {
+        const SLOT: u64 = 511 * 8;
+        let entry = X86::table(self.guest.walk(VIRT_BASE).nth(1).map_or(0, |step| step.table_frame));
+        update_entry::<X86>(self.root() << PAGE_SHIFT | SLOT, entry)
     }
 
     /// Gives its pages back.

@@ -12,6 +12,7 @@ mod debian;
 mod own_fault;
 mod packed;
 pub mod soak;
+mod stacks;
 pub mod stretch;
 pub mod table;
 pub mod verdict;

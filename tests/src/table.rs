@@ -3,7 +3,7 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{aarch64, bad_input, console, debian, own_fault, packed, soak, stretch, verdict};
+use crate::{aarch64, bad_input, console, debian, own_fault, packed, soak, stacks, stretch, verdict};
 
 /// The control domain's prompt.
 pub(crate) const PROMPT: &str = "penumbra# ";
@@ -281,6 +281,7 @@ fn ends(board: Board) -> Vec<Case> {
         let faults = "domain=dying memory=32M die=user-fault";
         let line = "vcpu 0 crashed: page fault at address 0x5000, no handler";
         cases.push(end(board, "domain-end/fault-of-a-user-without-handler", faults, line));
+        cases.push(stacks::case(board, TOURIST));
     }
     cases
 }

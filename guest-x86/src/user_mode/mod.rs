@@ -34,7 +34,7 @@ const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 /// The first byte of the hypervisor's own map of all memory, Xen's as well.
-const HYPERVISOR: u64 = 0xffff_8300_0000_0000;
+pub const HYPERVISOR: u64 = 0xffff_8300_0000_0000;
 /// Every program's last instructions: `xor ebx, ebx; syscall`.
 const END: [u8; 4] = [0x31, 0xdb, 0x0f, 0x05];
 /// Hypercalls' numbers that users try.
