@@ -107,6 +107,11 @@ impl<'a, A: Architecture> EmptiedTables<'a, A> {
         Ok(())
     }
 
+    /// Where the first of them can be written while it is out, and not otherwise.
+    pub fn place(&self) -> u64 {
+        self.guest.address(&self.tables[0])
+    }
+
     /// Whether they are all hooked in: the first one that isn't can be written still.
     pub fn are_in(&self) -> bool {
         !self.tables.iter().any(|table| A::try_write_word(self.guest.address(table), 0))

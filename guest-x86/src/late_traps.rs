@@ -19,7 +19,8 @@ use penumbra_abi::vcpu::{VCPUOP_DOWN, VCPUOP_IS_UP, VCPUOP_UP};
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 use crate::machine::X86;
-use crate::user::User;
+use crate::user::{KERNEL_STACK, User};
+use crate::user_mode::came::{MASKS_EVENTS, PAGE_FAULT};
 use crate::{direction, traps};
 
 const DEBUG: u8 = 1;
@@ -42,6 +43,11 @@ const TRIES: usize = 150;
 const COUNTING: [u64; 2] = [
     u64::from_le_bytes([0x48, 0xff, 0xcb, 0x75, 0xfb, 0x0f, 0x05, 0xeb]),
     u64::from_le_bytes([0xfe, 0, 0, 0, 0, 0, 0, 0]),
+];
+/// The same, before a page fault: `1: dec rbx; jnz 1b; mov rax, [0x5000]; jmp .`.
+const COUNTING_TO_A_FAULT: [u64; 2] = [
+    u64::from_le_bytes([0x48, 0xff, 0xcb, 0x75, 0xfb, 0x48, 0x8b, 0x04]),
+    u64::from_le_bytes([0x25, 0, 0x50, 0, 0, 0xeb, 0xfe, 0]),
 ];
 /// How far it counts, two instructions each: for several turns, in one of which the other vCPU takes the tables out.
 const FAR: u64 = 40_000_000;
@@ -78,14 +84,24 @@ global_asm!(
         andq $~0x100, 16(%rsp)
         orq $3, 8(%rsp)
         iretq
+    // A user's page fault, which ends the user; the kernel's own are dealt with as ever. Stack, lowest first: rcx, r11, error code, rip, cs.
+    late_user_fault:
+        testb $3, 32(%rsp)
+        jz {page_fault}
+        incq {count}(%rip)
+        movq {kernel_stack}(%rip), %rsp
+        ret
     "#,
     count = sym COUNT,
     seen = sym SEEN,
+    kernel_stack = sym KERNEL_STACK,
+    page_fault = sym traps::trap_page_fault,
     options(att_syntax)
 );
 
 unsafe extern "C" {
     fn late_trap();
+    fn late_user_fault();
 }
 
 /// A way into the hypervisor that ends in this kernel: `true` if it came, once, and everything was as it should be.
@@ -98,7 +114,7 @@ const WAYS: &[(&str, Way)] = &[
     ("a single step", single_step),
     ("an undefined instruction", direction::fault),
     ("an instruction that is carried out", direction::cpuid),
-    ("iret", iret),
+    ("iret", || iret(KERNEL_CODE)),
 ];
 
 /// Runs the test `late-traps`. The word `spinner` says that domain 1 never gives the CPU away, that this one has two
@@ -113,8 +129,10 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
         check.that(name, matches!(with_tables_out(guest, way), Ok((true, _))));
     }
     upcall(guest, check);
+    check.that("iret to a user", iret_to_user(guest) == Ok(true));
     if guest.words().has("spinner") {
-        check.that("a user's system call", system_call(guest) == Ok(true));
+        check.that("a user's system call", way_from_user(guest, &COUNTING) == Ok(true));
+        check.that("a user's page fault", fault_of_user(guest) == Ok(true));
         interrupted(guest, check);
     }
 }
@@ -163,8 +181,8 @@ fn single_step() -> bool {
     traps_once!("pushfq", "or qword ptr [rsp], 0x100", "popfq", "nop")
 }
 
-/// The hypercall that takes all registers from the stack.
-fn iret() -> bool {
+/// The hypercall that takes all registers from the stack, with this code segment of the kernel's.
+pub fn iret(code: u64) -> bool {
     let (rax, rcx, r11): (u64, u64, u64);
     // SAFETY: it goes on at label 2 with this stack; rax, rcx and r11 are those that it changes.
     unsafe {
@@ -187,7 +205,7 @@ fn iret() -> bool {
             stack = out(reg) _,
             place = out(reg) _,
             data = in(reg) u64::from(FLAT_RING3_SS64),
-            code = in(reg) KERNEL_CODE,
+            code = in(reg) code,
             rcx_value = in(reg) RCX,
             r11_value = in(reg) R11,
             rax_value = in(reg) RAX,
@@ -218,13 +236,57 @@ fn upcall(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("give the page back", events.close());
 }
 
-/// A user's system call: while the user counts, the second vCPU takes the tables out. (That it is told to only a few instructions before
-/// the user begins makes no difference here, where instructions are counted: a turn never ends between the two.)
-fn system_call(guest: &Guest<X86>) -> Result<bool, Errno> {
+/// `iret` to a user, which finds out whether the tables are in by writing to one of them. Its fault comes to a handler that masks events, as
+/// those do to whom the hypervisor has short ways, here and back.
+fn iret_to_user(guest: &Guest<X86>) -> Result<bool, Errno> {
     let tables = EmptiedTables::new(guest)?;
-    let user = User::new(guest, &COUNTING)?;
+    // `movabs rdi, place; mov [rdi], rbx; syscall`
+    let mut code = [0; 16];
+    code[..2].copy_from_slice(&[0x48, 0xbf]);
+    code[2..10].copy_from_slice(&tables.place().to_le_bytes());
+    code[10..15].copy_from_slice(&[0x48, 0x89, 0x1f, 0x0f, 0x05]);
+    let (low, high) = (code.first_chunk().ok_or(Errno::EINVAL)?, code.last_chunk().ok_or(Errno::EINVAL)?);
+    let user = User::new(guest, &[u64::from_le_bytes(*low), u64::from_le_bytes(*high)])?;
+    user.share_kernel()?;
+    let faults = with_faults_of_user(|| {
+        tables.take_out()?;
+        user.run(0);
+        Ok(())
+    })?;
+    user.end()?;
+    tables.put_back()?;
+    Ok(faults == 1)
+}
+
+/// A user's page fault, as [`way_from_user`], to a handler that masks events.
+fn fault_of_user(guest: &Guest<X86>) -> Result<bool, Errno> {
+    let mut came = false;
+    let faults = with_faults_of_user(|| {
+        came = way_from_user(guest, &COUNTING_TO_A_FAULT)?;
+        Ok(())
+    })?;
+    Ok(came && faults == 1)
+}
+
+/// How many page faults of users come meanwhile.
+fn with_faults_of_user(run: impl FnOnce() -> Result<(), Errno>) -> Result<u64, Errno> {
+    COUNT.store(0, Ordering::Relaxed);
+    traps::install_one(PAGE_FAULT as u8, MASKS_EVENTS, late_user_fault)?;
+    let ran = run();
+    X86::install_traps();
+    ran.map(|()| COUNT.load(Ordering::Relaxed))
+}
+
+/// A user's system call, or page fault: while the user counts, the second vCPU takes the tables out. (That it is told to only a few instructions before
+/// the user begins makes no difference here, where instructions are counted: a turn never ends between the two.)
+fn way_from_user(guest: &Guest<X86>, code: &[u64]) -> Result<bool, Errno> {
+    let tables = EmptiedTables::new(guest)?;
+    let user = User::new(guest, code)?;
     let stack = STACK.as_ptr_range().end as u64;
-    X86::initialise_vcpu(1, guest.root_frame(), take_out, stack)?;
+    // It stays what it has become.
+    let first = X86::initialise_vcpu(1, guest.root_frame(), take_out, stack);
+    first.or_else(|error| if error == Errno::EEXIST { Ok(()) } else { Err(error) })?;
+    TAKEN.store(0, Ordering::Release);
     let up = |operation| call::<X86>(number::VCPU_OP, &[operation, 1]);
     up(VCPUOP_UP)?;
     TABLES.store(ptr::from_ref(&tables).cast_mut().cast(), Ordering::Release);
@@ -240,19 +302,20 @@ fn system_call(guest: &Guest<X86>) -> Result<bool, Errno> {
     Ok(came && down)
 }
 
-/// The second vCPU: takes the tables out and keeps the CPU for as long as it may, until there is nothing to be taken out any more.
+/// The second vCPU: takes the tables out and keeps the CPU for as long as it may, until there is nothing to be taken out any more. Then it goes
+/// down, and when it comes up again there is something else.
 extern "C" fn take_out(vcpu: u64) -> ! {
     // SAFETY: vCPU 0 keeps the tables until this vCPU is down; `take_out` needs them by reference alone.
     let tables = || unsafe { TABLES.load(Ordering::Acquire).as_ref() };
-    while tables().is_none() {
-        core::hint::spin_loop();
-    }
-    let taken = tables().map(EmptiedTables::take_out);
-    TAKEN.store(if taken == Some(Ok(())) { 1 } else { 2 }, Ordering::Release);
-    while tables().is_some() {
-        core::hint::spin_loop();
-    }
     loop {
+        while tables().is_none() {
+            core::hint::spin_loop();
+        }
+        let taken = tables().map(EmptiedTables::take_out);
+        TAKEN.store(if taken == Some(Ok(())) { 1 } else { 2 }, Ordering::Release);
+        while tables().is_some() {
+            core::hint::spin_loop();
+        }
         let _ = call::<X86>(number::VCPU_OP, &[VCPUOP_DOWN, vcpu]);
     }
 }

@@ -82,7 +82,7 @@ unsafe extern "C" {
     fn trap_invalid_opcode();
     fn trap_not_present();
     fn trap_general_protection();
-    fn trap_page_fault();
+    pub(crate) fn trap_page_fault();
 }
 
 /// Reports a fault that nobody expected, and crashes the domain.

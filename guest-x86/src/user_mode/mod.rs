@@ -5,6 +5,7 @@
 //! the user's; at the end the user must have kept them all.
 
 pub mod came;
+mod words;
 
 use core::arch::asm;
 use core::array;
@@ -156,6 +157,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     permissions(guest, check);
     accesses(guest, &events, check);
     event(guest, &events, check);
+    words::run(guest, &events, check);
     X86::remove_traps();
     check.that("the handlers that were there before", X86::install_traps());
     check.done("give the page back", events.close());
