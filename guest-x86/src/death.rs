@@ -8,12 +8,13 @@ use core::arch::global_asm;
 
 use guest_core::architecture::{Architecture, Death, PAGE_SHIFT, PAGE_SIZE};
 use guest_core::guest::Guest;
-use guest_core::hypercalls::{call, mmuext, update_va_mapping};
+use guest_core::hypercalls::{self, call, mmuext, update_va_mapping};
 use guest_core::pages::Page;
 use guest_core::say;
 use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::mmu::MMUEXT_NEW_USER_BASEPTR;
+use penumbra_abi::sched::SHUTDOWN_POWEROFF;
 use penumbra_abi::x86_64::{FLAT_RING3_CS64, FLAT_RING3_SS64, HYPERVISOR_VIRT_END, IretContext};
 
 use crate::assembly::{keep_registers, load_kept_registers};
@@ -58,7 +59,7 @@ fn fault_of_a_user(guest: &Guest<X86>) {
     let Ok(user) = faulting(guest) else { return };
     X86::remove_traps();
     user.run(0);
-    say!(X86, "still alive after the user");
+    survived("after the user");
 }
 
 /// A user that faults, and its handler.
@@ -110,8 +111,13 @@ unsafe extern "C" {
 }
 
 extern "C" fn said() -> ! {
-    say!(X86, "still alive in the handler");
-    X86::halt()
+    survived("in the handler")
+}
+
+/// What must not be.
+fn survived(place: &str) -> ! {
+    say!(X86, "still alive {place}");
+    hypercalls::shutdown::<X86>(SHUTDOWN_POWEROFF)
 }
 
 /// Where a stack may be.
@@ -145,7 +151,7 @@ fn fault_with_stack(guest: &Guest<X86>, stack: impl FnOnce(&There<'_>) -> u64) {
     say!(X86, "the stack ends at {stack:#x}");
     if call::<X86>(number::STACK_SWITCH, &[FLAT_RING3_SS64.into(), stack]).is_ok() {
         user.run(0);
-        say!(X86, "still alive after the user");
+        survived("after the user");
     }
 }
 
@@ -159,7 +165,7 @@ fn iret_with_stack(guest: &Guest<X86>, stack: impl FnOnce(&There<'_>) -> u64) {
     say!(X86, "iret with its words at {stack:#x}");
     // SAFETY: it returns if a user came of it; else the domain is at its end.
     unsafe { iret_from(stack) };
-    say!(X86, "still alive after iret");
+    survived("after iret");
 }
 
 fn iret_without_a_user(guest: &Guest<X86>) {
@@ -172,7 +178,7 @@ fn iret_without_a_user(guest: &Guest<X86>) {
     say!(X86, "iret to user mode with no root for that");
     // SAFETY: as above.
     unsafe { iret_from(guest.address(&there.pages[0])) };
-    say!(X86, "still alive after iret");
+    survived("after iret");
 }
 
 /// Writes what `iret` takes into the first page, as far as it has room for that.
