@@ -22,10 +22,10 @@ const DEATHS: [&str; 11] = [
 ];
 /// Frames of each: 16 MiB.
 const FRAMES: u64 = 16 << 8;
-/// Those which have no stack for the page fault come first; the others have no words for `iret`, or no user.
+/// Those which have no stack for the page fault come first, then those without words for `iret`; the last has no user.
 const WITHOUT_STACK: usize = 6;
+const WITHOUT_WORDS: usize = 10;
 const GONE: &str = " is gone; ";
-
 /// The case, in which domain 1 is a tourist with these words.
 pub(crate) fn case(board: Board, tourist: &'static str) -> Case {
     let case = Case::new(board, "domain-end/bad-stacks-for-user-mode", "then=shell").domain(tourist);
@@ -40,11 +40,8 @@ pub(crate) fn case(board: Board, tourist: &'static str) -> Case {
 
 fn each_dies_of_its_own(text: &str) -> Result<(), String> {
     for (index, words) in DEATHS.into_iter().enumerate() {
-        let reason = match index {
-            0..WITHOUT_STACK => "no stack for exception 14 at 0x0",
-            _ => "iret without a context that could be used",
-        };
         let domain = index + 2;
+        let reason = reason(text, index, domain)?;
         let line = format!("error: d{domain} vcpu 0 crashed: {reason}");
         let died = verdict::lines_of(text, verdict::HYPERVISOR).filter(|said| said.trim_end() == line);
         if died.count() != 1 {
@@ -52,6 +49,28 @@ fn each_dies_of_its_own(text: &str) -> Result<(), String> {
         }
     }
     every_frame_comes_back(text)
+}
+
+/// Of what a domain must have died: the log names the place that the domain says it has.
+fn reason(text: &str, index: usize, domain: usize) -> Result<String, String> {
+    match index {
+        0..WITHOUT_STACK => {
+            Ok(format!("no stack for exception 14 at {}", said_by(text, domain, "the stack ends at ")?))
+        }
+        WITHOUT_STACK..WITHOUT_WORDS => {
+            let words = said_by(text, domain, "iret with its words at ")?;
+            Ok(format!("iret without a context that could be used at {words}"))
+        }
+        _ => Ok("iret to user mode without a root for it".into()),
+    }
+}
+
+/// What the domain says behind these words.
+fn said_by<'a>(text: &'a str, domain: usize, words: &str) -> Result<&'a str, String> {
+    let speaker = format!("(d{domain}) ");
+    let mut said =
+        text.lines().filter_map(|line| line.trim_end().strip_prefix(&speaker)?.strip_prefix(words));
+    said.next().ok_or_else(|| format!("domain {domain} doesn't say {words:?}"))
 }
 
 /// Of each that is gone, there are so many more free frames.
@@ -71,37 +90,43 @@ fn every_frame_comes_back(text: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn story(reason: impl Fn(usize) -> &'static str) -> String {
+    /// The story with the reasons that there are, but for one domain's.
+    fn story(other: usize, reason_of_other: &str) -> String {
         let lines = (0..DEATHS.len()).map(|index| {
             let (domain, free) = (index + 2, 1000 + index as u64 * FRAMES);
-            let died = format!("(PEN) error: d{domain} vcpu 0 crashed: {}\n", reason(index));
-            format!("{died}(PEN) d{domain} is gone; {free} frames are free\n")
+            let place = format!("0x{domain}000");
+            let (said, reason) = match index {
+                0..6 => ("the stack ends at", format!("no stack for exception 14 at {place}")),
+                6..10 => (
+                    "iret with its words at",
+                    format!("iret without a context that could be used at {place}"),
+                ),
+                _ => ("", "iret to user mode without a root for it".to_owned()),
+            };
+            let reason = if index == other { reason_of_other.to_owned() } else { reason };
+            let died = format!("(PEN) error: d{domain} vcpu 0 crashed: {reason}\n");
+            format!("(d{domain}) {said} {place}\n{died}(PEN) d{domain} is gone; {free} frames are free\n")
         });
         lines.collect()
     }
 
-    fn good(index: usize) -> &'static str {
-        if index < 6 {
-            "no stack for exception 14 at 0x0"
-        } else {
-            "iret without a context that could be used"
-        }
-    }
+    const NONE: usize = DEATHS.len();
 
     #[test]
     fn a_death_of_something_else_is_noticed() {
-        assert_eq!(each_dies_of_its_own(&story(good)), Ok(()));
-        assert!(
-            each_dies_of_its_own(&story(|index| if index == 3 { "page fault" } else { good(index) }))
-                .is_err()
-        );
+        assert_eq!(each_dies_of_its_own(&story(NONE, "")), Ok(()));
+        let other = |index, reason| each_dies_of_its_own(&story(index, reason));
+        assert!(other(3, "page fault").is_err());
+        assert!(other(3, "no stack for exception 14 at 0x0").is_err());
+        assert!(other(7, "iret without a context that could be used at 0x0").is_err());
+        assert!(other(10, "iret without a context that could be used at 0x12000").is_err());
         assert!(each_dies_of_its_own("").is_err());
     }
 
     #[test]
     fn a_frame_that_stays_away_is_noticed() {
         let last = 1000 + 10 * FRAMES;
-        let lost = story(good).replace(&format!("{last} frames"), &format!("{} frames", last - 1));
+        let lost = story(NONE, "").replace(&format!("{last} frames"), &format!("{} frames", last - 1));
         assert!(each_dies_of_its_own(&lost).is_err());
     }
 }
