@@ -7,9 +7,10 @@ use crate::verdict;
 
 /// Operations of each hostile domain when a person asks for minutes: a run takes about one.
 pub const OPERATIONS: u64 = 20_000;
-/// The seed of the run that belongs to every test run, and its operations.
+/// The seed of the run that belongs to every test run.
 const SEED: u64 = 7;
-const OPERATIONS_IN_TESTS: u64 = 12_000;
+/// Operations of each hostile domain in a test run.
+pub const OPERATIONS_IN_TESTS: u64 = 12_000;
 /// Seconds after which a run is stopped. Its end is a matter of instructions: this is only for machines that stand still.
 const LIMIT: u64 = 600;
 /// Hostile domains that begin at once, and as many again that begin later.
@@ -49,6 +50,11 @@ pub fn cases(board: Board) -> Vec<Case> {
     vec![case(board, SEED, OPERATIONS_IN_TESTS)]
 }
 
+/// The seeds after that one, which a test run goes on with for as long as it is told to.
+pub fn further(board: Board) -> impl Iterator<Item = (u64, Case)> {
+    (SEED + 1..).map(move |seed| (seed, case(board, seed, OPERATIONS_IN_TESTS)))
+}
+
 /// The witness's lines are whole, in order, and each has the right sum.
 fn the_witness_lost_nothing(text: &str) -> Result<(), String> {
     let lines = verdict::lines_of(text, WITNESS).skip_while(|line| !line.starts_with("witness: "));
@@ -85,6 +91,12 @@ mod tests {
         assert!(the_witness_lost_nothing(&lines(&[1, 3])).is_err());
         assert!(the_witness_lost_nothing("(d1) witness: round 1, 9 pages, sum 0x1\n").is_err());
         assert!(the_witness_lost_nothing("(d1) witness: LOST a word\n").is_err());
+    }
+
+    #[test]
+    fn further_seeds_are_others() {
+        let names: Vec<String> = further(Board::Q35).take(2).map(|(_, case)| case.name).collect();
+        assert_eq!(names, ["x86_64/soak/seed-0x8", "x86_64/soak/seed-0x9"]);
     }
 
     #[test]

@@ -166,6 +166,9 @@ pub struct TestOptions {
     /// How long each fuzz target runs
     #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub fuzz_seconds: u64,
+    /// How long each machine's soak goes on with further seeds
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    pub soak_seconds: u64,
     /// Cargo's profile for everything that is built
     #[arg(long, value_enum, default_value = "release")]
     pub profile: Profile,

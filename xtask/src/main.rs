@@ -19,6 +19,7 @@ mod files;
 mod house;
 mod image;
 mod iso;
+mod machines;
 mod model;
 mod process;
 mod profile;

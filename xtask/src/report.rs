@@ -72,6 +72,14 @@ impl Report {
     }
 }
 
+/// Prints something beside the tests' lines.
+pub fn note(line: &str, bar: Option<&ProgressBar>) {
+    match bar {
+        Some(bar) => bar.suspend(|| println!("         {line}")),
+        None => println!("         {line}"),
+    }
+}
+
 /// A bar that counts to `length`, on a terminal.
 pub fn bar(length: u64, what: &str) -> Option<ProgressBar> {
     if !std::io::stderr().is_terminal() {

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use machine_tests::case::Case;
 use machine_tests::soak;
 
 use crate::cli::{Arch, Profile, SoakOptions};
@@ -39,11 +40,40 @@ fn clock() -> Result<u64> {
     Ok(since.as_secs() << 8)
 }
 
+/// Name of the test that is [`further`].
+pub fn name(arch: Arch) -> String {
+    format!("{arch}/soak/further-seeds")
+}
+
+/// The soak that belongs to every test run: one seed after another, always the same ones, until the time is up, which decides how many
+/// there are and nothing else. `tell` is told each.
+pub fn further(
+    arch: Arch,
+    seconds: u64,
+    tell: impl Fn(&str),
+    run: impl Fn(&Case) -> Result<Fate>,
+) -> Result<Fate> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut fate = Fate::Skipped("there was no time for it".into());
+    for (seed, case) in soak::further(test::board(arch)).take_while(|_| Instant::now() < end) {
+        tell(&case.name);
+        fate = run(&case)?;
+        if let Fate::Failed(why) = fate {
+            let again = again(arch, seed, soak::OPERATIONS_IN_TESTS);
+            return Ok(Fate::Failed(format!("{}: {why}\n    the same again: {again}", case.name)));
+        }
+    }
+    Ok(fate)
+}
+
+fn again(arch: Arch, seed: u64, operations: u64) -> String {
+    format!("cargo xtask soak --arch {arch} --seed {seed:#x} --operations {operations} --once")
+}
+
 fn run(arch: Arch, seed: u64, operations: u64, parts: &[Parts]) -> Result<()> {
     let case = soak::case(test::board(arch), seed, operations);
     let name = &case.name;
-    let again = format!("cargo xtask soak --arch {arch} --seed {seed:#x} --operations {operations} --once");
-    passed(name, test::run(&case, parts, 1)?, &again)?;
+    passed(name, test::run(&case, parts, 1)?, &again(arch, seed, operations))?;
     println!("{name}: well");
     Ok(())
 }
@@ -59,7 +89,25 @@ fn passed(name: &str, fate: Fate, again: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[test]
+    fn further_seeds_go_on_until_one_fails_or_the_time_is_up() {
+        let told = Cell::new(0);
+        let tell = |_: &str| told.set(told.get() + 1);
+        let third_fails =
+            |_: &Case| Ok(if told.get() < 3 { Fate::Passed } else { Fate::Failed("lost".into()) });
+        let Ok(Fate::Failed(why)) = further(Arch::X86_64, 3600, tell, third_fails) else {
+            panic!("no failure was told")
+        };
+        assert!(
+            why.starts_with("x86_64/soak/seed-0xa: lost") && why.contains("--seed 0xa --operations 12000")
+        );
+        let never = |_: &Case| -> Result<Fate> { bail!("it was run") };
+        assert!(matches!(further(Arch::X86_64, 0, tell, never), Ok(Fate::Skipped(_))));
+    }
 
     #[test]
     fn a_run_that_was_skipped_is_no_success() {

@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,21 +17,20 @@ use crate::cli::{Arch, Profile, TestOptions};
 use crate::debian;
 use crate::debugger::Debugger;
 use crate::files;
-use crate::image::{self, Artefacts};
+use crate::image::Artefacts;
 use crate::iso;
+use crate::machines::{self, Job};
 use crate::model;
 use crate::process;
 use crate::progress::Step;
 use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
-use crate::report::{self, Fate, Report};
+use crate::report::{Fate, Report};
 use crate::script::{self, Script};
-use crate::setup;
+use crate::soak;
 use crate::toolchain;
 use crate::workspace;
 use crate::xen;
 
-/// Machines that run at the same time.
-const AT_ONCE: usize = 2;
 /// How many of a machine's last lines a failure shows.
 const LAST_LINES: usize = 8;
 
@@ -53,7 +50,8 @@ pub fn test(options: &TestOptions) -> Result<()> {
     let targets: Vec<_> = apart::TARGETS.into_iter().filter(|name| chosen(&format!("fuzz/{name}"))).collect();
     let races = races_filter(only);
     let apart = !targets.is_empty() || races.is_some();
-    let named = !cases.is_empty() || !style.is_empty() || models || apart;
+    let soaks: Vec<Arch> = arches.into_iter().filter(|arch| chosen(&soak::name(*arch))).collect();
+    let named = !cases.is_empty() || !soaks.is_empty() || !style.is_empty() || models || apart;
     let host = host_filter(only, named);
     ensure!(
         named || host.is_none_or(may_be_in_a_name),
@@ -73,8 +71,10 @@ pub fn test(options: &TestOptions) -> Result<()> {
     if !targets.is_empty() {
         apart::fuzz(targets, options.fuzz_seconds, &report)?;
     }
-    if !cases.is_empty() {
-        machine_tests(cases, options.profile, &report)?;
+    let jobs: Vec<Job> =
+        soaks.into_iter().map(Job::Soak).chain(cases.into_iter().map(Box::new).map(Job::Machine)).collect();
+    if !jobs.is_empty() {
+        machines::run(jobs, options, &report)?;
     }
     report.close()
 }
@@ -87,7 +87,8 @@ pub fn board(arch: Arch) -> Board {
     }
 }
 
-fn arch(board: Board) -> Arch {
+/// The architecture of a board.
+pub fn arch(board: Board) -> Arch {
     match board {
         Board::Virt => Arch::Aarch64,
         Board::Q35 => Arch::X86_64,
@@ -173,46 +174,6 @@ pub struct Parts {
     pub artefacts: Artefacts,
     /// The hypervisor with the oracle, if a case wants it.
     pub oracle: Option<PathBuf>,
-}
-
-fn machine_tests(cases: Vec<Case>, profile: Profile, report: &Report) -> Result<()> {
-    let arches: Vec<Arch> =
-        Arch::ALL.into_iter().filter(|one| cases.iter().any(|case| arch(case.board) == *one)).collect();
-    setup::emulators(&arches)?;
-    let wants_oracle = cases.iter().any(|case| case.hypervisor == Hypervisor::PenumbraWithOracle);
-    let parts = arches.iter().map(|arch| {
-        let artefacts = image::artefacts(*arch, profile)?;
-        let oracle = (wants_oracle && *arch == Arch::Aarch64).then(|| image::oracle(profile)).transpose()?;
-        Ok(Parts { arch: *arch, artefacts, oracle })
-    });
-    let parts: Vec<Parts> = parts.collect::<Result<_>>()?;
-    let factor = patience(profile);
-    let bar = report::bar(cases.len() as u64, "machines");
-    let queue = Mutex::new(cases.into_iter());
-    let next = || queue.lock().ok().and_then(|mut cases| cases.next());
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some(case) = next() {
-                    let fate =
-                        run(&case, &parts, factor).unwrap_or_else(|error| Fate::Failed(format!("{error:#}")));
-                    report.enter(&case.name, &fate, bar.as_ref());
-                    bar.iter().for_each(|bar| bar.inc(1));
-                }
-            });
-        }
-    });
-    bar.iter().for_each(|bar| bar.finish_and_clear());
-    Ok(())
-}
-
-/// By what a case's time limit is multiplied: with all checks on and no optimisation across crates, machines with much
-/// memory take their time.
-fn patience(profile: Profile) -> u32 {
-    match profile {
-        Profile::Release => 1,
-        Profile::Dev => 3,
-    }
 }
 
 /// Boots one machine and judges it.
