@@ -324,19 +324,26 @@ fn every_frame_comes_back(text: &str) -> Result<(), String> {
     }
 }
 
-/// The tour, and all that guests test or die of, once more under the oracle: a second stage of translation that knows nothing of page
+/// Whatever guests do, once more under the oracle: a second stage of translation that knows nothing of page
 /// tables, only of frames. What the validator lets through by mistake, it stops (ATTACKS.md).
 fn judged(board: Board, all: &[Case]) -> Vec<Case> {
-    const CHAPTERS: [&str; 3] = ["aarch64/tour", "aarch64/guest-test/", "aarch64/domain-end/"];
+    const CHAPTERS: [&str; 6] = ["tour", "guest-test/", "domain-end/", "boot/", "console/", "soak/"];
     if board != Board::Virt {
         return Vec::new();
     }
-    let chosen = all.iter().filter(|case| CHAPTERS.iter().any(|chapter| case.name.starts_with(chapter)));
+    let chosen = all.iter().filter(|case| {
+        let name = case.name.trim_start_matches("aarch64/");
+        CHAPTERS.iter().any(|chapter| name.starts_with(chapter))
+    });
     let judged = chosen.map(|case| {
         let mut case = Case { hypervisor: Hypervisor::PenumbraWithOracle, ..case.clone() };
         case.name = case.name.replacen("aarch64/", "aarch64/oracle/", 1);
-        case.story.insert(0, "(PEN) oracle: every frame that a guest reaches is judged");
-        case.story.push("first accesses were judged");
+        // It is switched on when the hypervisor has its own tables.
+        let at = usize::from(case.story.first().is_some_and(|text| text.contains("own tables: ")));
+        case.story.insert(at, "(PEN) oracle: every frame that a guest reaches is judged");
+        if case.end == End::Off {
+            case.story.push("first accesses were judged");
+        }
         case.limit *= 3;
         case
     });
