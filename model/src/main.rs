@@ -2,6 +2,7 @@
 //!
 //! Sessions are numbered; a session's number is its seed, so any of them is repeated by `model --seed N --sessions 1`. What `cargo xtask
 //! test` and `cargo xtask fuzz` run. One line goes to standard output for each piece of progress, and one at the end.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 use std::sync::Mutex;

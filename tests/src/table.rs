@@ -3,7 +3,7 @@
 //! Each function is one chapter of what must work; most of it is the same on both machines.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
-use crate::{aarch64, bad_input, console, debian, own_fault, packed, soak, stacks, stretch, verdict};
+use crate::{aarch64, bad_input, console, debian, oracle, own_fault, packed, soak, stacks, stretch, verdict};
 
 /// The control domain's prompt.
 pub(crate) const PROMPT: &str = "penumbra# ";
@@ -33,7 +33,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         stretch::cases(board),
     ]
     .concat();
-    let judged = judged(board, &all);
+    let judged = oracle::judged(board, &all);
     [all, judged].concat()
 }
 
@@ -322,32 +322,6 @@ fn every_frame_comes_back(text: &str) -> Result<(), String> {
         }
         other => Err(format!("two domains should have gone, but these did: {other:?}")),
     }
-}
-
-/// Whatever guests do, once more under the oracle: a second stage of translation that knows nothing of page
-/// tables, only of frames. What the validator lets through by mistake, it stops (ATTACKS.md).
-fn judged(board: Board, all: &[Case]) -> Vec<Case> {
-    const CHAPTERS: [&str; 6] = ["tour", "guest-test/", "domain-end/", "boot/", "console/", "soak/"];
-    if board != Board::Virt {
-        return Vec::new();
-    }
-    let chosen = all.iter().filter(|case| {
-        let name = case.name.trim_start_matches("aarch64/");
-        CHAPTERS.iter().any(|chapter| name.starts_with(chapter))
-    });
-    let judged = chosen.map(|case| {
-        let mut case = Case { hypervisor: Hypervisor::PenumbraWithOracle, ..case.clone() };
-        case.name = case.name.replacen("aarch64/", "aarch64/oracle/", 1);
-        // It is switched on when the hypervisor has its own tables.
-        let at = usize::from(case.story.first().is_some_and(|text| text.contains("own tables: ")));
-        case.story.insert(at, "(PEN) oracle: every frame that a guest reaches is judged");
-        if case.end == End::Off {
-            case.story.push("first accesses were judged");
-        }
-        case.limit *= 3;
-        case
-    });
-    judged.collect()
 }
 
 /// Our kernel with nothing below it: what is measured natively is the same kernel.

@@ -4,6 +4,7 @@
 //! and the guest kernels, [`image`] brings them into the forms that the boot loaders want, [`boot`] writes the
 //! emulator's command line, [`qemu`] runs it, and [`run`] judges what it said. [`test`] does the same for each row
 //! of the table in the `machine-tests` crate.
+#![forbid(unsafe_code)]
 
 mod apart;
 mod apt;

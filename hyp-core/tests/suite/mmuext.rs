@@ -338,6 +338,8 @@ fn xsa_29_and_212_no_pointer_leads_into_the_hypervisor() {
 
 /// Each hypercall that takes a pointer, with `bad` for each of its pointers in turn and `good` for the others. What begins with `0:` answers
 /// with the number of things done.
+///
+/// Long because it is a list, a line for each.
 fn calls(rig: &Rig, who: usize, bad: u64, good: u64) -> Vec<(&'static str, u64, [u64; 6])> {
     let own = MemoryReservation {
         nr_extents: 1,

@@ -390,18 +390,7 @@ impl Model {
             Step::Remap(at, raw, of) => self.remap(who, step, *at, *raw, *of),
             Step::Pin(at, level) => self.pin(who, step, *at, *level),
             Step::Unpin(at) => self.unpin(who, step, *at),
-            Step::Build(at, level, entries) => {
-                let frame = self.few[who][*at];
-                let _ = self.rig.remap(who, POOL + *at as u64, 0);
-                for (index, raw) in entries {
-                    let raw = self.raw(who, *raw);
-                    let expected = self.may_write(who, frame, *index, raw, who);
-                    let answer = self.rig.update(who, &[(place(frame, *index), raw)]);
-                    self.agree(step, &expected, answer);
-                    self.tidy();
-                }
-                self.pin(who, step, *at, *level);
-            }
+            Step::Build(at, level, entries) => self.build(who, step, (*at, *level), entries),
             Step::Root(at) => self.root(who, step, self.few[who][*at]),
             Step::FirstRoot => self.root(who, step, self.rig.domains[who].root),
             Step::UserRoot(at) => {
@@ -416,51 +405,13 @@ impl Model {
             Step::Piecemeal(at, level, budget, times) => {
                 self.piecemeal(who, step, (*at, *level), *budget, *times)
             }
-            Step::UnpinPiecemeal(at, budget) => {
-                let frame = self.few[who][*at];
-                let before = self.pinned(who, frame);
-                let answer = self.rig.space(who, &Budget::new(*budget)).unpin(frame);
-                match (before, answer) {
-                    (Some(level), Ok(())) => assert!(self.pins.remove(&(who, frame.number(), level))),
-                    (_, Err(Stop::Preempted)) => {}
-                    (None, Err(Stop::Refused(_))) => {}
-                    other => panic!("{step:?}: {other:?}"),
-                }
-            }
+            Step::UnpinPiecemeal(at, budget) => self.unpin_piecemeal(who, step, *at, *budget),
             Step::UpdatePiecemeal(at, index, raw, budget) => {
-                let frame = self.few[who][*at];
-                let raw = self.raw(who, *raw);
-                let expected = self.may_write(who, frame, *index, raw, who);
-                let place = hyp_core::address::MachineAddress::new(place(frame, *index)).expect("an address");
-                let budget = Budget::new(*budget);
-                let answer = self.rig.space(who, &budget).update_at(place, raw, HardwareBits::Replace);
-                match answer {
-                    Ok(()) => drop(self.agree(step, &expected, Ok(0))),
-                    Err(Stop::Refused(refusal)) => drop(self.agree(step, &expected, Err(refusal.errno()))),
-                    Err(Stop::Preempted) => {}
-                }
+                self.update_piecemeal(who, step, (*at, *index), *raw, *budget)
             }
             Step::GiveBack(at) => self.give_back(who, *at),
             Step::Populate(at) => self.populate(who, *at),
-            Step::PinFor(whose, at, level) => {
-                let control = if who == 0 { *whose } else { 0 };
-                let frame = self.few[control][*at];
-                let answer =
-                    self.rig.extended_for(who, u32::from(*level) - 1, frame.number(), control as u64);
-                if who != 0 {
-                    assert_eq!(answer, Err(Errno::EPERM));
-                } else if !self.alive[control] {
-                    assert_eq!(answer, Err(Errno::ESRCH));
-                } else if self.pinned(control, frame).is_some() {
-                    assert_eq!(answer, Err(Errno::EINVAL));
-                } else if answer.is_ok() {
-                    // The pin is in force now; `world` finds out whether that makes sense.
-                    self.pins.insert((control, frame.number(), *level));
-                } else {
-                    self.tidy();
-                    assert!(!self.may_hold(control, frame, *level).is_empty());
-                }
-            }
+            Step::PinFor(whose, at, level) => self.pin_for(who, *whose, *at, *level),
             Step::Kill => self.kill(who),
             Step::Background(steps) => {
                 for _ in 0..*steps {
@@ -469,6 +420,66 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// The control domain pins for another, or an ordinary one would like to.
+    fn pin_for(&mut self, who: usize, whose: usize, at: usize, level: u8) {
+        let control = if who == 0 { whose } else { 0 };
+        let frame = self.few[control][at];
+        let answer = self.rig.extended_for(who, u32::from(level) - 1, frame.number(), control as u64);
+        if who != 0 {
+            assert_eq!(answer, Err(Errno::EPERM));
+        } else if !self.alive[control] {
+            assert_eq!(answer, Err(Errno::ESRCH));
+        } else if self.pinned(control, frame).is_some() {
+            assert_eq!(answer, Err(Errno::EINVAL));
+        } else if answer.is_ok() {
+            // The pin is in force now; `world` finds out whether that makes sense.
+            self.pins.insert((control, frame.number(), level));
+        } else {
+            self.tidy();
+            assert!(!self.may_hold(control, frame, level).is_empty());
+        }
+    }
+
+    fn update_piecemeal(&mut self, who: usize, step: &Step, at: (usize, usize), raw: Raw, budget: u32) {
+        let frame = self.few[who][at.0];
+        let raw = self.raw(who, raw);
+        let expected = self.may_write(who, frame, at.1, raw, who);
+        let place = hyp_core::address::MachineAddress::new(place(frame, at.1)).expect("an address");
+        let budget = Budget::new(budget);
+        let answer = self.rig.space(who, &budget).update_at(place, raw, HardwareBits::Replace);
+        match answer {
+            Ok(()) => drop(self.agree(step, &expected, Ok(0))),
+            Err(Stop::Refused(refusal)) => drop(self.agree(step, &expected, Err(refusal.errno()))),
+            Err(Stop::Preempted) => {}
+        }
+    }
+
+    fn unpin_piecemeal(&mut self, who: usize, step: &Step, at: usize, budget: u32) {
+        let frame = self.few[who][at];
+        let before = self.pinned(who, frame);
+        let answer = self.rig.space(who, &Budget::new(budget)).unpin(frame);
+        match (before, answer) {
+            (Some(level), Ok(())) => assert!(self.pins.remove(&(who, frame.number(), level))),
+            (_, Err(Stop::Preempted)) => {}
+            (None, Err(Stop::Refused(_))) => {}
+            other => panic!("{step:?}: {other:?}"),
+        }
+    }
+
+    /// Fills a table that hangs nowhere, and pins it.
+    fn build(&mut self, who: usize, step: &Step, (at, level): (usize, u8), entries: &[(usize, Raw)]) {
+        let frame = self.few[who][at];
+        let _ = self.rig.remap(who, POOL + at as u64, 0);
+        for (index, raw) in entries {
+            let raw = self.raw(who, *raw);
+            let expected = self.may_write(who, frame, *index, raw, who);
+            let answer = self.rig.update(who, &[(place(frame, *index), raw)]);
+            self.agree(step, &expected, answer);
+            self.tidy();
+        }
+        self.pin(who, step, at, level);
     }
 
     fn pinned(&self, who: usize, frame: MachineFrame) -> Option<u8> {

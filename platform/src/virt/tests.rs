@@ -50,6 +50,25 @@ fn build(
     fdt.property_array_u32("interrupts", &[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4])?;
     fdt.end_node(timer)?;
 
+    firmware(&mut fdt)?;
+
+    let chosen = fdt.begin_node("chosen")?;
+    fdt.property_string("bootargs", "dom0_mem=256M")?;
+    fdt.property_string("stdout-path", "/pl011@9000000:115200n8")?;
+    for &(name, kind, reg, arguments) in modules {
+        let module = fdt.begin_node(name)?;
+        fdt.property_string_list("compatible", vec!["multiboot,module".into(), kind.into()])?;
+        fdt.property_array_u64("reg", reg)?;
+        fdt.property_string("bootargs", arguments)?;
+        fdt.end_node(module)?;
+    }
+    fdt.end_node(chosen)?;
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+/// What firmware offers, the processors, and what it keeps for itself.
+fn firmware(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     let psci = fdt.begin_node("psci")?;
     fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
     fdt.property_string("method", "smc")?;
@@ -70,20 +89,7 @@ fn build(
     fdt.property_array_u64("reg", &[0x7f00_0000, 0x10_0000])?;
     fdt.end_node(firmware)?;
     fdt.end_node(reserved)?;
-
-    let chosen = fdt.begin_node("chosen")?;
-    fdt.property_string("bootargs", "dom0_mem=256M")?;
-    fdt.property_string("stdout-path", "/pl011@9000000:115200n8")?;
-    for &(name, kind, reg, arguments) in modules {
-        let module = fdt.begin_node(name)?;
-        fdt.property_string_list("compatible", vec!["multiboot,module".into(), kind.into()])?;
-        fdt.property_array_u64("reg", reg)?;
-        fdt.property_string("bootargs", arguments)?;
-        fdt.end_node(module)?;
-    }
-    fdt.end_node(chosen)?;
-    fdt.end_node(root)?;
-    fdt.finish()
+    Ok(())
 }
 
 fn gic_v3(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
