@@ -37,8 +37,13 @@ pub fn build(toolchain: &Toolchain, program: Program, arch: Arch, profile: Profi
     match profile {
         Profile::Release => drop(command.arg("--release")),
         // The checks of arithmetic are what this profile is for; without any optimisation a recount of 8 GiB in an
-        // emulated machine would take minutes.
-        Profile::Dev => drop(command.args(["--config", "profile.dev.opt-level=2"])),
+        // emulated machine would take minutes. Labels in assembly are a unit's own, so that a crate has to be one.
+        Profile::Dev => drop(command.args([
+            "--config",
+            "profile.dev.opt-level=2",
+            "--config",
+            "profile.dev.codegen-units=1",
+        ])),
     }
     if program == Program::Oracle {
         command.args(["--features", "oracle"]);
