@@ -186,16 +186,20 @@ impl<M: Machine> Domain<M> {
         frames: &'a FrameTable,
         budget: &'a Budget,
     ) -> TableSpace<'a, M> {
+        self.locked_table_space(machine, frames, budget, self.lock_tables())
+    }
+
+    /// As [`Self::table_space`], for who has locked them already by [`Self::lock_tables`].
+    #[inline(always)]
+    pub(crate) fn locked_table_space<'a>(
+        &'a self,
+        machine: &'a M,
+        frames: &'a FrameTable,
+        budget: &'a Budget,
+        state: MutexGuard<'a, TableState>,
+    ) -> TableSpace<'a, M> {
         let owner = self.id();
-        TableSpace {
-            machine,
-            frames,
-            owner,
-            target: owner,
-            budget,
-            unhooked: &self.unhooked,
-            state: self.tables.lock(),
-        }
+        TableSpace { machine, frames, owner, target: owner, budget, unhooked: &self.unhooked, state }
     }
 
     /// Locks its tables, for who needs no more than what the lock protects.

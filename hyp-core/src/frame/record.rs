@@ -179,7 +179,7 @@ impl FrameRecord {
     /// Drops one reference. If it was the last, returns whose frame it was, and the caller has to free it.
     /// A count of zero stays zero (a bug elsewhere must not become a wrap-around).
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(&self) -> Option<DomainId> {
         let word = self.holding.load(Ordering::Acquire);
         // The usual case at once: it isn't the last, and no other CPU comes in between. Release: as below.
@@ -292,8 +292,18 @@ impl FrameRecord {
 
     /// Drops one use that isn't the last; otherwise nothing has changed (`false`). Looked at and dropped in one step: of two CPUs that
     /// drop two uses, one is told that its use is the last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn drop_one_of_many(&self) -> bool {
+        let word = self.using.load(Ordering::Acquire);
+        let next = word.wrapping_sub(1);
+        // AcqRel: as in `drop_type`.
+        let drop = || self.using.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire);
+        word & USES_MASK > 1 && (drop().is_ok() || self.drop_one_of_many_after_all())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_one_of_many_after_all(&self) -> bool {
         let mut word = self.using.load(Ordering::Acquire);
         while word & USES_MASK > 1 {
             // AcqRel: as in `drop_type`.

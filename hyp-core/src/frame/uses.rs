@@ -196,7 +196,19 @@ impl FrameTable {
         owner: DomainId,
         machine: &M,
     ) -> bool {
-        let Ok(record) = self.record(frame) else { return false };
+        self.record(frame).is_ok_and(|record| self.get_complete_record(frame, record, level, owner, machine))
+    }
+
+    /// As [`Self::get_complete_table`], of a record that is found already.
+    #[inline(always)]
+    pub(crate) fn get_complete_record<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        level: Level,
+        owner: DomainId,
+        machine: &M,
+    ) -> bool {
         if record.get(owner) != Some(true) {
             return false;
         }
@@ -211,7 +223,17 @@ impl FrameTable {
     /// has changed.
     #[inline(always)]
     pub fn put_one_of_many<M: Machine>(&self, frame: MachineFrame, machine: &M) -> bool {
-        let Ok(record) = self.record(frame) else { return false };
+        self.record(frame).is_ok_and(|record| self.put_one_of_many_record(frame, record, machine))
+    }
+
+    /// As [`Self::put_one_of_many`], of a record that is found already.
+    #[inline(always)]
+    pub(crate) fn put_one_of_many_record<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        machine: &M,
+    ) -> bool {
         let one_of_many = record.drop_one_of_many();
         if one_of_many {
             self.put_record(frame, record, machine);

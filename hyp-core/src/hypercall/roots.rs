@@ -5,6 +5,7 @@
 //! ([`Call::perhaps_roots`]). Whatever is otherwise goes one by one.
 
 use penumbra_abi::mmu::{self, MmuextOp};
+use spin::MutexGuard;
 use zerocopy::FromZeros;
 
 use super::batch::NotDone;
@@ -14,7 +15,7 @@ use crate::address::{DomainId, MachineFrame};
 use crate::domain::vcpu::Vcpu;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Level, Machine, PageTableFormat};
-use crate::paging::{Budget, Stop, TableSpace};
+use crate::paging::{Budget, Stop, TableSpace, TableState};
 
 impl<M: Machine> Call<'_, M> {
     #[inline(never)]
@@ -28,7 +29,11 @@ impl<M: Machine> Call<'_, M> {
                 return Ok(());
             }
             space.hold(root, M::Format::LEVELS)?;
-            self.take_kernel_root(space, root);
+            let old = self.vcpu.replace_kernel_root(Some(root));
+            self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
+            if let Some(old) = old {
+                space.let_go(old, M::Format::LEVELS);
+            }
             Ok(())
         })
     }
@@ -37,24 +42,32 @@ impl<M: Machine> Call<'_, M> {
     /// was spent: whoever goes the general way then begins with a whole one.
     #[inline(always)]
     pub(super) fn kernel_root_at_once(&self, root: u64) -> bool {
-        let Some(root) = MachineFrame::new(root) else { return false };
-        let mut space = self.locked_tables(self.domain);
+        let Hypervisor { machine, frames, .. } = self.hypervisor;
+        let (Some(root), Some(records)) = (MachineFrame::new(root), frames.records()) else { return false };
+        let Some(record) = records.of(root) else { return false };
+        let state = self.domain.lock_tables();
         // Another vCPU may have unhooked one until now.
-        if self.domain.has_unhooked() || !space.hold_complete(root, M::Format::LEVELS) {
+        if state.unfinished.is_some()
+            || self.domain.has_unhooked()
+            || !frames.get_complete_record(root, record, M::Format::LEVELS, self.domain.id(), machine)
+        {
             return false;
         }
-        self.take_kernel_root(&mut space, root);
+        let old = self.vcpu.replace_kernel_root(Some(root));
+        machine.load_roots(root, self.vcpu.user_root());
+        if let Some(old) = old
+            && let Some(record) = records.of(old)
+            && !frames.put_one_of_many_record(old, record, machine)
+        {
+            self.let_go_last_root(state, old);
+        }
         true
     }
 
-    /// Loads a root that is held for it, and lets the old one go.
-    #[inline(always)]
-    fn take_kernel_root(&self, space: &mut TableSpace<'_, M>, root: MachineFrame) {
-        let old = self.vcpu.replace_kernel_root(Some(root));
-        self.hypervisor.machine.load_roots(root, self.vcpu.user_root());
-        if let Some(old) = old {
-            space.let_go(old, M::Format::LEVELS);
-        }
+    #[inline(never)]
+    fn let_go_last_root(&self, state: MutexGuard<'_, TableState>, old: MachineFrame) {
+        let Hypervisor { machine, frames, .. } = self.hypervisor;
+        self.domain.locked_table_space(machine, frames, self.budget, state).let_go(old, M::Format::LEVELS);
     }
 
     pub(super) fn new_user_root(&self, root: Option<MachineFrame>) -> Result<(), NotDone> {
