@@ -32,7 +32,7 @@ pub struct Entry {
     guest_stack: AtomicU64,
     frame_end: AtomicU64,
     context: AtomicU64,
-    /// Where the domain counts its unhooked tables.
+    /// Where the domain counts its unhooked tables; never null.
     unhooked: AtomicPtr<AtomicU32>,
 }
 
@@ -41,7 +41,7 @@ pub static ENTRY: Entry = Entry {
     guest_stack: AtomicU64::new(0),
     frame_end: AtomicU64::new(0),
     context: AtomicU64::new(0),
-    unhooked: AtomicPtr::new(ptr::null_mut()),
+    unhooked: AtomicPtr::new((&raw const NONE_UNHOOKED).cast_mut()),
 };
 /// What stands for a domain's count where there is no domain.
 static NONE_UNHOOKED: AtomicU32 = AtomicU32::new(0);
@@ -91,7 +91,10 @@ pub fn domain() -> Option<&'static Domain<X86>> {
 /// nothing, and nobody has validated what the guest writes there now: no guest address may be used by the hypervisor then.
 #[inline(always)]
 pub fn has_unhooked() -> bool {
-    domain().is_some_and(Domain::has_unhooked)
+    // SAFETY: only `set_current` writes it, and only with references that last for ever, as that is with which it begins.
+    let count = unsafe { &*ENTRY.unhooked.load(Ordering::Relaxed) };
+    // Relaxed: as in `Domain::has_unhooked`.
+    count.load(Ordering::Relaxed) != 0
 }
 
 fn set_current(vcpu: Option<&'static Vcpu<X86>>) {

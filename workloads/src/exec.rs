@@ -1,42 +1,45 @@
-//! A static program (this one) started two hundred times: each time all of a process's memory is replaced.
+//! A static program, `answer`, started two hundred times: each time all of a process's memory is replaced.
 
 use std::ffi::CString;
-use std::process::ExitCode;
+use std::os::unix::ffi::OsStringExt;
 
 use anyhow::{Context, Result};
 use nix::unistd::execv;
 
 use crate::processes::{child, expect};
-use crate::{Fate, Spoil};
+use crate::{Fate, Spoil, status};
 
 /// Times that the program is started.
 const TIMES: u32 = 200;
-/// The word at which the program answers with a status worked out from the number after it.
-pub const ANSWER: &str = "answer";
-/// This executable, whatever it is called.
-const SELF: &str = "/proc/self/exe";
+/// The program's name; it lies beside this one.
+const ANSWER: &str = "answer";
 
 pub fn run(spoil: Spoil) -> Result<Fate> {
+    let program = Program::find()?;
     for number in 0..TIMES {
-        let started = child(|| start(number))?;
-        expect(started, spoil.only(number == TIMES / 2).status(i32::from(status(number))))?;
+        program.answers(number, spoil.only(number == TIMES / 2))?;
     }
     Ok(Fate::Passed(format!("{TIMES} programs")))
 }
 
-/// Becomes the program that answers `number`.
-pub fn start(number: u32) -> Result<i32> {
-    let words = [SELF, ANSWER, &number.to_string()].map(CString::new);
-    let words: Vec<CString> = words.into_iter().collect::<Result<_, _>>()?;
-    match execv(&words[0], &words).context("execv")? {}
-}
+/// The program's path, as the kernel wants it.
+pub struct Program(CString);
 
-/// What the started program does.
-pub fn answer(number: &str) -> ExitCode {
-    number.parse().map_or(ExitCode::FAILURE, |number| ExitCode::from(status(number)))
-}
+impl Program {
+    /// Finds it.
+    pub fn find() -> Result<Program> {
+        let path = std::env::current_exe().context("this program's own path")?.with_file_name(ANSWER);
+        Ok(Program(CString::new(path.into_os_string().into_vec())?))
+    }
 
-/// The status that tells `number`.
-pub fn status(number: u32) -> u8 {
-    (number * 7 % 89) as u8
+    /// Has it answer `number` in a child, and checks the answer.
+    pub fn answers(&self, number: u32, spoil: Spoil) -> Result<()> {
+        expect(child(|| self.start(number))?, spoil.status(i32::from(status::of(number))))
+    }
+
+    /// Becomes the program.
+    fn start(&self, number: u32) -> Result<i32> {
+        let words = [self.0.clone(), CString::new(number.to_string())?];
+        match execv(&words[0], &words).with_context(|| format!("starting {:?}", self.0))? {}
+    }
 }

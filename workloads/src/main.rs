@@ -1,4 +1,5 @@
-//! Programs that lean on a kernel's memory management, in one static executable: `workload NAME`.
+//! Programs that lean on a kernel's memory management, in one static executable: `workload NAME`. (A small one lies beside it, `answer`, for
+//! what is about starting programs.)
 //!
 //! They are meant for an initial ramdisk without anything else in it, and know nothing of what lies below the kernel, so that the same
 //! file runs on the bare machine, on Xen and on Penumbra. Each checks every byte that it wrote, says one line
@@ -17,6 +18,7 @@ mod mappings;
 mod memory;
 mod pressure;
 mod processes;
+mod status;
 mod threads;
 
 use std::process::ExitCode;
@@ -78,7 +80,6 @@ fn main() -> ExitCode {
         ["list"] => list(),
         ["bench"] => bench::run(),
         ["profile", row] => bench::profile(row),
-        [exec::ANSWER, number] => exec::answer(number),
         [name] => run(name, Spoil(false)),
         [name, "spoil"] => run(name, Spoil(true)),
         _ => usage(),

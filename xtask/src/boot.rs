@@ -63,6 +63,8 @@ impl Machine {
         command.args(["-m", &self.memory.to_string()]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
+            // The time of day is of the machine's own time, and begins on the same day: whatever depends on it is the same each time.
+            command.args(["-rtc", "base=2026-01-01,clock=vm"]);
         }
         if self.hypervisor.extension().is_some_and(|end| end == "iso") {
             // What is on a disc has its words there, and its modules.

@@ -69,14 +69,22 @@ fn folder(profile: Profile) -> &'static str {
     }
 }
 
-/// The package of the programs for a Linux guest, and its one binary.
-const WORKLOADS: (&str, &str) = ("workloads", "workload");
+/// The package of the programs for a Linux guest.
+const WORKLOADS: &str = "workloads";
 
-/// Compiles the programs for an x86-64 Linux guest into one static executable, and returns where it is.
+/// The programs for a Linux guest.
+pub struct Workloads {
+    /// That which has them all, but for
+    pub workload: PathBuf,
+    /// the small one that it starts.
+    pub answer: PathBuf,
+}
+
+/// Compiles the programs for an x86-64 Linux guest into static executables, and returns where they are.
 ///
 /// On an x86-64 computer with glibc that is the host's own target, linked statically: nothing has to be installed. Others need
 /// the target's library and a linker for it.
-pub fn workload() -> Result<PathBuf> {
+pub fn workloads() -> Result<Workloads> {
     let target = if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
         "x86_64-unknown-linux-gnu"
     } else {
@@ -85,14 +93,15 @@ pub fn workload() -> Result<PathBuf> {
     toolchain::need_target(target)?;
     let folder = workspace::target().join("static");
     let mut command = Command::new(toolchain::cargo());
-    command.current_dir(workspace::root()).args(["build", "--release", "--package", WORKLOADS.0]);
+    command.current_dir(workspace::root()).args(["build", "--release", "--package", WORKLOADS]);
     command.args(["--target", target, "--target-dir"]).arg(&folder);
-    // A program of its own size at a fixed address: what it costs to start is then the same on every computer.
+    // Programs of their own size at a fixed address: what they cost to start is then the same on every computer.
     command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Crelocation-model=static -Cstrip=debuginfo");
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
     if !cfg!(target_arch = "x86_64") {
         command.args(["--config", &format!("target.{target}.linker=\"rust-lld\"")]);
     }
     process::step("building the workloads for a Linux guest", &mut command)?;
-    Ok(folder.join(target).join(self::folder(Profile::Release)).join(WORKLOADS.1))
+    let folder = folder.join(target).join(self::folder(Profile::Release));
+    Ok(Workloads { workload: folder.join("workload"), answer: folder.join("answer") })
 }

@@ -1,5 +1,5 @@
 //! Debian's own kernel as a guest: the package's file as it is, and a ramdisk that is busybox, this project's `workload`
-//! program and a script (`workloads/init`).
+//! programs and a script (`workloads/init`).
 //!
 //! The same two files boot on the bare machine, on Debian's Xen and on Penumbra; only the console's name on the kernel's
 //! command line differs.
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use machine_tests::case::File;
 
 use crate::apt;
-use crate::build;
+use crate::build::{self, Workloads};
 use crate::ramdisk::Ramdisk;
 use crate::workspace;
 
@@ -55,13 +55,13 @@ pub fn grub() -> Result<PathBuf> {
 }
 
 fn make() -> Result<Debian> {
-    let workload = build::workload()?;
+    let workloads = build::workloads()?;
     let lock = apt::lock()?;
     let package = kernel_package(&lock)?;
     let kernel = apt::package(&package, &lock)?;
     let busybox = apt::package(BUSYBOX, &lock)?;
     let ramdisk = apt::cache()?.join("initramfs.cpio.gz");
-    let content = content(&busybox.files.join("bin/busybox"), &workload)?;
+    let content = content(&busybox.files.join("bin/busybox"), &workloads)?;
     workspace::replace(&ramdisk, &content)?;
     let release = package.trim_start_matches(KERNEL.1);
     let image = kernel.files.join(format!("boot/vmlinuz-{release}"));
@@ -116,7 +116,7 @@ fn remembered(cache: &Path) -> Option<String> {
 }
 
 /// The ramdisk's files.
-fn content(busybox: &Path, workload: &Path) -> Result<Vec<u8>> {
+fn content(busybox: &Path, workloads: &Workloads) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut ramdisk = Ramdisk::new();
     ["bin", "dev", "proc", "sys", "tmp", "root"].iter().try_for_each(|name| ramdisk.folder(name))?;
@@ -124,7 +124,8 @@ fn content(busybox: &Path, workload: &Path) -> Result<Vec<u8>> {
     ramdisk.device("dev/null", 1, 3)?;
     ramdisk.program("bin/busybox", &read(busybox)?)?;
     ramdisk.link("bin/sh", "busybox")?;
-    ramdisk.program("bin/workload", &read(workload)?)?;
+    ramdisk.program("bin/workload", &read(&workloads.workload)?)?;
+    ramdisk.program("bin/answer", &read(&workloads.answer)?)?;
     ramdisk.program("init", &read(&workspace::root().join(INIT))?)?;
     ramdisk.compressed()
 }
