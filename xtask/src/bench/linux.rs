@@ -36,7 +36,7 @@ const ROWS: [(&str, &str, Option<u64>); 9] = [
 
 /// The names of all rows.
 pub fn rows() -> Vec<&'static str> {
-    ROWS.iter().map(|(name, _)| *name).collect()
+    ROWS.iter().map(|(name, ..)| *name).collect()
 }
 
 /// Memory of the kernel, in MiB.
