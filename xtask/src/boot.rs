@@ -60,6 +60,8 @@ impl Machine {
         // Short names for our own files, wherever the workspace is.
         command.current_dir(workspace::artefacts()?);
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"]);
+        // Nobody here uses a network card, and on Arm its ROM is in a package that the emulator's only recommends.
+        command.args(["-nic", "none"]);
         command.args(["-m", &self.memory.to_string()]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
@@ -182,6 +184,13 @@ mod tests {
         assert!(line.contains("virt,virtualization=on,gic-version=2"));
         assert!(line.contains("guest-loader,addr=0x50000000,kernel=") && line.contains("bootargs=a=1,,2 b"));
         assert!(line.contains("guest-loader,addr=0x50200000,"));
+    }
+
+    #[test]
+    fn no_machine_has_a_network_card() {
+        for arch in Arch::ALL {
+            assert!(arguments(&machine(arch, 1024)).contains("-nic\nnone"), "{arch}");
+        }
     }
 
     #[test]
