@@ -110,13 +110,15 @@ fn timer<A: Architecture>(events: &Events<'_, A>, check: &mut Check<A>) {
     events.wait_until(|| events.count(port) == 1);
     let deadline = events::now::<A>() + A_WHILE;
     check.done("a time to come", call::<A>(number::SET_TIMER_OP, &[deadline]));
-    check.that("not yet", events.count(port) == 1);
+    // Whoever runs this machine may have let it wait until then.
+    check.that("not yet", events.count(port) == 1 || events::now::<A>() >= deadline);
     events.wait_until(|| events.count(port) == 2);
     check.that("not before its time", events::now::<A>() + SLACK >= deadline);
     check.done("set and stop", set(events::now::<A>() + A_WHILE));
     check.done("stop", call::<A>(number::VCPU_OP, &[VCPUOP_STOP_SINGLESHOT_TIMER, 0]));
+    let until_then = events.count(port);
     check.done("wait beyond it", poll::<A>(&[], events::now::<A>() + 2 * A_WHILE));
-    check.that("it stays silent", events.count(port) == 2);
+    check.that("it stays silent", events.count(port) == until_then);
     if guest_has_periodic_timers::<A>() {
         check.done("again and again", periodic::<A>(A_WHILE / 3));
         events.wait_until(|| events.count(port) >= 5);
