@@ -4,9 +4,13 @@
 use hyp_core::domain::image::KernelImage;
 use libfuzzer_sys::fuzz_target;
 
+/// The numbers of the two architectures in ELF files.
+const EM_X86_64: u16 = 62;
+const EM_AARCH64: u16 = 183;
+
 fuzz_target!(|file: &[u8]| {
-    for platform in ["x86_64", "aarch64"] {
-        let Ok(image) = KernelImage::parse(file, platform) else { continue };
+    for machine in [EM_X86_64, EM_AARCH64] {
+        let Ok(image) = KernelImage::parse(file, machine) else { continue };
         for segment in image.segments() {
             let end = segment.start.checked_add(segment.content.len() as u64);
             assert!(end.is_some_and(|end| end <= image.end), "a piece beyond the kernel's own end");

@@ -178,7 +178,7 @@ fn tell_of_cut(who: &dyn fmt::Display, arguments: &str) {
 
 /// Whether a file is a Linux kernel, as far as it says so itself.
 fn is_linux<M: Machine>(kernel: &[u8]) -> bool {
-    KernelImage::parse(kernel, M::PLATFORM).is_ok_and(|image| image.identity.is_linux())
+    KernelImage::parse(kernel, M::ELF_MACHINE).is_ok_and(|image| image.identity.is_linux())
 }
 
 /// How many vCPUs the word `vcpus=` asks for; one if it makes no sense.

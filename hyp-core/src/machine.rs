@@ -28,8 +28,10 @@ pub trait Machine: Mmu + FrameMemory + GuestMemory + Board + Sized + Send + Sync
     /// Where a guest finds the read-only machine-to-physical table: an array of 8-byte pseudo-physical frame
     /// numbers, one for each machine frame from 0.
     const M2P_WINDOW: GuestVirtual;
-    /// The architecture's name in Xen's ABI (`start_info.magic`, capabilities): `x86_64` or `aarch64`.
+    /// The architecture's name in Xen's ABI (`start_info.magic`, capabilities).
     const PLATFORM: &'static str;
+    /// The architecture's number in ELF files (`e_machine`, the ELF specification's `EM_...`): kernels of others are refused.
+    const ELF_MACHINE: u16;
     /// How the page is laid out that a domain shares with the hypervisor.
     const SHARED_INFO: SharedInfoLayout;
     /// What an entry of the M2P holds for a frame that has no pseudo-physical number.

@@ -20,6 +20,8 @@ impl Machine for El2 {
 
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new(0xffff_8000_0000_0000);
     const PLATFORM: &'static str = "aarch64";
+    // EM_AARCH64.
+    const ELF_MACHINE: u16 = 183;
     /// Direct writes to tables aren't among them: the guest's own handler unhooks a table before it writes.
     const ASSISTS: u64 = 1 << penumbra_abi::vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG;
     const SHARED_INFO: SharedInfoLayout = SharedInfoLayout {

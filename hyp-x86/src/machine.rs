@@ -34,6 +34,8 @@ impl Machine for X86 {
 
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new(layout::M2P_WINDOW);
     const PLATFORM: &'static str = "x86_64";
+    // EM_X86_64.
+    const ELF_MACHINE: u16 = 62;
     /// Those that Xen has for 64-bit guests; the ones about segments and extended roots mean nothing to these, and no guest has a
     /// use for the I/O privilege level. Hiding the M2P from user mode isn't done, so it isn't promised.
     const ASSISTS: u64 = 1 << vm_assist::VMASST_TYPE_4GB_SEGMENTS

@@ -67,7 +67,7 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// What is wrong with the plan. The domain is then on its way out, and its memory comes back.
     pub fn build_domain(&self, plan: &Plan<'_>) -> Result<&Domain<M>, BuildError> {
-        let image = KernelImage::parse(plan.kernel, M::PLATFORM)?;
+        let image = KernelImage::parse(plan.kernel, M::ELF_MACHINE)?;
         let layout = self.lay_out(plan, &image)?;
         let (number, domain) = self
             .domains

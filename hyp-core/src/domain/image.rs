@@ -7,7 +7,7 @@
 use core::fmt;
 use core::ops::Range;
 
-use elf::abi::{EI_NIDENT, ELFMAGIC, EM_AARCH64, EM_X86_64, PT_LOAD};
+use elf::abi::{EI_NIDENT, ELFMAGIC, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
@@ -100,13 +100,12 @@ pub struct Segment<'a> {
 }
 
 impl<'a> KernelImage<'a> {
-    /// Checks `file`; `platform` is `x86_64` or `aarch64`.
+    /// Checks `file`, which has to be for `machine` ([`crate::machine::Machine::ELF_MACHINE`]).
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn parse(file: &'a [u8], platform: &str) -> Result<Self, ImageError> {
+    pub fn parse(file: &'a [u8], machine: u16) -> Result<Self, ImageError> {
         let header = read_header(file)?;
-        let machine = if platform == "aarch64" { EM_AARCH64 } else { EM_X86_64 };
         if header.e_machine != machine {
             return Err(ImageError::OtherMachine);
         }

@@ -2,6 +2,8 @@
 
 use penumbra_abi::elfnote;
 
+/// The number that the file has for its machine (x86-64's: tools can show the file).
+pub const ELF_MACHINE: u16 = 62;
 /// Where the kernel wants pseudo-physical frame 0.
 pub const VIRT_BASE: u64 = 0x80_0000;
 /// Frames that a domain with this kernel needs at least.
@@ -38,7 +40,9 @@ pub fn image_with(base: u64, size: usize, more: &[(u32, &[u8])]) -> Vec<u8> {
 fn file_header() -> Vec<u8> {
     let mut header = b"\x7fELF\x02\x01\x01".to_vec();
     header.resize(16, 0);
-    header.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    header.extend([2, 0]);
+    header.extend(ELF_MACHINE.to_le_bytes());
+    header.extend([1, 0, 0, 0]);
     header.extend([0; 8]);
     header.extend(64u64.to_le_bytes());
     header.extend([0; 8]);

@@ -180,6 +180,7 @@ impl Machine for Fake {
     type Context = FakeContext;
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new((format::RESERVED_SLOTS.start as u64) << 19);
     const PLATFORM: &'static str = "x86_64";
+    const ELF_MACHINE: u16 = kernel::ELF_MACHINE;
     const ASSISTS: u64 = 1 << vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES
         | 1 << vm_assist::VMASST_TYPE_RUNSTATE_UPDATE_FLAG
         | 1 << vm_assist::VMASST_TYPE_M2P_STRICT;

@@ -99,12 +99,12 @@ fn boot_modules_become_domains_and_nonsense_is_named() {
 fn a_kernel_is_named_for_what_it_is() {
     use hyp_core::domain::image::{ImageError, KernelImage};
     let file = kernel::image(PAGE_SIZE);
-    let judge = |file: &[u8]| KernelImage::parse(file, "x86_64").map(|_| ());
+    let judge = |file: &[u8]| KernelImage::parse(file, kernel::ELF_MACHINE).map(|_| ());
     assert_eq!(judge(&file), Ok(()));
     for length in [4, 20, 63, 70, 150, 200, file.len() - 1] {
         assert_eq!(judge(&file[..length]), Err(ImageError::CutShort), "cut to {length} bytes");
     }
     assert_eq!(judge(b""), Err(ImageError::NotElf));
     assert_eq!(judge(b"#!/bin/sh\n"), Err(ImageError::NotElf));
-    assert_eq!(KernelImage::parse(&file, "aarch64").map(|_| ()), Err(ImageError::OtherMachine));
+    assert_eq!(KernelImage::parse(&file, kernel::ELF_MACHINE + 1).map(|_| ()), Err(ImageError::OtherMachine));
 }

@@ -74,7 +74,7 @@ fn worded(words: &[u8]) -> Vec<u8> {
 }
 
 fn parse(file: &[u8]) -> Result<KernelImage<'_>, ImageError> {
-    KernelImage::parse(file, "x86_64")
+    KernelImage::parse(file, kernel::ELF_MACHINE)
 }
 
 fn complaint(file: &[u8]) -> Option<ImageError> {

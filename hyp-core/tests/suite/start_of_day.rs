@@ -205,7 +205,7 @@ fn a_ramdisk_that_does_not_fit_is_too_much() {
 fn notes_that_cannot_be_met_are_named() {
     let judge = |kind, content: &[u8]| {
         let file = image(kernel::VIRT_BASE, &[(kind, content)]);
-        KernelImage::parse(&file, "x86_64").map(|_| ()).err()
+        KernelImage::parse(&file, kernel::ELF_MACHINE).map(|_| ()).err()
     };
     assert_eq!(judge(elfnote::XEN_VERSION, b"xen-4.0\0"), Some(ImageError::OtherAbi));
     assert_eq!(judge(elfnote::FEATURES, b"!writable_page_tables|pae_pgdir_above_4gb\0"), None);
@@ -242,7 +242,7 @@ fn code_that_issues_hypercalls_is_written_where_the_kernel_wants_it() {
         assert!(page.iter().all(|found| *found == byte), "pfn {pfn}");
     }
     for at in [0, 0x4000, 0x2008, 1 << 60] {
-        let error = KernelImage::parse(&of(at), "x86_64").map(|_| ()).err();
+        let error = KernelImage::parse(&of(at), kernel::ELF_MACHINE).map(|_| ()).err();
         assert_eq!(error, Some(ImageError::BadNote("HYPERCALL_PAGE")), "{at:#x}");
     }
 }
@@ -251,7 +251,7 @@ fn code_that_issues_hypercalls_is_written_where_the_kernel_wants_it() {
 fn a_kernel_says_who_it_is() {
     let of = |content: &[u8]| {
         let file = image(kernel::VIRT_BASE, &[(elfnote::GUEST_OS, content)]);
-        KernelImage::parse(&file, "x86_64").map(|image| image.identity.is_linux()) == Ok(true)
+        KernelImage::parse(&file, kernel::ELF_MACHINE).map(|image| image.identity.is_linux()) == Ok(true)
     };
     assert!(of(b"linux\0") && of(b"linux"));
     assert!(!of(b"linux2\0") && !of(b"Linux\0") && !of(b"") && !of(b"\0linux") && !of(b"li\nux\0"));
@@ -303,7 +303,7 @@ fn with_segment(mut file: Vec<u8>, [offset, length, address, memory]: [u64; 4]) 
 fn segments_that_cannot_be_are_named() {
     let judge = |segment| {
         let file = with_segment(kernel::image(PAGE_SIZE), segment);
-        KernelImage::parse(&file, "x86_64").map(|image| image.end)
+        KernelImage::parse(&file, kernel::ELF_MACHINE).map(|image| image.end)
     };
     // The kernel itself lies at 0x1000 to 0x2000.
     assert_eq!(judge([0, 16, 0x2000, 0x3000]), Ok(0x5000));
@@ -327,7 +327,7 @@ fn segments_that_cannot_be_are_named() {
         }
         file.extend(&more[more.len() - 56..]);
         file[56] = 3 + page as u8;
-        let judged = KernelImage::parse(&file, "x86_64").map(|_| ());
+        let judged = KernelImage::parse(&file, kernel::ELF_MACHINE).map(|_| ());
         assert_eq!(judged, if page < 63 { Ok(()) } else { Err(ImageError::TooManySegments) }, "{page}");
     }
 }

@@ -19,6 +19,7 @@ impl<F: Hardware> Machine for Model<F> {
     type Context = ModelContext;
     const M2P_WINDOW: GuestVirtual = GuestVirtual::new(0);
     const PLATFORM: &'static str = "x86_64";
+    const ELF_MACHINE: u16 = hyp_core::fake::kernel::ELF_MACHINE;
     const ASSISTS: u64 = 1 << 2;
     const START_SLACK: u64 = 10 << 12;
     const START_ALIGNMENT: u64 = 1 << 12;
