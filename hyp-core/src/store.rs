@@ -71,6 +71,7 @@ impl Store {
 
     /// A new life begins.
     pub fn begin(&self) {
+        // Relaxed: the domain's life publishes it; and it is read and set under the lock.
         self.broken.store(false, Ordering::Relaxed);
         *self.request.lock() = None;
     }

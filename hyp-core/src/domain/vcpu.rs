@@ -145,7 +145,7 @@ impl<M: Machine> Vcpu<M> {
     }
 
     pub(crate) fn set_upcall_wanted(&self, wanted: bool) {
-        // See `upcall_due` for the ordering.
+        // SeqCst, with the bits of the event: see `upcall_due`.
         self.upcall_wanted.store(wanted, Ordering::SeqCst);
     }
 
@@ -164,6 +164,7 @@ impl<M: Machine> Vcpu<M> {
 
     /// Whether it has been given its first registers.
     pub fn is_initialised(&self) -> bool {
+        // Acquire and release: who finds it so sees the registers.
         self.initialised.load(Ordering::Acquire)
     }
 
@@ -192,6 +193,7 @@ impl<M: Machine> Vcpu<M> {
 
     /// Where in the guest's memory its account of time is kept up to date, if anywhere.
     pub(crate) fn runstate_area(&self) -> Option<u64> {
+        // Relaxed, here and below: an address, which says nothing of what is there.
         Some(self.runstate_area.load(Ordering::Relaxed)).filter(|area| *area != 0)
     }
 
@@ -227,6 +229,7 @@ impl<M: Machine> Vcpu<M> {
     }
 
     pub(crate) fn set_state(&self, state: RunState) {
+        // Release: see above; so in the next function, which takes the vCPU, too.
         self.state.store(state as u8, Ordering::Release);
     }
 

@@ -54,11 +54,13 @@ impl Events {
 
     /// A new life begins.
     pub fn begin(&self) {
+        // Relaxed: the domain's life publishes it.
         self.progress.store(0, Ordering::Relaxed);
     }
 
     /// Whether every port of a dying domain is closed.
     pub fn are_finished(&self) -> bool {
+        // Acquire, with the release of whoever closed the last: who finds that all are closed sees what was done with each.
         self.progress.load(Ordering::Acquire) as usize >= PORTS.saturating_add(MAX_DOMAINS)
     }
 }
@@ -218,6 +220,7 @@ impl<M: Machine> Hypervisor<M> {
     /// Closes the ports of a dying domain, a bounded piece at a time: first its own, then it sees to it that no port of another
     /// domain waits for its number.
     pub(crate) fn close_some(&self, domain: &Domain<M>) {
+        // Relaxed: whoever tears a domain down has it for himself.
         let done = domain.events.progress.load(Ordering::Relaxed);
         let next = match usize::try_from(done).ok().and_then(|done| done.checked_sub(PORTS)) {
             None => self.close_own(domain, done),
@@ -228,6 +231,7 @@ impl<M: Machine> Hypervisor<M> {
                 done.saturating_add(1)
             }
         };
+        // Release: see `are_finished`.
         domain.events.progress.store(next, Ordering::Release);
     }
 

@@ -5,7 +5,7 @@
 //! pending. All these words belong to the guest as well: it clears what it takes, and may write anything. That harms nobody
 //! else, since nothing here goes by what they hold but whether to tell the guest.
 //!
-//! Every change is one atomic operation with the strongest ordering, because each side writes one bit and then looks at
+//! Every change is one atomic operation with the strongest ordering (`SeqCst`), because each side writes one bit and then looks at
 //! another: an event (pending, then mask) against an unmasking guest (mask, then pending).
 
 use core::sync::atomic::{AtomicU64, Ordering};

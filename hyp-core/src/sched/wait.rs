@@ -5,7 +5,7 @@
 //! may find itself awake for nothing, as anyone who waits must expect.
 //!
 //! No wake-up is lost: who waits says so first and then looks whether there is anything to wait for; who has an event sets its bits
-//! first and then looks who waits.
+//! first and then looks who waits. Both write one word and then read another, which only `SeqCst` keeps in that order.
 
 use core::sync::atomic::{Ordering, fence};
 

@@ -18,7 +18,7 @@ use crate::domain::{Domain, Life};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Machine;
 
-/// When something is to happen, in nanoseconds of system time; 0 is never.
+/// When something is to happen, in nanoseconds of system time; 0 is never. SeqCst, all of it: see `set_deadline`.
 pub(crate) struct Deadline(AtomicU64);
 
 impl Deadline {
@@ -77,6 +77,7 @@ impl Timers {
 
     /// The periodic timer's next time after `now`, its last being `when`: times that were missed are skipped.
     fn next_period(&self, when: u64, now: u64) -> u64 {
+        // Relaxed: whoever finds the deadline that was set after it, by a stronger ordering, finds it, too.
         let period = self.period.load(Ordering::Relaxed).max(1);
         let missed = now.saturating_sub(when).checked_div(period).unwrap_or(0);
         when.saturating_add(period.saturating_mul(missed.saturating_add(1)))

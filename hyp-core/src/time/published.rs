@@ -98,7 +98,7 @@ impl<M: Machine> Hypervisor<M> {
             tsc_shift: clock.scale.shift,
             ..VcpuTimeInfo::default()
         };
-        // The first word, with the version, comes last.
+        // The first word, with the version, comes last; released, so that whoever sees it sees the others.
         for (index, word) in words(info.as_bytes()).enumerate().rev() {
             if let Some(place) = self.info_word(vcpu, (offset / 8).saturating_add(index)) {
                 place.store(word, Ordering::Release);
@@ -106,7 +106,7 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Writes the time of day into a shared-info page that no guest uses yet.
+    /// Writes the time of day, in the same order, into a shared-info page that no guest uses yet.
     pub(crate) fn publish_wall_clock(&self, shared_info: MachineFrame) {
         let (Some(offset), Some(seconds)) = (M::WALL_CLOCK, self.machine.wall_clock()) else { return };
         // wc_version, wc_sec, wc_nsec, wc_sec_hi

@@ -8,7 +8,8 @@
 //! frames that are somebody's must add up to all that there ever were (`totals`).
 //!
 //! Memory for the recount is bounded: one slice of [`SLICE`] frames is counted at a time, over all tables. The machine must
-//! stand still meanwhile (the caller holds every domain's table lock).
+//! stand still meanwhile: the caller holds every domain's table lock, and nobody else may be amid a copy to or from a guest or an exchange, whose short
+//! holds are in no table. With one CPU that is so; with more, the others have to be stopped first.
 
 mod count;
 mod entries;
