@@ -144,6 +144,8 @@ pub trait Architecture: Sized + 'static {
     -> Result<(), Errno>;
     /// Tries to start a vCPU (number, root, stack) in states that guests must not have.
     const FORBIDDEN_STARTS: &'static [ForbiddenStart];
+    /// Further ones, in which Xen starts it all the same.
+    const STARTS_THAT_XEN_TAKES: &'static [ForbiddenStart];
 
     /// Reads an entry of a table of `level`, `None` when it isn't present.
     fn decode(level: Level, entry: u64) -> Option<Mapping>;

@@ -174,6 +174,7 @@ impl<B: Below> Architecture for Kernel<B> {
     }
 
     const FORBIDDEN_STARTS: &'static [ForbiddenStart] = events::FORBIDDEN_STARTS;
+    const STARTS_THAT_XEN_TAKES: &'static [ForbiddenStart] = &[];
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)

@@ -175,6 +175,7 @@ impl Architecture for X86 {
     }
 
     const FORBIDDEN_STARTS: &'static [ForbiddenStart] = events::FORBIDDEN_STARTS;
+    const STARTS_THAT_XEN_TAKES: &'static [ForbiddenStart] = events::STARTS_THAT_XEN_TAKES;
 
     fn decode(_level: Level, entry: u64) -> Option<Mapping> {
         entries::decode(entry)

@@ -3,7 +3,7 @@
 
 use crate::case::{Board, Case, End, File, Hypervisor};
 use crate::console::SWITCH;
-use crate::verdict;
+use crate::{table, verdict};
 
 /// The shell's prompt.
 const PROMPT: &str = "# ";
@@ -22,13 +22,14 @@ const WORKLOADS: (&str, &str) = (
 /// What the self check says.
 const CHECKED: [&str; 4] = ["Linux penumbra ", "memory: ", "processes: 300", "SELF-CHECK: PASS"];
 /// What the workloads say, but for the balloon, which needs a hypervisor.
-const WORKED: [&str; 8] = [
+const WORKED: [&str; 9] = [
     "WORKLOAD fork-storm ok",
     "WORKLOAD mappings ok",
     "WORKLOAD copy-on-write ok",
     "WORKLOAD exec ok",
     "WORKLOAD threads ok",
     "WORKLOAD faults ok",
+    "WORKLOAD debugging ok",
     "WORKLOAD memory-pressure ok",
     "WORKLOADS: PASS",
 ];
@@ -49,6 +50,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         on_penumbra("debian/self-check", SELF_CHECK.1).says(&CHECKED),
         workloads("debian/workloads", "dom0_mem=512M"),
         shell(),
+        as_xen_is_started(),
         vcpus("debian/self-check-with-two-vcpus", "dom0_mem=512M dom0_max_vcpus=2", 2),
         vcpus("debian/self-check-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4", 4),
         workloads("debian/workloads-with-four-vcpus", "dom0_mem=512M dom0_max_vcpus=4"),
@@ -145,6 +147,19 @@ fn shell() -> Case {
         ])
 }
 
+/// Word for word what starts Debian's Xen with this kernel; the kernel speaks long before its console is there.
+fn as_xen_is_started() -> Case {
+    let case = on_penumbra("debian/as-xen-is-started", "console=hvc0 earlyprintk=xen");
+    let case = Case { words: "dom0_mem=512M", memory: 1024, ..case };
+    case.types(&[(PROMPT, SUM), ("sum 666", "exit\r")]).says(&[
+        "(d0) [    0.000000] printk: bootconsole [xenboot0] enabled",
+        "printk: console [hvc0] enabled",
+        "Run /init as init process",
+        "sum 666",
+        "(PEN) d0 has shut down: power-off",
+    ])
+}
+
 /// From a disc, as the second entry of GRUB's menu, which is chosen by the keys for "next" and "boot".
 fn on_disc() -> Case {
     let case = on_penumbra("debian/from-a-disc-by-grub", SELF_CHECK.1);
@@ -167,8 +182,7 @@ fn three() -> Case {
     let first = "console=hvc0 then=shell";
     let mut case = on_penumbra("debian/three-at-once", first);
     let second = "domain=second memory=256M vcpus=2 console=hvc0 test=self expect_memory=256 expect_vcpus=2 then=poweroff";
-    let third =
-        "domain=third memory=256M console=hvc0 test=self expect_memory=256 expect_vcpus=1 then=poweroff";
+    let third = "domain=third memory=256M vcpus=4 console=hvc0 test=self expect_memory=256 expect_vcpus=4 then=poweroff";
     for words in [second, third] {
         case.modules.extend([(File::DebianKernel, words), (File::DebianRamdisk, "")]);
     }
@@ -178,17 +192,22 @@ fn three() -> Case {
     case.says(&[" is gone; ", " is gone; ", "(d0) sum 666", "(PEN) d0 has shut down: power-off"])
 }
 
+/// What each domain but the first gives back: its memory, 256 MiB above and 192 MiB below; and what it has besides, the page that it shares with the
+/// hypervisor and its grant table, which Linux 6.1 begins with one frame.
+const FRAMES_OF_THREE: u64 = (256 << 8) + 2;
+const FRAMES_OF_SHELLS: u64 = (192 << 8) + 2;
+
 /// Three kernels, each at a shell, and a person who goes from one to the next. One panics, another ends: the rest don't mind.
 fn shells_in_turn() -> Case {
     let mut case = on_penumbra("debian/three-shells-in-turn", "console=hvc0 quiet then=shell");
     let others = [
-        "domain=second memory=192M vcpus=3 console=hvc0 quiet then=shell",
-        "domain=third memory=192M console=hvc0 quiet then=shell",
+        "domain=second memory=192M vcpus=4 console=hvc0 quiet then=shell",
+        "domain=third memory=192M vcpus=3 console=hvc0 quiet then=shell",
     ];
     for words in others {
         case.modules.extend([(File::DebianKernel, words), (File::DebianRamdisk, "")]);
     }
-    (case.words, case.memory) = ("dom0_mem=256M", 2 * MEMORY);
+    (case.words, case.memory) = ("dom0_mem=256M dom0_max_vcpus=2", 2 * MEMORY);
     // The third panics because it is told to.
     case.forbidden.retain(|bad| *bad != "Kernel panic");
     case.finding = Some(each_heard_its_own);
@@ -210,13 +229,13 @@ fn shells_in_turn() -> Case {
         .types(&[("input goes to the hypervisor", ""), ("(PEN) d2 is gone; ", "a"), (": clean", SWITCH)])
         .types(&[("input goes to d0", SWITCH), ("input goes to d1", "nproc | sed s/^/CPUs:/\r")])
         .types(&[
-            ("(d1) CPUs:3", "exit\r"),
+            ("(d1) CPUs:4", "exit\r"),
             ("input goes to the hypervisor", ""),
             ("(PEN) d1 is gone; ", SWITCH),
         ])
         .types(&[("input goes to d0", SUM), ("sum 666", "exit\r")])
         .says(&["(d1) one 111", "(d2) two 222", "(d0) three 333", "Kernel panic", "(PEN) d2 has shut down: "])
-        .says(&[": clean", "(d1) CPUs:3", "(PEN) d1 has shut down: power-off", "(d0) sum 666"])
+        .says(&[": clean", "(d1) CPUs:4", "(PEN) d1 has shut down: power-off", "(d0) sum 666"])
         .says(&["(PEN) d0 has shut down: power-off"])
 }
 
@@ -232,7 +251,7 @@ fn each_heard_its_own(text: &str) -> Result<(), String> {
             return Err(format!("{speaker}answers what was typed for somebody else: {other}"));
         }
     }
-    Ok(())
+    table::frames_come_back(text, FRAMES_OF_SHELLS)
 }
 
 fn both_others_are_well(text: &str) -> Result<(), String> {
@@ -241,7 +260,7 @@ fn both_others_are_well(text: &str) -> Result<(), String> {
             return Err(format!("{speaker}does not say that it is well"));
         }
     }
-    Ok(())
+    table::frames_come_back(text, FRAMES_OF_THREE)
 }
 
 /// As the first domain of ours.
@@ -277,6 +296,18 @@ fn linux(name: &str, words: &'static str) -> Case {
 mod tests {
     use super::*;
     use crate::case::Ended;
+
+    #[test]
+    fn a_frame_that_stays_away_is_noticed() {
+        let three = |second: u64| {
+            both_others_are_well(&format!(
+                "(d1) SELF-CHECK: PASS\n(PEN) d1 is gone; 1000 frames are free\n\
+                 (d2) SELF-CHECK: PASS\n(PEN) d2 is gone; {second} frames are free\n"
+            ))
+        };
+        assert_eq!(three(1000 + FRAMES_OF_THREE), Ok(()));
+        assert!(three(999 + FRAMES_OF_THREE).is_err());
+    }
 
     #[test]
     fn what_is_a_failure_anywhere_is_one_here_but_linux_may_speak_of_panics() {

@@ -11,6 +11,7 @@
 mod balloon;
 mod bench;
 mod copy_on_write;
+mod debugging;
 mod exec;
 mod faults;
 mod fork_storm;
@@ -58,13 +59,14 @@ impl Spoil {
 type Workload = (&'static str, fn(Spoil) -> Result<Fate>);
 
 /// All of them, in the order in which a ramdisk runs them: the one that takes all memory comes last.
-const WORKLOADS: [Workload; 8] = [
+const WORKLOADS: [Workload; 9] = [
     ("fork-storm", fork_storm::run),
     ("mappings", mappings::run),
     ("copy-on-write", copy_on_write::run),
     ("exec", exec::run),
     ("threads", threads::run),
     ("faults", faults::run),
+    ("debugging", debugging::run),
     ("balloon", balloon::run),
     ("memory-pressure", pressure::run),
 ];

@@ -21,6 +21,7 @@ mod registers;
 mod reservation;
 mod ring;
 mod root;
+mod runstate;
 mod share;
 mod signal;
 mod superpages;
@@ -41,7 +42,7 @@ const REFUSED_TABLE: &[Errno] = &[Errno::EINVAL, Errno::EBUSY, Errno::EPERM];
 pub type Test<A> = (&'static str, fn(&Guest<A>, &mut Check<A>));
 
 /// All tests that one domain can run by itself.
-fn alone<A: Architecture>() -> [Test<A>; 12] {
+fn alone<A: Architecture>() -> [Test<A>; 13] {
     [
         ("hypercalls", hypercalls::run),
         ("instructions", instructions::run),
@@ -54,6 +55,7 @@ fn alone<A: Architecture>() -> [Test<A>; 12] {
         ("multicall", multicall::run),
         ("console", console::run),
         ("events", events::run),
+        ("runstate", runstate::run),
         ("grant-table", grant_table::run),
     ]
 }

@@ -163,9 +163,13 @@ impl<M: Machine> Call<'_, M> {
         let request: RegisterVcpuInfo = self.read(place)?;
         let offset = request.offset as usize;
         let last = PAGE_SIZE.saturating_sub(M::SHARED_INFO.vcpu_info_bytes);
+        if offset > last {
+            // Xen's own word for it.
+            return Err(Errno::ENXIO);
+        }
         let frame = MachineFrame::new(request.mfn).ok_or(Errno::EINVAL)?;
         let others = vcpu.index() != self.vcpu.index() && vcpu.state() != RunState::Offline;
-        if offset > last || !offset.is_multiple_of(8) || others {
+        if !offset.is_multiple_of(8) || others {
             return Err(Errno::EINVAL);
         }
         let _guard = self.domain.events.lock.lock();

@@ -6,7 +6,7 @@ use penumbra_abi::errno::Errno;
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Errors(u16);
 
-const KNOWN: [Errno; 9] = [
+const KNOWN: [Errno; 10] = [
     Errno::EPERM,
     Errno::EINVAL,
     Errno::EBUSY,
@@ -16,6 +16,7 @@ const KNOWN: [Errno; 9] = [
     Errno::ENOSYS,
     Errno::ENOENT,
     Errno::EEXIST,
+    Errno::ENXIO,
 ];
 
 impl Errors {

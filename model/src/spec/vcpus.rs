@@ -113,14 +113,16 @@ impl Foreseen<'_> {
             OnVcpu::RegisterInfo { frame, offset } => {
                 let offset = u64::from(offset);
                 let runs = known.up && at != self.known.domains[domain].turn;
-                let fits = offset <= LAST_INFO && offset.is_multiple_of(8);
+                if offset > LAST_INFO {
+                    return Err(Errors::only(Errno::ENXIO));
+                }
                 let world = self.world::<F>();
                 let free = |at: &usize| {
                     world.owner(&self.known, *at) == Some(domain)
                         && world.table[*at] + world.descriptors[*at] == 0
                 };
                 let frame = slot(frame).filter(free).ok_or(refused)?;
-                if !fits || runs || known.info.is_some() {
+                if !offset.is_multiple_of(8) || runs || known.info.is_some() {
                     return Err(refused);
                 }
                 self.change().known.domains[domain].vcpus[at].info = Some(frame);
