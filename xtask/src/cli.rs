@@ -23,7 +23,7 @@ pub enum Command {
     Soak(SoakOptions),
     /// Random operations on the modelled machine, with new seeds, until the time is up or something is found
     Fuzz(FuzzOptions),
-    /// Leave the hypervisor and the guest kernels in target/penumbra
+    /// Leave the hypervisor, the guest kernels and a disc that boots them (penumbra.iso) in target/penumbra
     Image(ImageOptions),
     /// Format, lints and house rules
     Check,
@@ -141,7 +141,7 @@ pub struct RunOptions {
     /// Words added to the hypervisor's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub hyp_append: Option<String>,
-    /// Stop the machine after so many seconds (120 without a terminal, no limit on one)
+    /// Stop the machine after so many seconds (without a terminal 120 for the builtin guest, 600 for others; no limit on one)
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
     /// Where the serial output goes besides the terminal
@@ -251,7 +251,7 @@ pub struct BenchOptions {
     /// Write the figures there as well
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Put the tables into docs/measurements.md
+    /// Put the tables into docs/measurements.md, and Debian's into README.md
     #[arg(long)]
     pub docs: bool,
     /// Fail when a row misses its target

@@ -2,7 +2,8 @@
 //!
 //! While somebody is connected, the machine stands still; with the last packet it goes on. The protocol is gdb's: `$packet#sum`, each
 //! confirmed by a `+`. Of it these are used: `qXfer` (before which registers can't be written), `qRcmd` (a command of the emulator's
-//! monitor), `P` (a register), `M` (memory; physical since `Qqemu.PhyMemMode`) and `D` (the end).
+//! monitor), `P` (a register), `M` and `m` (memory; physical since `Qqemu.PhyMemMode`), `Z0` and `z0` (a breakpoint), `c` and `s` (on, or by one
+//! instruction, until `T05`), and `D` (the end).
 //!
 //! Source: the GDB manual, appendix E, "GDB Remote Serial Protocol"; QEMU's manual, "GDB usage".
 
@@ -25,6 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a machine's state is looked at before it is given up, and how long the machine may go on between.
 const LOOKS: usize = 300;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// An instruction, by its address and the code there, since programs have addresses in common.
+pub struct Breakpoint {
+    /// Where it is.
+    pub address: u64,
+    /// What is there.
+    pub code: Vec<u8>,
+}
 
 /// A machine's debugger. The socket's name goes when this does.
 pub struct Debugger {
@@ -65,6 +74,29 @@ impl Debugger {
             }
         }
         connection.must_be_ok("D")
+    }
+
+    /// Lets a machine that stands still go on to an instruction, for the first time; returns how many it has executed, of which the emulator has to
+    /// keep a record. Then the machine is switched off.
+    pub fn executed_until(&self, breakpoint: &Breakpoint, limit: Duration) -> Result<u64> {
+        let mut connection = self.connect_in_time()?;
+        connection.stream.set_read_timeout(Some(limit))?;
+        let counted =
+            connection.run_to(breakpoint).and_then(|()| executed(&connection.monitor("info replay")?));
+        // The emulator ends before it can confirm that.
+        let _ = connection.monitor("quit");
+        counted
+    }
+
+    /// A connection to an emulator that has just been started.
+    fn connect_in_time(&self) -> Result<Connection> {
+        for _ in 0..LOOKS {
+            if self.socket.exists() {
+                break;
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
+        self.connect()
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -123,9 +155,36 @@ impl Connection {
         Ok(said.trim().to_owned())
     }
 
+    /// Lets the machine go on until it is at the breakpoint; the instruction there is not executed yet.
+    fn run_to(&mut self, Breakpoint { address, code }: &Breakpoint) -> Result<()> {
+        let wanted: String = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (set, removed) = (format!("Z0,{address:x},1"), format!("z0,{address:x},1"));
+        loop {
+            self.must_be_ok(&set)?;
+            self.go("c")?;
+            self.must_be_ok(&removed)?;
+            if self.ask(&format!("m{address:x},{:x}", code.len()))? == wanted {
+                return Ok(());
+            }
+            // Another program's code: past it.
+            self.go("s")?;
+        }
+    }
+
+    /// Lets the machine go on until it stops by itself.
+    fn go(&mut self, how: &str) -> Result<()> {
+        self.send(how)?;
+        while !self.packet()?.starts_with("T05") {}
+        Ok(())
+    }
+
     fn ask(&mut self, packet: &str) -> Result<String> {
-        write!(self.stream, "${packet}#{:02x}", sum(packet.as_bytes()))?;
+        self.send(packet)?;
         self.answer()
+    }
+
+    fn send(&mut self, packet: &str) -> Result<()> {
+        Ok(write!(self.stream, "${packet}#{:02x}", sum(packet.as_bytes()))?)
     }
 
     /// The next packet that is an answer: that the machine stands still, too, is told by one.
@@ -162,6 +221,12 @@ impl Connection {
         self.stream.read_exact(&mut byte).context("the machine's debugger is silent")?;
         Ok(byte[0])
     }
+}
+
+/// The count in what the monitor says of its record: `Recording execution 'FILE': instruction count = N`.
+fn executed(said: &str) -> Result<u64> {
+    let count = said.rsplit_once("instruction count = ").and_then(|(_, count)| count.trim().parse().ok());
+    count.with_context(|| format!("the emulator doesn't say what was executed: {said:?}"))
 }
 
 fn sum(packet: &[u8]) -> u8 {

@@ -107,7 +107,7 @@ impl Subject {
     fn new(options: &ProfileOptions, artefacts: &Artefacts) -> Result<Subject> {
         if options.guest == BenchGuest::Debian {
             let machine = bench::linux_machine(artefacts, &format!("test=profile row={}", options.row))?;
-            return Ok(Subject { machine, program: build::workloads()?.workload, counter: "5ticks" });
+            return Ok(Subject { machine, program: build::workloads()?.workload, counter: bench::COUNTER });
         }
         let words = format!("profile={} then=reboot", options.row);
         let machine = bench::machine(options.arch, artefacts.hypervisor.clone(), artefacts, &words, "");
@@ -331,6 +331,8 @@ mod tests {
             "page-fault-iretq --arch aarch64",
             "fork-exit",
             "fork-exit --guest debian --arch aarch64",
+            // Which no program counts.
+            "start --guest debian",
         ] {
             assert!(check(&options(row)).is_err(), "{row}");
         }

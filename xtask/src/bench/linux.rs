@@ -10,20 +10,22 @@ use serde_json::{Value, json};
 
 use super::machines::{MEMORY, Reading, Readings, readings, run_until};
 use super::report::grouped;
+use super::start;
 use crate::boot::{Kind, Machine, Module};
+use crate::build;
 use crate::cli::Arch;
 use crate::debian::{self, Debian};
 use crate::image::Artefacts;
 use crate::progress::Step;
 use crate::xen;
 
-/// From the machine's reset to the ramdisk's programs, in nanoseconds of the machine's time: instructions, and waiting. It may take what it takes on
-/// Xen; natively there is a boot loader of the kernel's own, which unpacks it, so that there is nothing to compare.
-const START: &str = "start";
+/// From the machine's reset to the ramdisk's programs, firmware included, which is the same for both: what is executed ([`super::start`]). It may
+/// take what it takes on Xen; natively there is a boot loader of the kernel's own, which unpacks it, so that there is nothing to compare.
+const START: Row = ("start", "from reset to the ramdisk's programs", None);
 
 /// A row's name in the guest's output, what it is, and how many instructions it may take whatever Xen does.
-const ROWS: [(&str, &str, Option<u64>); 9] = [
-    (START, "from reset to the ramdisk's programs", None),
+type Row = (&'static str, &'static str, Option<u64>);
+const ROWS: [Row; 8] = [
     ("system-call", "system call", Some(672)),
     ("fork-exit", "fork + exit", Some(384_000)),
     ("fork-exec", "fork + exec", Some(1_213_000)),
@@ -34,7 +36,7 @@ const ROWS: [(&str, &str, Option<u64>); 9] = [
     ("pipe-switch", "pipe round trip, per switch", Some(8_050)),
 ];
 
-/// The names of all rows.
+/// The names of the rows that a program counts.
 pub fn rows() -> Vec<&'static str> {
     ROWS.iter().map(|(name, ..)| *name).collect()
 }
@@ -49,6 +51,7 @@ const BENCH: &str = "test=bench";
 const END: &str = "BENCH end";
 
 /// One row.
+#[derive(Clone)]
 pub struct Line {
     name: &'static str,
     what: &'static str,
@@ -59,31 +62,42 @@ pub struct Line {
 }
 
 impl Line {
-    /// At most so many instructions: what is half of what Xen adds to the native figure, or the limit where that is less.
-    fn target(&self) -> Option<u64> {
-        if self.name == START {
-            return self.xen;
-        }
-        let (native, xen) = (self.native?, self.xen?);
-        let half = native + xen.saturating_sub(native) / 2;
-        Some(self.limit.map_or(half, |limit| limit.min(half)))
+    /// A row before anything is measured.
+    fn new((name, what, limit): Row) -> Line {
+        Line { name, what, limit, native: None, xen: None, penumbra: None }
     }
 
-    /// What is added, as a part of what Xen adds.
+    fn is_start(&self) -> bool {
+        self.name == START.0
+    }
+
+    /// At most so many instructions: what is half of what Xen adds to the native figure, or the limit where that is less or nothing was measured.
+    fn target(&self) -> Option<u64> {
+        if self.is_start() {
+            return self.xen;
+        }
+        let half = self.native.zip(self.xen).map(|(native, xen)| native + xen.saturating_sub(native) / 2);
+        [half, self.limit].into_iter().flatten().min()
+    }
+
+    /// What is added, as a part of what Xen adds; of the start, all of it.
     fn ratio(&self) -> Option<f64> {
-        let (native, xen, ours) = (self.native?, self.xen?, self.penumbra?);
+        let native = if self.is_start() { 0 } else { self.native? };
+        let (xen, ours) = (self.xen?, self.penumbra?);
         (xen > native).then(|| (ours as f64 - native as f64) / (xen - native) as f64)
     }
 
+    /// More than it may take, or it isn't known: what wasn't measured proves nothing.
     fn misses(&self) -> bool {
-        self.target().is_some_and(|target| self.penumbra.is_none_or(|ours| ours > target))
+        let compared = self.xen.is_some() && (self.is_start() || self.native.is_some());
+        !compared || self.penumbra.zip(self.target()).is_none_or(|(ours, target)| ours > target)
     }
 
     fn cells(&self) -> [String; 7] {
         let number = |value: Option<u64>| value.map(grouped).unwrap_or_else(|| "not measured".into());
         [
             self.what.to_owned(),
-            number(self.native),
+            if self.is_start() { String::new() } else { number(self.native) },
             number(self.xen),
             number(self.penumbra),
             self.target().map(grouped).unwrap_or_default(),
@@ -112,10 +126,20 @@ pub fn measure(artefacts: &Artefacts) -> Result<Vec<Line>> {
     let mut theirs = machine(&guest, "hvc0", BENCH);
     theirs.hypervisor = xen::hypervisor()?;
     theirs.words.push_str(" spec-ctrl=no");
+    let program = build::workloads()?.workload;
+    let started = |what: &str, machine, name| {
+        Step::around(format!("counting {what}'s start"), |_| start::executed(machine, &program, name))
+            .map(Some)
+    };
+    let start = Line {
+        xen: started("Xen", &theirs, "xen")?,
+        penumbra: started("Penumbra", &ours, "penumbra")?,
+        ..Line::new(START)
+    };
     let native = Step::around("counting natively", |_| run(&native, "debian-native"))?;
     let xen = Step::around("counting on Debian's Xen 4.17", |_| run(&theirs, "debian-xen"))?;
     let penumbra = Step::around("counting on Penumbra", |_| run(&ours, "debian-penumbra"))?;
-    Ok(lines(&native, &xen, &penumbra))
+    Ok([vec![start], lines(&native, &xen, &penumbra)].concat())
 }
 
 /// Penumbra with this guest, which is told its task.
@@ -129,13 +153,11 @@ fn lines(native: &Readings, xen: &Readings, penumbra: &Readings) -> Vec<Line> {
         Some(Reading::Count(count)) => Some(*count),
         _ => None,
     };
-    let line = |(name, what, limit)| Line {
-        name,
-        what,
-        limit,
-        native: get(native, name),
-        xen: get(xen, name),
-        penumbra: get(penumbra, name),
+    let line = |row: Row| Line {
+        native: get(native, row.0),
+        xen: get(xen, row.0),
+        penumbra: get(penumbra, row.0),
+        ..Line::new(row)
     };
     ROWS.into_iter().map(line).collect()
 }
@@ -208,7 +230,7 @@ mod tests {
     use super::*;
 
     fn line(native: u64, xen: u64, ours: Option<u64>) -> Line {
-        Line { name: "x", what: "x", limit: None, native: Some(native), xen: Some(xen), penumbra: ours }
+        Line { native: Some(native), xen: Some(xen), penumbra: ours, ..Line::new(("x", "x", None)) }
     }
 
     #[test]
@@ -229,10 +251,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_measured_misses() {
+        let limited = Line { limit: Some(700), ..line(339, 1005, Some(600)) };
+        assert!(!limited.misses());
+        let alone = Line { native: None, ..limited.clone() };
+        assert_eq!(
+            (alone.target(), alone.misses()),
+            (Some(700), true),
+            "the limit stands, but nothing is compared"
+        );
+        assert!(Line { xen: None, ..limited.clone() }.misses());
+        assert!(Line { penumbra: None, ..limited }.misses());
+        assert!(Line::new(("x", "x", None)).misses());
+    }
+
+    #[test]
+    fn the_start_is_compared_with_xens_alone() {
+        let start = |xen, ours| Line { xen, penumbra: ours, ..Line::new(START) };
+        assert!(!start(Some(100), Some(100)).misses() && start(Some(100), Some(101)).misses());
+        assert!(start(None, Some(1)).misses() && start(Some(1), None).misses());
+        assert_eq!(start(Some(100), Some(75)).ratio(), Some(0.75));
+        assert!(!rows().contains(&START.0), "no program counts it");
+    }
+
+    #[test]
     fn rows_are_found_by_name() {
         let said = |count| readings(&format!("(d0) BENCH system-call {count}\nBENCH mprotect failed: x\n"));
         let lines = lines(&said(1), &said(3), &said(2));
-        assert_eq!((lines[1].native, lines[1].xen, lines[1].penumbra), (Some(1), Some(3), Some(2)));
-        assert_eq!(lines[5].native, None);
+        assert_eq!((lines[0].native, lines[0].xen, lines[0].penumbra), (Some(1), Some(3), Some(2)));
+        assert_eq!(lines[4].native, None);
+        assert_eq!(missed(&lines).len(), rows().len() - 1, "all that wasn't said");
     }
 }

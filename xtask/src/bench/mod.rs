@@ -8,6 +8,7 @@
 //! - [`rows`]: the operations, what each may cost at most, and what Xen's were measured to cost by others.
 //! - [`machines`]: running the benchmark, and reading what it says.
 //! - [`linux`]: a stock kernel's operations (`--guest debian`), natively, on Xen and on Penumbra.
+//! - [`start`]: what such a kernel's start takes, on both.
 //! - [`report`]: the table as text, Markdown and JSON.
 //!
 //! A row that costs more than it may is marked; only `--strict` makes that a failure, since a figure that moves is news, not
@@ -18,6 +19,9 @@ mod linux;
 mod machines;
 mod report;
 mod rows;
+mod start;
+
+use std::slice;
 
 use anyhow::{Result, ensure};
 
@@ -28,6 +32,7 @@ pub use linux::{ours as linux_machine, rows as linux_rows};
 pub use machines::machine;
 use report::Table;
 pub use rows::{names as rows, operations_of};
+pub use start::COUNTER;
 
 /// `cargo xtask bench`.
 pub fn bench(options: &BenchOptions) -> Result<()> {
@@ -72,7 +77,10 @@ fn stock(options: &BenchOptions) -> Result<()> {
         report::write_file(file, &serde_json::json!({"debian": linux::json(&lines)}))?;
     }
     if options.docs {
-        report::replace_in_docs(&[("debian x86_64".into(), linux::markdown(&lines))])?;
+        let table = ("debian x86_64".to_owned(), linux::markdown(&lines));
+        [report::DOCS, report::README]
+            .iter()
+            .try_for_each(|file| report::replace_in(file, slice::from_ref(&table)))?;
     }
     let missed = linux::missed(&lines);
     ensure!(

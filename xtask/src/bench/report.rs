@@ -213,15 +213,20 @@ pub fn write_docs(facts: &[Fact], tables: &[Table]) -> Result<()> {
         parts.push((format!("facts {}", table.arch), markdown_facts(own)));
         parts.push((format!("operations {}", table.arch), markdown(table)));
     }
-    replace_in_docs(&parts)
+    replace_in(DOCS, &parts)
 }
 
-/// Puts each text between the marks of its name in docs/measurements.md.
-pub fn replace_in_docs(parts: &[(String, String)]) -> Result<()> {
-    let file = workspace::root().join("docs/measurements.md");
+/// Where the tables are.
+pub const DOCS: &str = "docs/measurements.md";
+/// Where one of them is, too.
+pub const README: &str = "README.md";
+
+/// Puts each text between the marks of its name in one of the project's files.
+pub fn replace_in(name: &str, parts: &[(String, String)]) -> Result<()> {
+    let file = workspace::root().join(name);
     let mut text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    for (name, content) in parts {
-        text = between_marks(&text, name, content)?;
+    for (mark, content) in parts {
+        text = between_marks(&text, mark, content).with_context(|| format!("in {name}"))?;
     }
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     println!("written: {}", workspace::shown(&file));
@@ -250,7 +255,7 @@ fn markdown(table: &Table) -> String {
 /// `text` with what stands between `<!-- name -->` and `<!-- end -->` replaced.
 fn between_marks(text: &str, name: &str, content: &str) -> Result<String> {
     let (mark, end) = (format!("<!-- {name} -->\n"), "<!-- end -->");
-    let missing = || format!("docs/measurements.md has no mark \"{}\"", mark.trim_end());
+    let missing = || format!("there is no mark \"{}\"", mark.trim_end());
     let start = text.find(&mark).with_context(missing)? + mark.len();
     let length = text[start..].find(end).with_context(missing)?;
     Ok(format!("{}{content}{}", &text[..start], &text[start + length..]))
