@@ -8,7 +8,7 @@ use std::panic;
 
 use cap::Cap;
 use libfuzzer_sys::fuzz_target;
-use unpack::Packed;
+use unpack::{Found, Packed};
 
 /// Beyond the limit an allocation fails, which no decoder survives.
 #[global_allocator]
@@ -37,7 +37,8 @@ fn lift_limit_in_panics() {
 }
 
 fuzz_target!(init: lift_limit_in_panics(), |file: &[u8]| {
-    let Ok(Some(packed)) = Packed::find(file).inspect_err(|error| drop(error.to_string())) else { return };
+    let found = Packed::find(file).inspect_err(|error| drop(error.to_string()));
+    let Some(packed) = found.ok().and_then(Found::packed) else { return };
     let (length, heap) = (packed.length(), packed.heap());
     if length > LONGEST || heap > LARGEST_HEAP {
         return;

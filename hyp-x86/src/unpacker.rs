@@ -9,7 +9,7 @@ use core::slice;
 
 use hyp_core::address::PAGE_BYTES;
 use hyp_core::domain::unpacker::Unpacker;
-use unpack::{Error, Packed};
+use unpack::{Error, Found, Packed};
 
 use crate::machine::HYPERVISOR;
 use crate::{clock, heap, memory};
@@ -31,10 +31,13 @@ impl<'f> Unpacker<'f> for Opener<'f> {
     where
         'f: 's,
     {
-        let Some(packed) = Packed::find(file)? else {
-            // Whoever builds from the file needs the memory.
-            self.open = None;
-            return Ok(file);
+        let packed = match Packed::find(file)? {
+            Found::Packed(packed) => packed,
+            Found::AsItIs(kernel) => {
+                // Whoever builds from the file needs the memory.
+                self.open = None;
+                return Ok(kernel);
+            }
         };
         if self.open.as_ref().is_none_or(|open| open.packed.content() != packed.content()) {
             self.open = None;

@@ -22,7 +22,8 @@ fn main() -> ExitCode {
 
 fn unpack(from: &str, to: Option<&str>) -> Result<String, String> {
     let file = std::fs::read(from).map_err(|error| error.to_string())?;
-    let packed = Packed::find(&file).map_err(|error| error.to_string())?.ok_or("it is no bzImage")?;
+    let packed =
+        Packed::find(&file).map_err(|error| error.to_string())?.packed().ok_or("it is no packed kernel")?;
     let mut out = vec![0; packed.length()];
     packed.unpack(&mut out).map_err(|error| error.to_string())?;
     if let Some(to) = to {

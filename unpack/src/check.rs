@@ -90,7 +90,7 @@ mod tests {
     use crate::pack::{FORMATS, bzimage, payload, seal, text};
 
     fn vouched(file: &[u8]) -> bool {
-        Packed::find(file).unwrap().unwrap().is_vouched_for()
+        Packed::find(file).unwrap().packed().unwrap().is_vouched_for()
     }
 
     fn kernel(format: Format) -> Vec<u8> {
@@ -117,7 +117,10 @@ mod tests {
         for at in (0x260..whole.len()).step_by(7) {
             let mut file = whole.clone();
             file[at] ^= 1 << (at % 8);
-            assert!(!Packed::find(&file).is_ok_and(|packed| packed.unwrap().is_vouched_for()), "{at:#x}");
+            assert!(
+                !Packed::find(&file).is_ok_and(|found| found.packed().unwrap().is_vouched_for()),
+                "{at:#x}"
+            );
         }
     }
 

@@ -41,7 +41,7 @@ mod zstd;
 
 use core::fmt;
 
-pub use payload::{Format, Packed};
+pub use payload::{Format, Found, Packed, begins_like_a_kernel};
 
 /// Why a packed kernel can't be unpacked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

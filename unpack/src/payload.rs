@@ -18,6 +18,8 @@ pub(crate) const IMAGE_LENGTH: usize = 0x1f4;
 pub(crate) const IMAGE_UNIT: usize = 16;
 /// `HdrS`: there is a setup header.
 pub(crate) const MAGIC: (usize, &[u8; 4]) = (0x202, b"HdrS");
+/// How an ELF file begins.
+const ELF: &[u8] = b"\x7fELF";
 /// Version of the boot protocol.
 pub(crate) const VERSION: usize = 0x206;
 /// The payload's place, counted from the end of the setup code.
@@ -76,6 +78,31 @@ impl fmt::Display for Format {
     }
 }
 
+/// What is in a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'a> {
+    /// An ELF file, perhaps: all of it that is no bzImage, or a bzImage's payload that isn't compressed.
+    AsItIs(&'a [u8]),
+    /// A packed kernel.
+    Packed(Packed<'a>),
+}
+
+impl<'a> Found<'a> {
+    /// The packed kernel, if it is one.
+    pub fn packed(self) -> Option<Packed<'a>> {
+        match self {
+            Self::AsItIs(_) => None,
+            Self::Packed(packed) => Some(packed),
+        }
+    }
+}
+
+/// Whether a file begins as kernels do: a bzImage, or an ELF file.
+pub fn begins_like_a_kernel(file: &[u8]) -> bool {
+    let (at, magic) = MAGIC;
+    file.starts_with(ELF) || file.get(at..).is_some_and(|rest| rest.starts_with(magic))
+}
+
 /// A packed kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
@@ -88,21 +115,25 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// Looks into a file; `None` if it is no bzImage, so that it may be an ELF file as it is.
+    /// Looks into a file.
     ///
     /// # Errors
     /// It is a bzImage that can't be unpacked.
-    pub fn find(file: &'a [u8]) -> Result<Option<Self>, Error> {
+    pub fn find(file: &'a [u8]) -> Result<Found<'a>, Error> {
         let (at, magic) = MAGIC;
         // An ELF file may have anything at that place.
-        if file.starts_with(b"\x7fELF") || !file.get(at..).is_some_and(|rest| rest.starts_with(magic)) {
-            return Ok(None);
+        if file.starts_with(ELF) || !file.get(at..).is_some_and(|rest| rest.starts_with(magic)) {
+            return Ok(Found::AsItIs(file));
         }
         let version = u16::from_le_bytes(field(file, VERSION)?);
         if version < FIRST_VERSION {
             return Err(Error::TooOld(version));
         }
-        Self::read(file, payload(file)?).map(Some)
+        match payload(file)? {
+            // Built without compression.
+            payload if payload.starts_with(ELF) => Ok(Found::AsItIs(payload)),
+            payload => Self::read(file, payload).map(Found::Packed),
+        }
     }
 
     /// Judges a payload by its first and last bytes.

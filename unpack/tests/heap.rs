@@ -9,7 +9,7 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 /// Bytes that unpacking takes at most, besides what comes out, and those that were said.
 fn taken(file: &[u8]) -> (u64, u64) {
-    let packed = Packed::find(file).unwrap().unwrap();
+    let packed = Packed::find(file).unwrap().packed().unwrap();
     let mut out = vec![0; packed.length()];
     let before = HEAP.current_usage();
     HEAP.reset_peak_usage();

@@ -6,7 +6,7 @@ use unpack::pack::{FORMATS, bzimage, payload, text};
 use unpack::{Error, Format, Packed};
 
 fn open(file: &[u8]) -> Result<Vec<u8>, Error> {
-    let packed = Packed::find(file)?.expect("a bzImage");
+    let packed = Packed::find(file)?.packed().expect("a bzImage");
     assert!(packed.length() < 64 << 20, "the test has no more memory");
     let mut out = vec![0xa5; packed.length() + 16];
     let result = packed.unpack(&mut out);
@@ -30,7 +30,7 @@ fn a_kernel_comes_back_from_every_format() {
 fn memory_that_is_too_small_is_left_alone() {
     for format in FORMATS {
         let file = bzimage(&payload(format, &text(5000)));
-        let packed = Packed::find(&file).unwrap().unwrap();
+        let packed = Packed::find(&file).unwrap().packed().unwrap();
         let mut out = vec![0xa5; 4999];
         assert_eq!(packed.unpack(&mut out), Err(Error::TooLarge { needed: 5000, free: 4999 }));
         assert!(out.iter().all(|byte| *byte == 0xa5));

@@ -17,17 +17,32 @@ fn file(version: u16, payload: &[u8]) -> Vec<u8> {
 #[test]
 fn what_is_no_bzimage_is_left_as_it_is() {
     for file in [&b""[..], b"\x7fELF", &[0; 0x202], b"#!/bin/sh\n", &[0; 4096]] {
-        assert!(Packed::find(file).is_ok_and(|packed| packed.is_none()));
+        assert!(is_as_it_is(file, file));
+        assert_eq!(begins_like_a_kernel(file), file.starts_with(b"\x7fELF"));
     }
     let mut elf = file(0x20f, b"");
     elf[..4].copy_from_slice(b"\x7fELF");
-    assert!(Packed::find(&elf).is_ok_and(|packed| packed.is_none()), "HdrS by chance");
+    assert!(is_as_it_is(&elf, &elf), "HdrS by chance");
+}
+
+fn is_as_it_is(file: &[u8], kernel: &[u8]) -> bool {
+    Packed::find(file).is_ok_and(|found| matches!(found, Found::AsItIs(found) if found == kernel))
+}
+
+#[test]
+fn a_payload_without_compression_is_the_kernel() {
+    let elf = b"\x7fELF\x02\x01\x01\0 and so on";
+    let whole = file(0x20f, elf);
+    assert!(is_as_it_is(&whole, elf) && begins_like_a_kernel(&whole));
+    let behind = [&whole[..], b"a signature"].concat();
+    assert!(is_as_it_is(&behind, elf), "what follows the payload isn't the kernel's");
+    assert_eq!(Packed::find(&whole[..whole.len() - 1]).err(), Some(Error::CutShort));
 }
 
 #[test]
 fn the_payload_is_where_the_header_says() {
     let file = file(0x208, b"\x02\x21\x4c\x18\x00\x01\x00\x00");
-    let packed = Packed::find(&file).unwrap().unwrap();
+    let packed = Packed::find(&file).unwrap().packed().unwrap();
     assert_eq!(
         (packed.format(), packed.length(), packed.content()),
         (Format::Lz4, 256, &b"\x02\x21\x4c\x18"[..])
@@ -41,7 +56,7 @@ fn no_number_of_sectors_is_four() {
     four.resize(5 * SECTOR + 4, 0);
     four[PAYLOAD_LENGTH] = 8;
     four.extend(b"\x02\x21\x4c\x18\x00\x01\x00\x00");
-    assert!(Packed::find(&four).unwrap().is_some());
+    assert!(Packed::find(&four).unwrap().packed().is_some());
 }
 
 #[test]
