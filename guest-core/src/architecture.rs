@@ -161,6 +161,11 @@ pub trait Architecture: Sized + 'static {
     }
     /// An entry of level 2 that maps the 2 MiB from machine frame `frame` on for the kernel's data.
     fn superpage(frame: u64, writable: bool) -> u64;
+
+    /// The same for code, read-only, if that can be told apart; and whether the processor is one on which the hypervisor lets it be.
+    fn superpage_of_code(frame: u64) -> (u64, bool) {
+        (Self::superpage(frame, false), true)
+    }
     /// Bits of entries that are refused.
     const FORBIDDEN_BITS: ForbiddenBits;
     /// What makes a page's entry one with another memory type, by exclusive or.

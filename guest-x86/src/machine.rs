@@ -189,6 +189,10 @@ impl Architecture for X86 {
         entries::superpage(frame, writable)
     }
 
+    fn superpage_of_code(frame: u64) -> (u64, bool) {
+        (entries::superpage_of_code(frame), entries::is_code_allowed_in_superpages())
+    }
+
     const FORBIDDEN_BITS: ForbiddenBits = entries::FORBIDDEN_BITS;
     const MEMORY_TYPES: &'static [u64] = entries::MEMORY_TYPES;
     const POINTER_CALLS: &'static [PointerCall] = &[

@@ -12,32 +12,21 @@ use hyp_core::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::frame::{BootMemory, FrameRecord, Memory, allocator};
 use hyp_core::machine::Board;
 use hyp_core::{BootInformation, Module, ModuleKind};
-use hyp_x86::cpuid_faults;
-use hyp_x86::l1tf::{self, Processor};
+use hyp_x86::control::CR0;
 use hyp_x86::layout;
 use hyp_x86::ram::RamMap;
 use platform::q35::apic::Apic;
 use platform::q35::list::List;
 use platform::q35::multiboot::{self, Information, MAXIMUM_MODULES, PhysicalMemory};
 use platform::q35::options;
-use x86_64::registers::control::{Cr4, Cr4Flags};
-use x86_64::registers::model_specific::Msr;
 
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
 use crate::unpacker::Opener;
-use crate::{clock, console, cpu, descriptors, entry, interrupts, machine_check, memory, msr, stack};
+use crate::{clock, console, cpu, descriptors, entry, interrupts, machine_check, memory, processor, stack};
 
 /// What the temporary tables show at the direct map.
 const FIRST_4_GIB: u64 = 4 << 30;
-/// The page-attribute table, as Xen's ABI has it: write-back, write-through, uncached-minus, uncached; write-combining, write-protected.
-pub const GUEST_PAGE_ATTRIBUTES: u64 = 0x0000_0501_0007_0406;
-/// The same, but for type 4, which is write-back like type 0: `format.rs` counts on that. No entry of a guest's can ask for it.
-const PAGE_ATTRIBUTES: u64 = GUEST_PAGE_ATTRIBUTES & !(0xff << 32) | WRITE_BACK << 32;
-const WRITE_BACK: u64 = 6;
-const MSR_PAGE_ATTRIBUTES: u32 = 0x277;
-/// Which flaws the processor doesn't have (`IA32_ARCH_CAPABILITIES`).
-const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
 /// Frames are counted from a multiple of this.
 const FRAME_GROUP: u64 = 512;
 
@@ -53,6 +42,7 @@ static mut RECORD: Record = Record { counter: 0, magic: 0, information: 0 };
 
 global_asm!(
     include_str!("boot.s"),
+    cr0 = const CR0,
     offset = const layout::IMAGE_OFFSET,
     image_slot3 = const (layout::IMAGE_OFFSET >> 30) & 511,
     image_slot4 = const layout::root_slot(layout::IMAGE_OFFSET),
@@ -166,9 +156,9 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
     unsafe { descriptors::load() };
     // SAFETY: once; the exception has got its gate and its stack just now.
     unsafe { machine_check::enable() };
-    set_features();
-    judge_processor(end * PAGE_SIZE as u64);
-    let_cpuid_fault();
+    processor::set_features();
+    processor::judge(end * PAGE_SIZE as u64);
+    processor::let_cpuid_fault();
     give_memory(&mut boot, end)?;
     // SAFETY: once, with interrupts off; the tables map the registers there.
     unsafe { interrupts::start(layout::APIC_REGISTERS) }.map_err(Stop::Clock)?;
@@ -250,63 +240,6 @@ fn build(
     tables.map_ram(ram)?;
     tables.map_device(layout::APIC_REGISTERS, registers)?;
     Ok(tables.root())
-}
-
-/// Switches protections on that the processor may have: ring 0 must not execute a guest's pages, and ring 3 must not learn
-/// where the hypervisor has its descriptor tables.
-fn set_features() {
-    // SAFETY: every processor with long mode has the page-attribute table; no mapping that exists uses another type than these have
-    // in common.
-    unsafe { Msr::new(MSR_PAGE_ATTRIBUTES).write(PAGE_ATTRIBUTES) };
-    if core::arch::x86_64::__cpuid(0).eax < 7 {
-        return;
-    }
-    let features = core::arch::x86_64::__cpuid_count(7, 0);
-    let mut wanted = Cr4Flags::empty();
-    // ebx bit 7: supervisor-mode execution prevention; ecx bit 2: user-mode instruction prevention.
-    wanted.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.ebx >> 7 & 1 != 0);
-    wanted.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.ecx >> 2 & 1 != 0);
-    // SAFETY: the hypervisor's own text isn't a user's page, and neither bit is set on a processor without it.
-    unsafe { Cr4::update(|flags| *flags |= wanted) };
-}
-
-/// On a processor with the L1 terminal fault, guests' absent entries must not name memory. RAM ends at `end` (bytes).
-fn judge_processor(end: u64) {
-    let names = core::arch::x86_64::__cpuid(0);
-    let widths = core::arch::x86_64::__cpuid(0x8000_0008);
-    // Leaf 7, edx bit 29: there is the register.
-    let has_register = names.eax >= 7 && core::arch::x86_64::__cpuid_count(7, 0).edx >> 29 & 1 != 0;
-    // SAFETY: the processor says that it has the register, which can be read at any time.
-    let capabilities = has_register.then(|| unsafe { Msr::new(MSR_ARCH_CAPABILITIES).read() });
-    let vendor = [names.ebx, names.edx, names.ecx];
-    let processor = Processor { vendor, capabilities, address_bits: widths.eax & 0xff };
-    if let Some(rule) = processor.rule(end) {
-        l1tf::enforce(rule);
-        log::info!(
-            "the processor may have the L1 terminal fault: guests' absent entries must not name memory"
-        );
-    }
-}
-
-/// Guests' `cpuid` comes to the hypervisor from now on, where the processor can do that.
-fn let_cpuid_fault() {
-    let names = core::arch::x86_64::__cpuid(0);
-    let last = core::arch::x86_64::__cpuid(0x8000_0000).eax;
-    let features = match last {
-        cpuid_faults::FEATURES_LEAF..=0x8000_ffff => {
-            core::arch::x86_64::__cpuid(cpuid_faults::FEATURES_LEAF).eax
-        }
-        _ => 0,
-    };
-    let vendor = [names.ebx, names.edx, names.ecx];
-    let Some(switch) = cpuid_faults::switch(vendor, features, || msr::read_if_there(cpuid_faults::PLATFORM))
-    else {
-        return;
-    };
-    let mut register = Msr::new(switch.register);
-    // SAFETY: the processor says that the register has the bit, which changes what `cpuid` does outside ring 0, and nothing else.
-    unsafe { register.write(register.read() | switch.bit) };
-    log::info!("guests' cpuid is answered by the hypervisor");
 }
 
 /// Allocates the core's arrays, one item for each frame up to the last of RAM, and hands them over.

@@ -91,7 +91,7 @@ boot_entry:
     rdmsr
     orl $0x901, %eax
     wrmsr
-    movl $0x80010033, %eax              # CR0: PG, WP, NE, ET, MP, PE
+    movl ${cr0}, %eax
     movl %eax, %cr0
     lgdt (boot_gdt_pointer - {offset})
     ljmp $0x8, $(2f - {offset})

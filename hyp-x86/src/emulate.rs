@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use hyp_core::Vcpu;
 use hyp_core::hypercall::RootWrite;
+use hyp_x86::control::CR0;
 use hyp_x86::cpuid;
 use hyp_x86::decode::Instruction;
 
@@ -14,8 +15,6 @@ use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
 use crate::{clock, loaded, msr, ports};
 
-/// CR0 as a guest sees it: paging, alignment mask, write protection, numeric errors, extension type, protection.
-const GUEST_CR0: u64 = 0x8005_0033;
 /// CR0: floating point belongs to another task, and faults.
 const TASK_SWITCHED: u64 = 1 << 3;
 /// CR4 as a guest sees it: physical address extension, SSE.
@@ -122,7 +121,7 @@ fn cpuid_machine() -> cpuid::Machine {
 
 fn read_control(vcpu: &Vcpu<X86>, context: &GuestContext, control: u8) -> Option<u64> {
     match control {
-        0 => Some(GUEST_CR0 | if context.task_switched.get() { TASK_SWITCHED } else { 0 }),
+        0 => Some(CR0 | if context.task_switched.get() { TASK_SWITCHED } else { 0 }),
         2 => context.info().map(|info| info.cr2.load(Ordering::Relaxed)),
         3 => vcpu.kernel_root().map(|root| root.start().bytes()),
         4 => Some(GUEST_CR4 | if context.counter_forbidden.get() { COUNTER_FORBIDDEN } else { 0 }),
@@ -134,7 +133,7 @@ fn read_control(vcpu: &Vcpu<X86>, context: &GuestContext, control: u8) -> Option
 /// of 4 are ignored, as in Xen.
 fn write_control(context: &GuestContext, control: u8, value: u64) -> Option<()> {
     match control {
-        0 if (value ^ GUEST_CR0) & !TASK_SWITCHED == 0 => {
+        0 if (value ^ CR0) & !TASK_SWITCHED == 0 => {
             loaded::set_task_switched(context, value & TASK_SWITCHED != 0);
         }
         2 => context.info()?.cr2.store(value, Ordering::Relaxed),

@@ -11,6 +11,7 @@
 //! - Superpages of 2 MiB (level 2) are admitted, those of 1 GiB (level 3) are not. The walker takes the frame's number without its
 //!   lowest nine bits, or faults when they aren't zero; so a number that isn't aligned is refused, and what the core counts is
 //!   what the walker maps (XSA-167, XSA-176). Bit 12 is part of the memory type there, and refused like the rest of it.
+//!   On a processor with the flaw of XSA-304 they must not be executable ([`crate::page_size`]).
 //! - A root's entry that isn't writable makes everything below read-only, in ring 0 as well (CR0.WP); so a root may lead to itself by
 //!   one. Seen through such an entry, a table of level 2 passes for one of level 1, and its superpages' bit 7 for the memory type's highest
 //!   bit: type 4, which is write-back here, like type 0. (In Xen's page-attribute table, which guests read, it is write-combining; the others
@@ -27,8 +28,8 @@ use bitflags::bitflags;
 use hyp_core::address::{MachineAddress, MachineFrame};
 use hyp_core::machine::{Entry, EntryFault, Leaf, Level, PageTableFormat};
 
-use crate::l1tf;
 use crate::layout::RESERVED_SLOTS;
+use crate::{l1tf, page_size};
 
 bitflags! {
     /// The bits of an entry.
@@ -108,6 +109,9 @@ impl PageTableFormat for X86Format {
             };
         }
         let permitted = match (level, bits.contains(Bits::LARGE)) {
+            (2, true) if page_size::is_data_only() && !bits.contains(Bits::NO_EXECUTE) => {
+                return Err(EntryFault::ForbiddenBits(Bits::NO_EXECUTE.bits()));
+            }
             (2, true) => PERMITTED & !BELOW_LARGE | Bits::LARGE.bits(),
             (3, true) => return Err(EntryFault::WrongLevel),
             // In the root the bit is reserved, at level 1 it selects a memory type: it isn't among these.

@@ -2,6 +2,8 @@
 //!
 //! - [`format`]: the page-table format, which entries a guest may have;
 //! - [`l1tf`]: which absent entries a guest may have, where the processor reads through them;
+//! - [`control`]: control registers;
+//! - [`page_size`]: which superpages a guest may have, where a change of page size stops the machine;
 //! - [`layout`]: who owns which virtual addresses;
 //! - [`decode`]: the few instructions that are carried out for a guest;
 //! - [`cpuid`]: what guests hear of the processor;
@@ -18,6 +20,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod cpuid;
 pub mod cpuid_faults;
 pub mod debug_registers;
@@ -27,6 +30,7 @@ pub mod format;
 pub mod hypercall_page;
 pub mod l1tf;
 pub mod layout;
+pub mod page_size;
 pub mod ram;
 pub mod segment;
 pub mod selector;

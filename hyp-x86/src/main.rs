@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `boot.s`, `boot.rs` | from the multiboot loader to the first guest |
+//! | `boot.s`, `boot.rs`, `processor.rs` | from the multiboot loader to the first guest |
 //! | `tables.rs`, `stack.rs`, `descriptors.rs` | the hypervisor's own tables, stacks, segments and gates |
 //! | `entry.s`, `entry.rs`, `trap.rs` | in from a guest and out again |
 //! | `frame.rs`, `context.rs`, `cpu.rs` | a vCPU's registers, and switching from one to another |
@@ -75,6 +75,8 @@ mod non_maskable;
 mod parts;
 #[cfg(target_os = "none")]
 mod ports;
+#[cfg(target_os = "none")]
+mod processor;
 #[cfg(target_os = "none")]
 mod stack;
 #[cfg(target_os = "none")]

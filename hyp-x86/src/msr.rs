@@ -15,7 +15,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, FsBase, GsBase};
 
 use crate::machine::{HYPERVISOR, X86};
-use crate::{boot, clock, loaded};
+use crate::{clock, loaded, processor};
 
 const TIME_STAMP_COUNTER: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
@@ -88,7 +88,7 @@ pub fn read(vcpu: &Vcpu<X86>, register: u32) -> Option<u64> {
                 0
             }
         }
-        PAGE_ATTRIBUTES => boot::GUEST_PAGE_ATTRIBUTES,
+        PAGE_ATTRIBUTES => processor::GUEST_PAGE_ATTRIBUTES,
         EXTENDED_FEATURES => (Efer::read() - EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE).bits(),
         _ => return read_of_vendor(register),
     })

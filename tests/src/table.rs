@@ -167,6 +167,7 @@ fn guest_tests_of_a_pc(board: Board) -> Vec<Case> {
     let mut cases =
         alone.map(|(name, words)| guest_test(Case::new(board, name, words).domain(NEIGHBOUR))).to_vec();
     cases.extend(absent_entries(board));
+    cases.push(superpages_of_data(board));
     let timers = Case::new(board, "guest-test/timers", "test=timers then=poweroff");
     cases.push(guest_test(Case { icount: true, ..timers }.domain(NEIGHBOUR)));
     // Domain 1 takes every turn that it can get, some of them in the middle of a trap's coming.
@@ -184,6 +185,14 @@ fn absent_entries(board: Board) -> [Case; 2] {
     let leaks = Case::new(board, name, "test=absent-entries then=poweroff");
     let leaks = leaks.says(&["may have the L1 terminal fault"]);
     [guest_test(usual), guest_test(Case { cpu: Some("qemu64,vendor=GenuineIntel"), ..leaks })]
+}
+
+/// Superpages on a processor of Intel's that doesn't say that changes of page size do it no harm (XSA-304).
+fn superpages_of_data(board: Board) -> Case {
+    let name = "guest-test/superpages-where-code-is-refused";
+    let case = Case::new(board, name, "test=superpages then=poweroff");
+    let case = case.says(&["superpages must not be executable"]);
+    guest_test(Case { cpu: Some("qemu64,vendor=GenuineIntel"), ..case })
 }
 
 /// Defines the lines of a domain's attacks, in their order.

@@ -37,6 +37,7 @@ pub fn run<A: Architecture>(guest: &Guest<A>, check: &mut Check<A>) {
         return check.that("there is memory for the test", false);
     };
     touched(check, &tree, &extent);
+    of_code(check, &tree, &extent);
     split_and_joined(guest, check, &tree, &extent);
     beside_tables(check, &tree, &extent);
     tree.remove(check);
@@ -72,6 +73,15 @@ fn touched<A: Architecture>(check: &mut Check<A>, tree: &Tree<'_, A>, extent: &E
     check.that("and as single pages show it", single);
     let unmapped = (1..PAGES).all(|page| tree.put(1, page, 0).is_ok());
     check.that("which go again", unmapped && tree.put(1, 0, 0).is_ok());
+}
+
+/// Code, where the processor can be trusted to run it: neither by an update, nor without a trace.
+fn of_code<A: Architecture>(check: &mut Check<A>, tree: &Tree<'_, A>, extent: &Extent) {
+    let (entry, allowed) = A::superpage_of_code(extent.first);
+    let expected = if allowed { Ok(()) } else { Err(Errno::EINVAL) };
+    let before = tree.entry(2, PLACE);
+    check.that("2 MiB of code", tree.put(2, PLACE, entry) == expected);
+    check.that("and what stood there stands, if that is refused", allowed || tree.entry(2, PLACE) == before);
 }
 
 /// The guest puts a table of 512 pages in the superpage's place, and the superpage in the table's.

@@ -17,6 +17,8 @@ const GUEST_PAGE_ATTRIBUTES: u64 = 0x0000_0501_0007_0406;
 /// CR0: paging, protection; CR4: physical address extension.
 const PAGING_AND_PROTECTION: u64 = 1 << 31 | 1;
 const PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+/// CR0: the flag for alignment checks counts in ring 3.
+const ALIGNMENT_MASK: u64 = 1 << 18;
 
 pub fn run(check: &mut Check<X86>) {
     ports(check);
@@ -67,6 +69,10 @@ fn control_registers(check: &mut Check<X86>) {
     let (mut zero, mut four) = (0u64, 0u64);
     let failed = faults!("mov {x}, cr0"; x = inout(reg) zero, options(nostack));
     check.that("cr0", !failed && zero & PAGING_AND_PROTECTION == PAGING_AND_PROTECTION);
+    // `smsw` asks the processor itself, where it doesn't forbid that in ring 3.
+    let mut word = 0u64;
+    let failed = faults!("smsw {x}"; x = inout(reg) word, options(nostack));
+    check.that("alignment is checked if cr0 says so", failed || (word ^ zero) & ALIGNMENT_MASK == 0);
     check.that("cr0 as it is", !faults!("mov cr0, {x}"; x = in(reg) zero, options(nostack)));
     check
         .that("cr0 without paging", faults!("mov cr0, {x}"; x = in(reg) zero & !(1 << 31), options(nostack)));
