@@ -91,6 +91,21 @@ pub fn read_code(from: u64, into: &mut [u8; 16]) -> Result<(), GuestFault> {
     unsafe { load::<2>(into.as_mut_ptr(), from) }
 }
 
+/// Reads a descriptor from the window by which the processor sees the running guest's (`guest_descriptors.rs`), so many bytes from its start.
+///
+/// # Errors
+/// [`GuestFault`] when there is none.
+pub fn read_descriptor(offset: u64) -> Result<u64, GuestFault> {
+    const BYTES: u64 = (layout::LOCAL_TABLE_PAGE + layout::LOCAL_TABLE_PAGES) * 4096;
+    if offset > BYTES - 8 {
+        return Err(GuestFault);
+    }
+    let mut descriptor = 0u64;
+    // SAFETY: the range is the window's, which the hypervisor alone reads, and holds nothing but descriptors.
+    unsafe { load::<1>((&raw mut descriptor).cast(), layout::DESCRIPTOR_TABLE + offset)? };
+    Ok(descriptor)
+}
+
 /// Reads 16 bytes of code, the first `in_page` of which lie in one page and the others in the next one: how many of them can be read, which
 /// is all, those of the first page, or none.
 #[inline(never)]

@@ -12,7 +12,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
-use hyp_core::address::{GuestVirtual, MachineAddress, MachineFrame, PAGE_SIZE};
+use hyp_core::address::{MachineAddress, MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{Context, Roots, StartOfDay};
 use hyp_x86::debug_registers::DebugRegisters;
 use hyp_x86::descriptor_tables::{GLOBAL_PAGES, LOCAL_PAGES, PageSlot};
@@ -37,9 +37,9 @@ pub const BY_SYSCALL: u64 = 0x100;
 pub const BY_COMPATIBILITY_SYSCALL: u64 = 0x101;
 /// The registers were changed so that only `iretq` restores them.
 pub const BY_IRET: u64 = 0x102;
-/// Added to the exception with which the processor refused to go on with the guest. The guest hasn't come for any reason of its own, and no
-/// instruction of its has been executed.
-pub const REFUSED_RETURN: u64 = 0x200;
+/// Added to an exception that is to be handed on, with nothing looked at: one with which the processor refused to go on with the guest (it hasn't
+/// come for any reason of its own then, and no instruction of its has been executed), or the single step over what was carried out for it.
+pub const TO_HAND_ON: u64 = 0x200;
 
 /// Interrupts enabled: on whenever a guest runs.
 pub const FLAG_INTERRUPT: u64 = 1 << 9;
@@ -49,6 +49,9 @@ pub const GUEST_FLAGS: u64 = 0x0025_0dd7;
 const FLAG_ONE: u64 = 1 << 1;
 /// In the flags register: the lowest ring that may access ports.
 const IO_LEVEL_SHIFT: u32 = 12;
+/// In the flags register: a debug exception after each instruction; none by a breakpoint at the next one.
+pub const FLAG_TRAP: u64 = 1 << 8;
+pub const FLAG_RESUME: u64 = 1 << 16;
 /// Bytes of `syscall`, which a hypercall that is issued again goes back by.
 const SYSCALL_BYTES: u64 = 2;
 
@@ -371,16 +374,5 @@ impl GuestContext {
             trap.set(0, 0);
         }
         self.callbacks.clear();
-    }
-
-    /// The address of the instruction that the guest executes next.
-    pub fn instruction(&self) -> GuestVirtual {
-        GuestVirtual::new(self.frame.rip.get())
-    }
-
-    /// Goes past an instruction that was carried out for the guest.
-    pub fn skip(&self, bytes: u64) {
-        self.frame.rip.set(self.frame.rip.get().wrapping_add(bytes));
-        self.frame.vector.set(BY_IRET);
     }
 }

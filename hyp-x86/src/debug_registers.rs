@@ -13,6 +13,8 @@ use penumbra_abi::errno::Errno;
 
 use crate::layout;
 
+/// Status: a single step.
+pub const SINGLE_STEP: u64 = 1 << 14;
 /// Status: reserved bits that read as one, and as zero.
 const STATUS_ONES: u64 = 0xffff_0ff0;
 const STATUS_ZEROS: u64 = !0xffff_efff;
@@ -101,9 +103,9 @@ impl DebugRegisters {
         Ok(())
     }
 
-    /// Remembers the status that the processor has left.
+    /// Adds what a debug exception was for. As in the processor's own register, what was said before stays until the guest takes it away.
     pub fn record_status(&self, status: u64) {
-        self.status.set(status);
+        self.status.set(self.status.get() | status & !STATUS_ONES);
     }
 
     /// No breakpoint any more.
@@ -163,6 +165,15 @@ mod tests {
         assert_eq!((registers.get(8), registers.get(u64::MAX)), (None, None));
         registers.clear();
         assert_eq!(registers.get(6), Some(0xffff_0ff0));
+    }
+
+    #[test]
+    fn status_is_added_until_it_is_taken_away() {
+        let registers = DebugRegisters::new();
+        registers.record_status(0xffff_0ff1);
+        registers.record_status(SINGLE_STEP);
+        assert_eq!(registers.get(6), Some(0xffff_4ff1));
+        assert_eq!((registers.set(6, 0), registers.get(6)), (Ok(()), Some(0xffff_0ff0)));
     }
 
     proptest! {

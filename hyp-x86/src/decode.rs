@@ -186,6 +186,12 @@ pub fn privileged(bytes: &[u8]) -> Option<Decoded> {
     Some(Decoded { instruction, length: at as u64 + length })
 }
 
+/// The same in code that isn't 64-bit, where other bytes are prefixes, and registers are narrower: `cpuid` alone, which any program may use.
+pub fn privileged_in_short_code(bytes: &[u8]) -> Option<Decoded> {
+    let is_cpuid = bytes.starts_with(&[0x0f, 0xa2]);
+    is_cpuid.then_some(Decoded { instruction: Instruction::CpuId, length: 2 })
+}
+
 fn two_byte(opcode: u8) -> Option<Instruction> {
     Some(match opcode {
         0x06 => Instruction::ClearTaskSwitched,
@@ -235,6 +241,16 @@ fn string(prefixes: Prefixes, opcode: u8) -> Instruction {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn in_short_code_nothing_but_cpuid_is_carried_out() {
+        let decoded = privileged_in_short_code(&[0x0f, 0xa2, 0x90]);
+        assert_eq!(decoded, Some(Decoded { instruction: Instruction::CpuId, length: 2 }));
+        // `in al, dx`; `inc eax`, which is a prefix in 64-bit code, and `cpuid`; nothing.
+        for bytes in [&[0xec][..], &[0x40, 0x0f, 0xa2], &[0x0f], &[]] {
+            assert_eq!(privileged_in_short_code(bytes), None, "{bytes:x?}");
+        }
+    }
 
     fn recognised(bytes: &[u8]) -> Instruction {
         let decoded = privileged(bytes).unwrap();

@@ -10,7 +10,7 @@ use x86_64::registers::control::Cr3;
 
 use crate::access::{self, Hooked};
 use crate::context::GuestContext;
-use crate::{cpu, memory};
+use crate::{code, cpu, memory};
 
 /// Bytes of code that are shown before the instruction, and from there on.
 const BEFORE: usize = 16;
@@ -34,7 +34,8 @@ pub fn describe(context: &GuestContext, out: &mut dyn Write) -> Result {
 /// The bytes around the instruction, which stands in angle brackets; `--` for what can't be read.
 fn code(context: &GuestContext, out: &mut dyn Write) -> Result {
     write!(out, "\ncode:")?;
-    let start = context.instruction().bytes().wrapping_sub(BEFORE as u64);
+    let place = code::place(context).map_or(context.frame.rip.get(), |code| code.address);
+    let start = place.wrapping_sub(BEFORE as u64);
     for index in 0..CODE {
         let mut byte = [0];
         let read = access::read(start.wrapping_add(index as u64), &mut byte);

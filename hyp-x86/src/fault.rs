@@ -11,7 +11,7 @@ use hyp_core::Vcpu;
 use x86_64::registers::control::Cr2;
 
 use crate::console::LastWords;
-use crate::context::{Frame, GuestContext, REFUSED_RETURN};
+use crate::context::{Frame, GuestContext, TO_HAND_ON};
 use crate::machine::{HYPERVISOR, X86, halt};
 use crate::{access, cpu, entry, interrupts, loaded, machine_check, trap};
 
@@ -74,7 +74,7 @@ fn take_short_return(frame: &Frame, context: &GuestContext) {
 /// the guest's descriptors are always mapped, in a place of their own, and marked as accessed.)
 fn bad_return(vcpu: &'static Vcpu<X86>, frame: &Frame) -> *const GuestContext {
     let context = vcpu.context();
-    context.frame.vector.set(REFUSED_RETURN + frame.vector.get() % 32);
+    context.frame.vector.set(TO_HAND_ON + frame.vector.get() % 32);
     context.frame.error.set(frame.error.get());
     let next = trap::again(vcpu, context);
     // Every register is to come from the context.

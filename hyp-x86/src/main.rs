@@ -10,6 +10,7 @@
 //! | `guest_descriptors.rs` | segment descriptors of guests |
 //! | `hypercall.rs`, `callbacks.rs`, `bounce.rs` | what x86 adds to the core: its own hypercalls, exceptions |
 //! | `emulate.rs`, `msr.rs`, `ports.rs` | instructions that are carried out for guests |
+//! | `code.rs`, `carried_out.rs` | where they stand; the way on behind them |
 //! | `access.rs` | a guest's memory, through its own addresses |
 //! | `machine.rs`, `memory.rs`, `clock.rs`, `console.rs`, `interrupts.rs` | the machine, as the core sees it |
 //! | `iret.rs` | the way back out of a guest's handler |
@@ -28,7 +29,11 @@ mod bounce;
 #[cfg(target_os = "none")]
 mod callbacks;
 #[cfg(target_os = "none")]
+mod carried_out;
+#[cfg(target_os = "none")]
 mod clock;
+#[cfg(target_os = "none")]
+mod code;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]

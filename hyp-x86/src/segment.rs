@@ -35,6 +35,27 @@ pub const fn local_table(base: u64, bytes: u64) -> [u64; 2] {
     [low, base >> 32]
 }
 
+/// Of a code segment: its instructions are 64-bit ones, and its base counts for nothing.
+const LONG: u64 = 1 << 53;
+
+/// Where an instruction stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Its linear address.
+    pub address: u64,
+    /// Whether it is a 64-bit one.
+    pub is_long: bool,
+}
+
+/// Where the instruction at `pointer` stands, in a segment with this descriptor.
+pub const fn place(descriptor: u64, pointer: u64) -> Place {
+    if descriptor & LONG != 0 {
+        return Place { address: pointer, is_long: true };
+    }
+    let base = descriptor >> 16 & 0xff_ffff | descriptor >> 56 << 24;
+    Place { address: base.wrapping_add(pointer) & 0xffff_ffff, is_long: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +98,17 @@ mod tests {
         let [low, high] = local_table(0xffff_82d0_8001_0000, 0x1_0000);
         assert_eq!((low, high), (0x8000_8201_0000_ffff, 0xffff_82d0));
         assert_eq!(local_table(0, 8)[0] & 0xffff, 7);
+    }
+
+    #[test]
+    fn the_base_counts_in_short_code_alone() {
+        let flat = |pointer| place(0x00cf_fb00_0000_ffff, pointer);
+        assert_eq!(flat(0x1234), Place { address: 0x1234, is_long: false });
+        let based = |pointer| place(0x12cf_fb34_5678_ffff, pointer);
+        assert_eq!(based(0x10).address, 0x1234_5688);
+        assert_eq!(based(0xffff_ffff).address, 0x1234_5677, "linear addresses have 32 bits there");
+        let long = place(0x12af_fb34_5678_ffff, 1 << 40);
+        assert_eq!(long, Place { address: 1 << 40, is_long: true });
     }
 
     proptest! {

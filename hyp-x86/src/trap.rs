@@ -6,17 +6,18 @@
 use core::ptr;
 
 use hyp_core::Vcpu;
-use hyp_core::machine::GuestMemory;
 use hyp_x86::decode;
 use x86_64::registers::control::Cr2;
 
 use crate::access::{self, Hooked};
-use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext, REFUSED_RETURN};
+use crate::context::{BY_COMPATIBILITY_SYSCALL, BY_SYSCALL, GuestContext, TO_HAND_ON};
 use crate::machine::{HYPERVISOR, X86};
 use crate::ports::Accessed;
-use crate::{bounce, cpu, deliver, emulate, fault, hypercall, interrupts, loaded, writable_tables};
+use crate::{
+    bounce, carried_out, code, cpu, deliver, emulate, fault, hypercall, interrupts, loaded, writable_tables,
+};
 
-const DEBUG: u64 = 1;
+pub const DEBUG: u64 = 1;
 const INVALID_OPCODE: u64 = 6;
 const NO_FLOATING_POINT: u64 = 7;
 const GENERAL_PROTECTION: u64 = 13;
@@ -131,9 +132,9 @@ fn other_trap(vcpu: &'static Vcpu<X86>, context: &'static GuestContext, vector: 
             bounce::exception(vcpu, context, vector, None, hooked)
         }
         INVALID_OPCODE | GENERAL_PROTECTION => perhaps_emulated(vcpu, context, vector, hooked),
-        // Of a refused return, nothing but the exception is handed on.
+        // Of what is to be handed on, nothing else is looked at.
         _ => {
-            let vector = vector % REFUSED_RETURN;
+            let vector = vector % TO_HAND_ON;
             let error = has_error_code(vector).then_some(context.frame.error.get());
             bounce::exception(vcpu, context, vector, error, hooked)
         }
@@ -158,9 +159,9 @@ fn perhaps_emulated(
     if vector == GENERAL_PROTECTION && error != 0 {
         return selector_error(vcpu, context, error, hooked);
     }
-    let decode = if vector == INVALID_OPCODE { decode::undefined } else { decode::privileged };
-    match decoded(vcpu, context, decode, hooked) {
-        Accessed::Done | Accessed::Again => go_on_with(context),
+    match decoded(vcpu, context, vector, hooked) {
+        Accessed::Done => carried_out::go_on(vcpu, context),
+        Accessed::Again => go_on_with(context),
         Accessed::Refused => {
             bounce::exception(vcpu, context, vector, has_error_code(vector).then_some(error), hooked)
         }
@@ -179,10 +180,10 @@ fn selector_error(
     hooked: Hooked,
 ) -> *const GuestContext {
     // Which gate it was says the instruction as well; QEMU's emulator up to version 7.2 has its number wrong in the error code.
-    let mut code = [0; 2];
+    let mut bytes = [0; 2];
     let by_int = error & ERROR_KIND == ERROR_GATE
-        && HYPERVISOR.machine().read_guest(context.instruction(), &mut code).is_ok();
-    let taken = match code {
+        && code::place(context).is_some_and(|code| access::read(code.address, &mut bytes).is_ok());
+    let taken = match bytes {
         [INT, vector] if by_int => bounce::software_interrupt(vcpu, context, vector.into(), hooked),
         _ => None,
     };
@@ -190,33 +191,33 @@ fn selector_error(
 }
 
 /// Carries out the instruction at which the guest stands, if it is one of those that are.
-fn decoded(
-    vcpu: &'static Vcpu<X86>,
-    context: &GuestContext,
-    decode: fn(&[u8]) -> Option<decode::Decoded>,
-    hooked: Hooked,
-) -> Accessed {
+fn decoded(vcpu: &'static Vcpu<X86>, context: &GuestContext, vector: u64, hooked: Hooked) -> Accessed {
     let mut bytes = [0; 16];
-    let available = read_instruction(context, &mut bytes);
+    let Some(code) = code::place(context) else { return Accessed::Refused };
+    let available = read_instruction(code.address, &mut bytes);
+    let decode = match (vector, code.is_long) {
+        (INVALID_OPCODE, _) => decode::undefined,
+        (_, true) => decode::privileged,
+        (_, false) => decode::privileged_in_short_code,
+    };
     let Some(decoded) = bytes.get(..available).and_then(decode) else { return Accessed::Refused };
     let accessed = emulate::carry_out(vcpu, context, decoded.instruction, hooked);
     match accessed {
-        Accessed::Done => context.skip(decoded.length),
+        Accessed::Done => carried_out::pass(&context.frame, decoded.length),
         // Whatever has changed is loaded from the context.
-        Accessed::Again => context.skip(0),
+        Accessed::Again => carried_out::pass(&context.frame, 0),
         Accessed::Refused | Accessed::Fault { .. } => {}
     }
     accessed
 }
 
 /// Reads instruction bytes; fewer if the next page can't be read.
-fn read_instruction(context: &GuestContext, bytes: &mut [u8; 16]) -> usize {
-    let address = context.instruction();
-    let in_page = 4096 - (address.bytes() % 4096) as usize;
+fn read_instruction(address: u64, bytes: &mut [u8; 16]) -> usize {
+    let in_page = 4096 - (address % 4096) as usize;
     if in_page >= bytes.len() {
-        return if access::read_code(address.bytes(), bytes).is_ok() { bytes.len() } else { 0 };
+        return if access::read_code(address, bytes).is_ok() { bytes.len() } else { 0 };
     }
-    access::read_code_over_two_pages(address.bytes(), bytes, in_page)
+    access::read_code_over_two_pages(address, bytes, in_page)
 }
 
 /// The exceptions with which the processor pushes an error code, as bits: double fault, segments and pages (10 to 14), alignment,

@@ -10,9 +10,9 @@ use hyp_x86::table_write::{self, Effect, Operation, Source, Write};
 use penumbra_abi::vm_assist::VMASST_TYPE_WRITABLE_PAGETABLES;
 
 use crate::access::{self, Hooked};
-use crate::context::{BY_IRET, Frame, GuestContext};
+use crate::context::{Frame, GuestContext};
 use crate::machine::{HYPERVISOR, X86};
-use crate::{bounce, cpu, trap};
+use crate::{bounce, carried_out, code, cpu, trap};
 
 /// In a page fault's error code: the page is present (bit 0), and the access was a write (bit 1).
 const WRITE_TO_PRESENT: u64 = 0b11;
@@ -45,7 +45,7 @@ pub fn fault(
         Err(otherwise) => otherwise,
     };
     match written {
-        TableWrite::Done => trap::go_on_with(context),
+        TableWrite::Done => carried_out::go_on(vcpu, context),
         TableWrite::Again => trap::go_on(context),
         TableWrite::NotATable | TableWrite::Refused => hand_on(vcpu, context, address),
     }
@@ -54,8 +54,11 @@ pub fn fault(
 /// The instruction at which the guest stands, or what there is to do if it is none of those that are emulated.
 #[inline(always)]
 fn instruction(vcpu: &Vcpu<X86>, context: &GuestContext) -> Result<Write, TableWrite> {
+    if !code::is_long(context) {
+        return Err(TableWrite::NotATable);
+    }
     let mut bytes = [0; 16];
-    let address = context.instruction().bytes();
+    let address = context.frame.rip.get();
     let in_page = 4096 - (address % 4096) as usize;
     if in_page >= bytes.len() {
         let code =
@@ -84,7 +87,7 @@ fn emulate(vcpu: &Vcpu<X86>, context: &GuestContext, place: GuestVirtual, write:
     // A whole entry: whatever stood there, and no register or flag changes.
     let written = HYPERVISOR.write_table(vcpu, place, |_| Some(source));
     if written == TableWrite::Done {
-        pass(frame, write);
+        carried_out::pass(frame, write.length.into());
     }
     written
 }
@@ -132,13 +135,7 @@ fn finish(frame: &Frame, write: Write, effect: Effect) {
         });
     }
     frame.rflags.set(effect.flags.apply(frame.rflags.get()));
-    pass(frame, write);
-}
-
-/// Goes on behind the instruction.
-fn pass(frame: &Frame, write: Write) {
-    frame.rip.set(frame.rip.get().wrapping_add(write.length.into()));
-    frame.vector.set(BY_IRET);
+    carried_out::pass(frame, write.length.into());
 }
 
 /// The fault is the guest's. While tables are unhooked, some are hooked in, and the guest executes the instruction again: nothing has

@@ -5,6 +5,7 @@ mod callbacks;
 mod debug;
 mod instructions;
 mod non_maskable;
+mod steps;
 pub mod version;
 
 use guest_core::guest::Guest;
@@ -18,6 +19,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     version::run(guest, check);
     instructions::run(check);
     debug::run(check);
+    steps::run(guest, check);
     callbacks::run(guest, check);
     non_maskable::run(guest, check);
     traps::remove();

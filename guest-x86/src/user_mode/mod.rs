@@ -5,6 +5,7 @@
 //! the user's; at the end the user must have kept them all.
 
 pub mod came;
+mod segments;
 mod words;
 
 use core::arch::asm;
@@ -153,6 +154,7 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     check.done("handlers", came::install());
     system_calls(guest, check);
     bad_returns(guest, check);
+    segments::run(guest, check);
     instructions(guest, check);
     permissions(guest, check);
     accesses(guest, &events, check);
