@@ -1,4 +1,4 @@
-//! `callback_op`: entry points of a guest's kernel (`callback.h`, x86).
+//! `callback_op`, and `nmi_op` before it: entry points of a guest's kernel (`callback.h`, `nmi.h`; x86).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,6 +22,11 @@ pub const CALLBACKTYPE_SYSCALL32: u16 = 7;
 
 /// In [`CallbackRegister::flags`]: events are masked on entry.
 pub const CALLBACKF_MASK_EVENTS: u16 = 1;
+
+/// `nmi_op`: registers the entry point for non-maskable interrupts: its address, and a word of padding.
+pub const XENNMI_REGISTER_CALLBACK: u32 = 0;
+/// Takes it away.
+pub const XENNMI_UNREGISTER_CALLBACK: u32 = 1;
 
 /// [`CALLBACKOP_REGISTER`] (`struct callback_register`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

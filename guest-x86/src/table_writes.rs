@@ -32,7 +32,8 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     let place = guest.linear_of_frame(leaf.table_frame) + leaf.index as u64 * 8;
     let test = Test { guest, page: &page, place, writable: X86::leaf(guest.frame(&page), true) };
     check.that("switch the assistance off", assist(false));
-    // Xen 4.17 carries writes out in any case.
+    // Xen 4.17 carries them out in any case for the first domain, the one with the devices, which this kernel is there; for another one only with
+    // the assistance.
     let penumbra = guest.on_penumbra;
     let off = !penumbra || !X86::try_write_word(place, test.writable);
     check.that("without assistance, a write to a table is a fault", off);

@@ -1,4 +1,4 @@
-//! `set_callbacks` and `callback_op`: where a guest's kernel is entered.
+//! `set_callbacks`, `callback_op` and `nmi_op`: where a guest's kernel is entered.
 
 use core::cell::Cell;
 
@@ -17,19 +17,36 @@ pub fn code_address(address: u64) -> Result<u64, Errno> {
     if layout::is_canonical(address) { Ok(address) } else { Err(Errno::EINVAL) }
 }
 
-/// `set_callbacks`: those for events, for failures and for system calls; the latter two without masking events.
-///
-/// # Errors
-/// EINVAL: an address that isn't canonical; those before it are registered, as in Xen.
-pub fn set_all(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6]) -> Result<(), Errno> {
+/// `set_callbacks`: those for events, for failures and for system calls; the latter two without masking events. As in Xen, one whose address
+/// isn't canonical stays as it was, and nobody hears of that.
+pub fn set_all(context: &GuestContext, [event, failsafe, syscall, ..]: [u64; 6]) {
     for (kind, address) in [
         (abi::CALLBACKTYPE_EVENT, event),
         (abi::CALLBACKTYPE_FAILSAFE, failsafe),
         (abi::CALLBACKTYPE_SYSCALL, syscall),
     ] {
-        register(context, kind, code_address(address)?, false)?;
+        let _ = code_address(address).and_then(|address| register(context, kind, address, false));
     }
-    Ok(())
+}
+
+/// `nmi_op`: the callback for non-maskable interrupts by itself, as it was set before there was `callback_op`.
+///
+/// # Errors
+/// ENOSYS: no such operation. EINVAL: an address that isn't canonical. EFAULT.
+pub fn non_maskable(
+    call: &Call<'_, X86>,
+    context: &GuestContext,
+    operation: u64,
+    place: u64,
+) -> Result<(), Errno> {
+    match operation as u32 {
+        abi::XENNMI_REGISTER_CALLBACK => {
+            let [address, _pad]: [u64; 2] = call.read(place)?;
+            set_non_maskable(context, code_address(address)?, MASK_EVENTS)
+        }
+        abi::XENNMI_UNREGISTER_CALLBACK => set_non_maskable(context, 0, 0),
+        _ => Err(Errno::ENOSYS),
+    }
 }
 
 /// `callback_op`

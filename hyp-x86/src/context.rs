@@ -43,8 +43,8 @@ pub const TO_HAND_ON: u64 = 0x200;
 
 /// Interrupts enabled: on whenever a guest runs.
 pub const FLAG_INTERRUPT: u64 = 1 << 9;
-/// Flags that a guest may have: arithmetic, trap, direction, resume, alignment check, identification; and the always-one bit.
-pub const GUEST_FLAGS: u64 = 0x0025_0dd7;
+/// Flags that a guest may have: arithmetic, trap, direction, nested task, resume, alignment check, identification; and the always-one bit.
+pub const GUEST_FLAGS: u64 = 0x0025_4dd7;
 /// The bit of the flags register that always reads as one.
 const FLAG_ONE: u64 = 1 << 1;
 /// In the flags register: the lowest ring that may access ports.

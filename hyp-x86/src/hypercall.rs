@@ -131,6 +131,7 @@ pub fn own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Outcome 
         | number::STACK_SWITCH
         | number::SET_CALLBACKS
         | number::CALLBACK_OP
+        | number::NMI_OP
         | number::FPU_TASKSWITCH
         | number::SET_DEBUGREG
         | number::GET_DEBUGREG
@@ -154,8 +155,12 @@ fn carry_out_own(call: &Call<'_, X86>, number: u64, arguments: &Arguments) -> Ou
         number::SET_GDT => guest_descriptors::set_global(call, first, second),
         number::UPDATE_DESCRIPTOR => descriptor_tables::update(call, first, second),
         number::STACK_SWITCH => stack_switch(context, first, second),
-        number::SET_CALLBACKS => callbacks::set_all(context, values(arguments)),
+        number::SET_CALLBACKS => {
+            callbacks::set_all(context, values(arguments));
+            Ok(())
+        }
         number::CALLBACK_OP => callbacks::operation(call, context, first, second),
+        number::NMI_OP => callbacks::non_maskable(call, context, first, second),
         number::FPU_TASKSWITCH => {
             loaded::set_task_switched(context, first as u32 != 0);
             Ok(())

@@ -147,6 +147,11 @@ fn registration(check: &mut Check<X86>) {
         check.refused("it can't be taken away", unregister(kind), &[Errno::EINVAL]);
         check.refused("not at what is no address", register(kind, 0, 1 << 63), &[Errno::EINVAL]);
     }
+    // Xen says nothing of an address that it doesn't take, and takes the others.
+    check.done(
+        "all three, one of them no address",
+        call::<X86>(SET_CALLBACKS, &[0, 1 << 63, place]).map(drop),
+    );
     check.refused("a kind that there isn't", register(6, 0, place), &[Errno::ENOSYS]);
     check.refused("nor can it be taken away", unregister(6), &[Errno::ENOSYS]);
     let neither = call::<X86>(CALLBACK_OP, &[2, address_of(&CallbackRegister::default())]);

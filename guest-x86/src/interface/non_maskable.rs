@@ -9,8 +9,8 @@ use guest_core::guest::Guest;
 use guest_core::hypercalls::{address_of, call};
 use guest_core::tests::Check;
 use penumbra_abi::Errno;
-use penumbra_abi::callback::CALLBACKTYPE_NMI;
-use penumbra_abi::hypercall::{IRET, VCPU_OP};
+use penumbra_abi::callback::{CALLBACKTYPE_NMI, XENNMI_REGISTER_CALLBACK, XENNMI_UNREGISTER_CALLBACK};
+use penumbra_abi::hypercall::{IRET, NMI_OP, VCPU_OP};
 use penumbra_abi::vcpu::VCPUOP_SEND_NMI;
 
 use super::callbacks::{register, unregister};
@@ -115,6 +115,30 @@ pub fn run(guest: &Guest<X86>, check: &mut Check<X86>) {
     user(guest, check);
     check.done("the handler goes", unregister(CALLBACKTYPE_NMI));
     check.done("one without a handler again", send(0, 0));
+    check.that("doesn't come", came() == 0);
+    by_the_old_hypercall(check);
+}
+
+/// The handler can also be set by a hypercall of its own, with an address and a word of padding.
+fn by_the_old_hypercall(check: &mut Check<X86>) {
+    let operation = |number: u32, handler: u64| {
+        let argument = [handler, 0];
+        call::<X86>(NMI_OP, &[number.into(), address_of(&argument)]).map(drop)
+    };
+    let handler = interface_non_maskable as *const () as u64;
+    check.done("a handler", operation(XENNMI_REGISTER_CALLBACK, handler));
+    check.done("one", send(0, 0));
+    check.that("it comes", came() == 1);
+    check.refused(
+        "not at what is no address",
+        operation(XENNMI_REGISTER_CALLBACK, 1 << 63),
+        &[Errno::EINVAL],
+    );
+    check.refused("no such operation", operation(2, handler), &[Errno::ENOSYS]);
+    let nowhere = call::<X86>(NMI_OP, &[XENNMI_REGISTER_CALLBACK.into(), 1 << 63]).map(drop);
+    check.refused("an argument that can't be read", nowhere, &[Errno::EFAULT]);
+    check.done("the handler goes", operation(XENNMI_UNREGISTER_CALLBACK, 0));
+    check.done("one without it", send(0, 0));
     check.that("doesn't come", came() == 0);
 }
 

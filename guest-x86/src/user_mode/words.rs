@@ -198,9 +198,9 @@ fn flags(guest: &Guest<X86>, check: &mut Check<X86>) {
         };
         check.that("flags that a user has loaded", Begin { code: &code, ..USUAL }.finds(guest, good));
     }
-    let kept = DIRECTION | OVERFLOW | ALIGNMENT | TRAP;
-    // Xen lets users begin with nested tasks, which they could have by themselves.
-    let refused = PORTS | VIRTUAL | if guest.on_penumbra { NESTED } else { 0 };
+    // Users could have nested tasks by themselves, too.
+    let kept = DIRECTION | OVERFLOW | ALIGNMENT | TRAP | NESTED;
+    let refused = PORTS | VIRTUAL;
     let good = |found: &Found, _| {
         found.rip == USER_CODE
             && found.flags & (kept | refused) == kept
