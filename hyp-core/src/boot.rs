@@ -25,10 +25,12 @@ const MAX_MODULES: usize = 32;
 /// What a boot module is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ModuleKind {
-    /// A kernel: the first one is the control domain's, others need `domain=NAME` in their arguments.
+    /// A kernel: the first one is the first domain's, others need `domain=NAME` in their arguments.
     Kernel,
     /// A ramdisk for the kernel before it.
     Ramdisk,
+    /// One that can't be used, whatever it was meant to be: passed over, with the ramdisk behind it, which may have been its own.
+    Unusable,
 }
 
 /// A boot module.
@@ -53,22 +55,22 @@ pub struct BootInformation<'a> {
 /// Why there is nothing to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BootError {
-    /// There is no module that could be the control domain's kernel.
+    /// There is no module that could be the first domain's kernel.
     NoKernel,
-    /// The first kernel says that it is for another domain: the control domain's own is missing.
-    NotControl,
-    /// The control domain can't be built.
-    ControlDomain(BuildError),
+    /// The first kernel says that it is for another domain: the first domain's own is missing.
+    NotFirst,
+    /// The first domain can't be built.
+    FirstDomain(BuildError),
 }
 
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoKernel => write!(f, "there is no boot module with a kernel for the control domain"),
-            Self::NotControl => {
-                write!(f, "the first kernel's arguments say domain=: the control domain's kernel is missing")
+            Self::NoKernel => write!(f, "there is no boot module with a kernel for the first domain"),
+            Self::NotFirst => {
+                write!(f, "the first kernel's arguments say domain=: the first domain's kernel is missing")
             }
-            Self::ControlDomain(error) => write!(f, "the control domain can't start: {error}"),
+            Self::FirstDomain(error) => write!(f, "the first domain can't start: {error}"),
         }
     }
 }
@@ -99,13 +101,29 @@ impl<M: Machine> Hypervisor<M> {
         let first = modules.next().filter(|module| module.kind == ModuleKind::Kernel);
         let first = first.ok_or(BootError::NoKernel)?;
         if word(first.arguments, "domain").is_some() {
-            return Err(BootError::NotControl);
+            return Err(BootError::NotFirst);
         }
-        let ramdisk = next_ramdisk(&mut modules);
-        self.start_first(first, ramdisk, &options, unpacker).map_err(BootError::ControlDomain)?;
+        let ramdisk = next_ramdisk(&mut modules, &"the first domain");
+        self.start_first(first, ramdisk, &options, unpacker).map_err(BootError::FirstDomain)?;
         while let Some(module) = modules.next() {
-            let ramdisk = next_ramdisk(&mut modules);
-            self.start_further(module, ramdisk, unpacker);
+            match (module.kind, word(module.arguments, "domain")) {
+                (ModuleKind::Kernel, Some(name)) => {
+                    let ramdisk = next_ramdisk(&mut modules, &format_args!("domain {name}"));
+                    self.start_further(name, module, ramdisk, unpacker);
+                }
+                (ModuleKind::Ramdisk, _) => {
+                    log::warn!("a further module without domain=NAME in its arguments is ignored");
+                }
+                (kind, _) => {
+                    let and_ramdisk =
+                        next_if_ramdisk(&mut modules).map_or("", |_| ", and the ramdisk behind it");
+                    let which = match kind {
+                        ModuleKind::Unusable => "that can't be used",
+                        _ => "without domain=NAME in its arguments",
+                    };
+                    log::warn!("a further module {which} is ignored{and_ramdisk}");
+                }
+            }
         }
         Ok(())
     }
@@ -133,11 +151,13 @@ impl<M: Machine> Hypervisor<M> {
         (self.frames.free_frames() as u64 / 4).min(131_072)
     }
 
-    fn start_further<'f>(&self, module: &Module<'f>, ramdisk: &[u8], unpacker: &mut dyn Unpacker<'f>) {
-        let Some(name) = word(module.arguments, "domain") else {
-            log::warn!("a further kernel without domain=NAME in its arguments is ignored");
-            return;
-        };
+    fn start_further<'f>(
+        &self,
+        name: &str,
+        module: &Module<'f>,
+        ramdisk: &[u8],
+        unpacker: &mut dyn Unpacker<'f>,
+    ) {
         let pages = match word(module.arguments, "memory") {
             None => DEFAULT_MEMORY,
             Some(text) => {
@@ -162,9 +182,26 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// A module that belongs to the kernel before it.
-fn next_ramdisk<'a>(modules: &mut Peekable<impl Iterator<Item = &'a Module<'a>>>) -> &'a [u8] {
-    modules.next_if(|module| module.kind == ModuleKind::Ramdisk).map_or(&[], |module| module.content)
+/// The module that belongs to the kernel before it, if there is one.
+fn next_if_ramdisk<'a>(
+    modules: &mut Peekable<impl Iterator<Item = &'a Module<'a>>>,
+) -> Option<&'a Module<'a>> {
+    modules.next_if(|module| module.kind == ModuleKind::Ramdisk)
+}
+
+/// Its content. Nobody reads a ramdisk's words: where there are some, a kernel may have been meant.
+fn next_ramdisk<'a>(
+    modules: &mut Peekable<impl Iterator<Item = &'a Module<'a>>>,
+    whose: &dyn fmt::Display,
+) -> &'a [u8] {
+    let Some(module) = next_if_ramdisk(modules) else { return &[] };
+    if !module.arguments.is_empty() {
+        let words = module.arguments;
+        log::warn!(
+            "{whose}: its ramdisk's words are left out, a kernel of a domain's own would have domain=NAME: {words}"
+        );
+    }
+    module.content
 }
 
 /// Says it where a kernel's arguments are longer than what start info has for them, so that the rest is left out.

@@ -305,7 +305,7 @@ fn enter_first_guest(cpu: &'static Cpu) -> ! {
     let scrubbing = board::nanoseconds(HYPERVISOR.scrub_ticks());
     let total = board::nanoseconds(board::elapsed()).saturating_sub(scrubbing);
     let unit = if board::counter_counts_instructions() { "instructions" } else { "ns" };
-    log::info!("boot: {total} {unit} from entry to the control domain (scrubbing apart: {scrubbing})");
+    log::info!("boot: {total} {unit} from entry to the first domain (scrubbing apart: {scrubbing})");
     // SAFETY: the context is that of the vCPU whose registers and roots were just loaded, and lives for ever.
     unsafe { enter_guest(context) }
 }

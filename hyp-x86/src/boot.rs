@@ -19,6 +19,7 @@ use platform::q35::apic::Apic;
 use platform::q35::list::List;
 use platform::q35::multiboot::{self, Information, MAXIMUM_MODULES, PhysicalMemory};
 use platform::q35::options;
+use unpack::begins_like_a_kernel;
 
 use crate::machine::HYPERVISOR;
 use crate::tables::{Census, Tables, image, image_physical};
@@ -169,7 +170,7 @@ fn prepare(information: &Information<'static>) -> Result<(), Stop> {
 
 /// Everything that is read after the final tables are loaded must lie in RAM, since these show nothing else.
 fn check_ram(information: &Information<'_>, ram: &RamMap) -> Result<(), Stop> {
-    let modules = information.modules.iter().map(|module| (module.place, "a module"));
+    let modules = usable(information).map(|module| (module.place, "a module"));
     let others = information.occupied.iter().map(|region| (*region, "the block or one of its strings"));
     for (region, what) in modules.chain(others) {
         if !ram.holds_bytes(region.start, region.end) {
@@ -187,7 +188,7 @@ fn reserve(
     boot.reserve(0, layout::FIRST_MIB)?;
     let [start, .., end] = image().map(image_physical);
     boot.reserve(start, end)?;
-    let modules = information.modules.iter().map(|module| module.place);
+    let modules = usable(information).map(|module| module.place);
     // What lies in the first MiB is reserved already.
     let others = information.occupied.iter().copied().filter(|region| region.end > layout::FIRST_MIB);
     modules.chain(others).try_for_each(|region| boot.reserve(region.start, region.end))
@@ -293,24 +294,42 @@ fn array_at<T: ZeroShared>(boot: &mut BootMemory, count: u64) -> Option<(&'stati
 fn start_domains(information: &Information<'static>) -> Result<(), Stop> {
     let mut modules = [Module { content: &[], arguments: "", kind: ModuleKind::Kernel }; MAXIMUM_MODULES];
     for (index, (slot, module)) in modules.iter_mut().zip(information.modules.iter()).enumerate() {
-        let is_kernel =
-            index == 0 || module.arguments.split_ascii_whitespace().any(|word| word.starts_with("domain="));
-        let kind = if is_kernel { ModuleKind::Kernel } else { ModuleKind::Ramdisk };
+        let kind = kind(index, module);
         *slot = Module { content: module.content, arguments: module.arguments, kind };
     }
     let modules = modules.get(..information.modules.len()).unwrap_or(&[]);
     let boot = BootInformation { command_line: information.command_line, modules };
     HYPERVISOR.start_domains_from(&boot, &mut Opener::default()).map_err(Stop::Domains)?;
-    for module in information.modules.iter() {
+    for module in usable(information) {
         let free = layout::released(module.place.start, module.place.end);
         HYPERVISOR.release_boot_memory(free.start, free.end);
     }
     Ok(())
 }
 
+/// What a module is, which no loader says. A kernel whose word was forgotten isn't taken for the ramdisk of the one before.
+fn kind(index: usize, module: &multiboot::Module<'_>) -> ModuleKind {
+    let is_named = || module.arguments.split_ascii_whitespace().any(|word| word.starts_with("domain="));
+    match module.fault {
+        Some(fault) => {
+            log::error!("{fault}");
+            ModuleKind::Unusable
+        }
+        None if index == 0 || is_named() || begins_like_a_kernel(module.content) => ModuleKind::Kernel,
+        None => ModuleKind::Ramdisk,
+    }
+}
+
+/// The modules but for those that can't be used, which have no place.
+fn usable<'i, 'm>(
+    information: &'i Information<'m>,
+) -> impl Iterator<Item = &'i multiboot::Module<'m>> + use<'i, 'm> {
+    information.modules.iter().filter(|module| module.fault.is_none())
+}
+
 fn report_boot() {
     let (total, scrubbing) = (clock::since_start(), HYPERVISOR.scrub_ticks());
     let unit = clock::unit();
     let own = total.saturating_sub(scrubbing);
-    log::info!("boot: {own} {unit} from entry to the control domain (scrubbing apart: {scrubbing})");
+    log::info!("boot: {own} {unit} from entry to the first domain (scrubbing apart: {scrubbing})");
 }

@@ -11,6 +11,7 @@ pub fn cases(board: Board) -> Vec<Case> {
         changed_kernels(board),
         odd_kernels(board),
         words_and_memory(board),
+        forgotten_words(board),
         small_machine(board),
     ]
     .concat()
@@ -32,17 +33,17 @@ fn kernels(board: Board) -> Vec<Case> {
         with_kernel(
             "bad-input/cut-kernel",
             File::CutGuest,
-            "the control domain can't start: the kernel can't be used: the file is cut short",
+            "the first domain can't start: the kernel can't be used: the file is cut short",
         ),
         with_kernel(
             "bad-input/empty-kernel",
             File::Empty,
-            "the control domain can't start: the kernel can't be used: it is no 64-bit ELF file",
+            "the first domain can't start: the kernel can't be used: it is no 64-bit ELF file",
         ),
         with_kernel(
             "bad-input/kernel-of-the-other-machine",
             File::OtherMachine,
-            "the control domain can't start: the kernel can't be used: it is for another machine",
+            "the first domain can't start: the kernel can't be used: it is for another machine",
         ),
         with_kernel("bad-input/kernel-of-a-few-bytes", File::FirstBytesOfGuest, "the file is cut short"),
         further(
@@ -76,7 +77,7 @@ fn changed_kernels(board: Board) -> Vec<Case> {
         let case = Case::new(board, &format!("bad-input/{name}"), "then=poweroff");
         let modules = vec![(File::Changed(change), "then=poweroff")];
         Case { modules, end: End::Stopped, ..case }
-            .says(&["the control domain can't start: the kernel can't be used: ", line])
+            .says(&["the first domain can't start: the kernel can't be used: ", line])
     };
     let second = |(name, change, line): (&str, _, _)| {
         let mut case = Case::new(board, &format!("bad-input/second-{name}"), "then=poweroff");
@@ -138,16 +139,35 @@ fn words_and_memory(board: Board) -> Vec<Case> {
         Case { modules: Vec::new(), end: End::Stopped, ..no_kernel }.says(&["there is no boot module"]),
         options("bad-input/dom0-mem-lots", "dom0_mem=lots", "dom0_mem=lots: not a size"),
         options("bad-input/unknown-option", "dom0_mem=64M frobnicate=1", "unknown option \"frobnicate"),
-        stops("bad-input/dom0-mem-too-large", "dom0_mem=100G", "the control domain can't start"),
+        stops("bad-input/dom0-mem-too-large", "dom0_mem=100G", "the first domain can't start"),
         stops(
             "bad-input/dom0-mem-more-than-there-is",
             "dom0_mem=600M",
-            "the control domain can't start: it needs 600 MiB",
+            "the first domain can't start: it needs 600 MiB",
         ),
         stops("bad-input/dom0-mem-too-small", "dom0_mem=4K", "of memory are needed to start it"),
         Case { memory: 40, end: End::Stopped, ..small }
-            .says(&["the control domain can't start: it needs 64 MiB"]),
+            .says(&["the first domain can't start: it needs 64 MiB"]),
     ]
+}
+
+/// A further kernel without its domain's name isn't taken for the ramdisk of the kernel before it, nor its ramdisk for anybody's; and words at a
+/// ramdisk don't go unnoticed.
+fn forgotten_words(board: Board) -> Vec<Case> {
+    let mut nameless = Case::new(board, "bad-input/kernel-without-a-name", "then=poweroff").says(&[
+        "a further module without domain=NAME in its arguments is ignored, and the ramdisk behind it",
+        "d1: guest, Alive",
+    ]);
+    nameless.modules.extend([(File::Guest, "memory=16M"), (File::Ramdisk, "")]);
+    let mut wordy = Case::new(board, "bad-input/ramdisk-with-words", "then=poweroff").says(&[
+        "the first domain: its ramdisk's words are left out",
+        "a further module without domain=NAME in its arguments is ignored",
+        "(d0) guest kernel (",
+    ]);
+    wordy.modules.extend([(File::Ramdisk, "console=hvc0"), (File::Ramdisk, "")]);
+    let nameless = nameless.domain("domain=good memory=16M");
+    // The other board's boot data say what a module is, and a ramdisk has no words there.
+    if board == Board::Q35 { vec![nameless, wordy] } else { vec![nameless] }
 }
 
 /// QEMU loads modules into memory that isn't there, and says nothing.

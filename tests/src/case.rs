@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_gives_up_is_a_failure_unless_that_is_what_must_happen() {
-        let text = "one\ntwo\n(PEN) error: the control domain can't start: no memory\n";
+        let text = "one\ntwo\n(PEN) error: the first domain can't start: no memory\n";
         assert!(case().judge(text, Ended::Off).is_err());
         assert!(Case { end: End::Says("two"), ..case() }.judge(text, Ended::SaidLastWords).is_err());
         assert_eq!(Case { end: End::Stopped, ..case() }.judge(text, Ended::SaidLastWords), Ok(()));

@@ -106,7 +106,7 @@ fn grub(
 fn refused(name: &str, memory: u64, hypervisor: &'static str, line: &'static str) -> Case {
     let case = on_penumbra(name, "console=hvc0 then=shell");
     Case { memory, words: hypervisor, end: End::Stopped, ..case }
-        .says(&["the control domain can't start: ", line])
+        .says(&["the first domain can't start: ", line])
 }
 
 /// The programs, with the audit asked for while each runs, and after the last.

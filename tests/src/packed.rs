@@ -85,7 +85,7 @@ fn damaged() -> Vec<Case> {
     let unsure = unsure.says(&["nothing in that file vouches for what came out", "(d0) guest kernel ("]);
     let first = case("bad-input/corrupt-bzimage-first", File::Packed(Packing::Xz, Damage::Corrupt));
     let first = Case { end: End::Stopped, ..first };
-    let line = "the control domain can't start: the kernel can't be unpacked: its XZ payload is corrupt";
+    let line = "the first domain can't start: the kernel can't be unpacked: its XZ payload is corrupt";
     // The decoder takes it, but no kernel comes out.
     let mut literals = Case::new(Board::Q35, "bad-input/zstd-with-long-literals", "then=poweroff");
     literals.modules.push((File::Packed(Packing::Zstd, Damage::LongLiterals), "domain=bad memory=16M"));

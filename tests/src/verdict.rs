@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_stop_is_named_by_its_line() {
-        let text = "(PEN) hello\n(PEN) error: the control domain can't start: it is no 64-bit ELF file\n";
+        let text = "(PEN) hello\n(PEN) error: the first domain can't start: it is no 64-bit ELF file\n";
         assert!(stopped(text).is_some_and(|line| line.ends_with("it is no 64-bit ELF file")));
         assert_eq!(stopped("(d0) the control domain is well\n"), None);
         for line in [

@@ -127,5 +127,5 @@ fn a_further_domains_kernel_never_becomes_the_control_domain() {
     let file = kernel::image(4096);
     let guest = Module { content: &file, arguments: "domain=guest memory=4M", kind: ModuleKind::Kernel };
     let boot = BootInformation { command_line: "", modules: &[guest] };
-    assert_eq!(hv.start_domains(&boot), Err(BootError::NotControl));
+    assert_eq!(hv.start_domains(&boot), Err(BootError::NotFirst));
 }

@@ -92,7 +92,7 @@ fn boot_modules_become_domains_and_nonsense_is_named() {
     assert_eq!(empty.start_domains(&nothing), Err(BootError::NoKernel));
     let text = [module(b"text", "", ModuleKind::Kernel)];
     let text = BootInformation { command_line: "dom0_mem=lots", modules: &text };
-    assert!(matches!(empty.start_domains(&text), Err(BootError::ControlDomain(BuildError::Image(_)))));
+    assert!(matches!(empty.start_domains(&text), Err(BootError::FirstDomain(BuildError::Image(_)))));
 }
 
 #[test]

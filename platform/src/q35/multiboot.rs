@@ -2,7 +2,7 @@
 //!
 //! The loader leaves physical addresses: a header, a command line, a list of modules with a string each, a memory map.
 //! Nothing in it is trusted: an address that leads nowhere, a string without end, a list that is cut short give a
-//! [`Malformed`] that names the part, never a fault. Memory is reached only through [`PhysicalMemory`], so that
+//! [`Malformed`] that names the part, never a fault. Where the part is that of a module behind the first, the rest can still be used. Memory is reached only through [`PhysicalMemory`], so that
 //! the same code runs on the host under arbitrary bytes.
 //!
 //! Source: Multiboot Specification 0.6.96, section 3.3.
@@ -117,6 +117,18 @@ pub struct Module<'m> {
     pub file: &'m str,
     /// The rest of its string.
     pub arguments: &'m str,
+    /// Why it can't be used, if it can't. Then it has nothing of the above, and keeps its place in the list.
+    pub fault: Option<Malformed>,
+}
+
+impl Module<'_> {
+    /// What stands for a module that can't be used. That is its own domain's matter, but for the first: without it there is nothing to do.
+    ///
+    /// # Errors
+    /// It is the first.
+    pub(crate) fn unusable(index: usize, fault: Malformed) -> Result<Self, Malformed> {
+        if index == 0 { Err(fault) } else { Ok(Self { fault: Some(fault), ..Self::default() }) }
+    }
 }
 
 /// The block, checked.
@@ -230,7 +242,11 @@ fn read_modules<'m>(
     for index in 0..count {
         let place = u64::from(header.module_list) + (index * size_of::<ModuleEntry>()) as u64;
         let entry: ModuleEntry = record(memory, place).ok_or(Malformed::Unreadable(Part::ModuleList))?;
-        let module = read_module(memory, index, &entry, information)?;
+        let module = match read_module(memory, index, &entry, information) {
+            Err(fault @ Malformed::TooMany(_)) => return Err(fault),
+            Err(fault) => Module::unusable(index, fault)?,
+            Ok(module) => module,
+        };
         information.modules.push(module).map_err(|_| Malformed::TooMany(Part::ModuleList))?;
     }
     let bytes = (count * size_of::<ModuleEntry>()) as u64;
@@ -255,7 +271,7 @@ fn read_module<'m>(
     }
     let (file, arguments) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
     let place = Region { start: entry.start.into(), end: entry.end.into() };
-    Ok(Module { place, content, file, arguments: arguments.trim() })
+    Ok(Module { place, content, file, arguments: arguments.trim(), fault: None })
 }
 
 fn read_memory<'m>(

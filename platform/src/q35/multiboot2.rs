@@ -88,7 +88,12 @@ pub fn read<'m>(memory: &impl PhysicalMemory<'m>, address: u32) -> Result<Inform
                 let line = text(content).ok_or(Malformed::Unreadable(Part::CommandLine))?;
                 information.command_line = without_placeholder(line);
             }
-            TAG_MODULE => read_module(memory, content, &mut information)?,
+            TAG_MODULE => {
+                let index = information.modules.len();
+                let module = read_module(memory, content, index);
+                let module = module.or_else(|fault| Module::unusable(index, fault))?;
+                information.modules.push(module).map_err(|_| Malformed::TooMany(Part::ModuleList))?;
+            }
             // Its second word: KiB from 1 MiB on.
             TAG_MEMORY => upper = content.get(4..8).and_then(|word| u32::read_from_bytes(word).ok()),
             TAG_MEMORY_MAP => read_map(content, &mut information)?,
@@ -119,9 +124,8 @@ fn next(rest: &[u8]) -> Result<Option<Next<'_>>, Malformed> {
 fn read_module<'m>(
     memory: &impl PhysicalMemory<'m>,
     content: &'m [u8],
-    information: &mut Information<'m>,
-) -> Result<(), Malformed> {
-    let index = information.modules.len();
+    index: usize,
+) -> Result<Module<'m>, Malformed> {
     let (tag, line) = ModuleTag::read_from_prefix(content)
         .map_err(|_| Malformed::Unreadable(Part::ModuleContent(index)))?;
     let length = tag.end.checked_sub(tag.start).ok_or(Malformed::Backwards(index))?;
@@ -130,8 +134,7 @@ fn read_module<'m>(
         .ok_or(Malformed::Unreadable(Part::ModuleContent(index)))?;
     let line = text(line).ok_or(Malformed::Unreadable(Part::ModuleString(index)))?;
     let place = Region { start: tag.start.into(), end: tag.end.into() };
-    let module = Module { place, content: bytes, file: "", arguments: without_placeholder(line) };
-    information.modules.push(module).map_err(|_| Malformed::TooMany(Part::ModuleList))
+    Ok(Module { place, content: bytes, file: "", arguments: without_placeholder(line), fault: None })
 }
 
 fn read_map(content: &[u8], information: &mut Information<'_>) -> Result<(), Malformed> {
@@ -259,6 +262,25 @@ mod tests {
         let expected = [Region { start: 0, end: 0x9fc00 }, Region { start: 0x10_0000, end: 0x710_0000 }];
         assert_eq!(&information.memory[..], expected);
         assert_eq!(information.occupied[0].start, BASE);
+    }
+
+    /// A module that can't be used keeps its place among the others, unless it is the first.
+    #[test]
+    fn a_further_module_that_is_broken_is_that_modules_matter() {
+        for (broken, fault) in [
+            (module(MODULE, MODULE + 1, b"latin-1 \xe9\0"), Malformed::Unreadable(Part::ModuleString(1))),
+            (module(MODULE, MODULE - 1, b"\0"), Malformed::Backwards(1)),
+            (module(MODULE, 0xffff_ffff, b"\0"), Malformed::Unreadable(Part::ModuleContent(1))),
+        ] {
+            let good = |words: &[u8]| module(MODULE, MODULE + 0x80, words);
+            let block = block(&[map(), good(b"first\0"), broken, good(b"last\0"), tag(TAG_END, &[])]);
+            let information = read_block(block).unwrap();
+            let found = information.modules.iter().map(|one| (one.content.len(), one.arguments, one.fault));
+            let found: Vec<_> = found.collect();
+            assert_eq!(found, [(0x80, "first", None), (0, "", Some(fault)), (0x80, "last", None)]);
+        }
+        let first = block(&[map(), module(MODULE, MODULE, b"\xe9\0"), tag(TAG_END, &[])]);
+        assert_eq!(read_block(first).err(), Some(Malformed::Unreadable(Part::ModuleString(0))));
     }
 
     #[test]

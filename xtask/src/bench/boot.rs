@@ -38,7 +38,7 @@ pub fn facts(arch: Arch, artefacts: &Artefacts) -> Result<Vec<Fact>> {
     };
     let size = image::size(&artefacts.hypervisor)?;
     let boot = Step::around(format!("counting {arch}'s boot instructions"), |_| boot(arch, artefacts))?;
-    let start = format!("instructions from entry to the control domain's first, {MEMORY} MiB");
+    let start = format!("instructions from entry to the first domain's, {MEMORY} MiB");
     let stretches =
         Step::around(format!("measuring {arch}'s longest stretches"), |_| stretches(arch, artefacts))?;
     let bound = format!("at most {}", stretch::LONGEST);
@@ -83,10 +83,10 @@ fn boot(arch: Arch, artefacts: &Artefacts) -> Result<Boot> {
     }
 }
 
-/// Reads `boot: N UNIT from entry to the control domain (scrubbing apart: M)`. The hypervisor names its clock's unit;
+/// Reads `boot: N UNIT from entry to the first domain (scrubbing apart: M)`. The hypervisor names its clock's unit;
 /// with instructions counted, one unit is one instruction on either machine.
 fn read(line: &str) -> Option<Boot> {
-    let (count, rest) = line.strip_prefix("boot: ")?.split_once(" from entry to the control domain")?;
+    let (count, rest) = line.strip_prefix("boot: ")?.split_once(" from entry to the first domain")?;
     let scrubbing = rest.trim().strip_prefix("(scrubbing apart: ")?.strip_suffix(')')?;
     Some(Boot { instructions: count.split(' ').next()?.parse().ok()?, scrubbing: scrubbing.parse().ok()? })
 }
@@ -97,12 +97,12 @@ mod tests {
 
     #[test]
     fn the_boot_line_is_read() {
-        let line = "boot: 1234567 instructions from entry to the control domain (scrubbing apart: 89)";
+        let line = "boot: 1234567 instructions from entry to the first domain (scrubbing apart: 89)";
         assert_eq!(read(line), Some(Boot { instructions: 1_234_567, scrubbing: 89 }));
         assert_eq!(
-            read("boot: many instructions from entry to the control domain (scrubbing apart: 89)"),
+            read("boot: many instructions from entry to the first domain (scrubbing apart: 89)"),
             None
         );
-        assert_eq!(read("boot: 5 instructions from entry to the control domain"), None);
+        assert_eq!(read("boot: 5 instructions from entry to the first domain"), None);
     }
 }

@@ -87,13 +87,35 @@ fn each_broken_part_is_named() {
     check(0x9014, &[33], Malformed::TooMany(Part::ModuleList));
     check(0x9018, &[0xffff_fff0], Malformed::Unreadable(Part::ModuleList));
     check(0xa100, &[0xb101], Malformed::Backwards(0));
-    check(0xa110, &[0xc000, 0xffff_ffff], Malformed::Unreadable(Part::ModuleContent(1)));
-    check(0xa118, &[0x1], Malformed::Unreadable(Part::ModuleString(1)));
+    check(0xa100, &[0xc000, 0xffff_ffff], Malformed::Unreadable(Part::ModuleContent(0)));
+    check(0xa108, &[0x1], Malformed::Unreadable(Part::ModuleString(0)));
     check(0xa200, &[19], Malformed::Unreadable(Part::MemoryMap));
     check(0x902c, &[0xffff_ffff], Malformed::TooMany(Part::MemoryMap));
     check(0x902c, &[0xfff0], Malformed::Unreadable(Part::MemoryMap));
     assert_eq!(read(&memory(sample()), 1, 0x9000).err(), Some(Malformed::Magic(1)));
     assert_eq!(read(&memory(sample()), LOADER_MAGIC, 0x8fff).err(), Some(Malformed::Header(0x8fff)));
+}
+
+/// A module that can't be used keeps its place in the list, unless it is the first.
+#[test]
+fn a_further_module_that_is_broken_is_that_modules_matter() {
+    let check = |address, words: &[u32], fault| {
+        let mut bytes = sample();
+        put(&mut bytes, address, words);
+        let information = read(&memory(bytes), LOADER_MAGIC, 0x9000).unwrap();
+        let [first, second] = &information.modules[..] else { panic!("two modules") };
+        assert_eq!((first.content.len(), first.arguments, first.fault), (0x100, "tour loud", None));
+        assert_eq!(second, &Module { fault: Some(fault), ..Module::default() });
+    };
+    check(0xa110, &[0xc000, 0xffff_ffff], Malformed::Unreadable(Part::ModuleContent(1)));
+    check(0xa110, &[0xc000, 0xbfff], Malformed::Backwards(1));
+    check(0xa118, &[0x1], Malformed::Unreadable(Part::ModuleString(1)));
+    // A byte that is no UTF-8.
+    check(0xa348, &[0x2066_e96c], Malformed::Unreadable(Part::ModuleString(1)));
+    let mut bytes = sample();
+    put(&mut bytes, 0xa308, &[0x2066_e96c]);
+    let first = read(&memory(bytes), LOADER_MAGIC, 0x9000).err();
+    assert_eq!(first, Some(Malformed::Unreadable(Part::ModuleString(0))));
 }
 
 #[test]
