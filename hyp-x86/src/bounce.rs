@@ -108,6 +108,7 @@ fn page_fault_of_user(
 #[inline(always)]
 fn tell_address(context: &GuestContext, address: u64) {
     if let Some(info) = context.info() {
+        // Relaxed: the guest reads it on this CPU, later.
         info.cr2.store(address, Ordering::Relaxed);
     }
 }
@@ -273,6 +274,7 @@ pub fn enter_kernel(
 #[inline(always)]
 pub fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved> {
     let frame = &context.frame;
+    // Relaxed: the guest writes it on this CPU; from elsewhere it is a race of the guest's own.
     let masked = context.info()?.mask.load(Ordering::Relaxed);
     let flags = frame.rflags.get();
     Some(Saved {
@@ -287,6 +289,7 @@ pub fn saved(context: &GuestContext, interrupted: &Interrupted) -> Option<Saved>
 pub fn arrive(context: &GuestContext, target: &Target, bottom: u64) -> Option<()> {
     let frame = &context.frame;
     if target.mask {
+        // Relaxed: as above.
         context.info()?.mask.store(1, Ordering::Relaxed);
     }
     frame.rip.set(target.address);

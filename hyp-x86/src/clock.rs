@@ -26,12 +26,14 @@ pub fn counter() -> u64 {
 
 /// Says what the counter was when the machine was handed over.
 pub fn set_start(start: u64) {
+    // Relaxed, as all here: written before other CPUs and guests start, and each word is used by itself.
     START.store(start, Ordering::Relaxed);
 }
 
 /// Says how fast the counter counts (counts a second).
 pub fn set_frequency(frequency: u64) {
     let scale = Scale::of(frequency);
+    // Relaxed: as above.
     MULTIPLIER.store(scale.multiplier, Ordering::Relaxed);
     SHIFT.store(scale.shift, Ordering::Relaxed);
     FLAT_SCALE.store(FlatScale::from(scale).0, Ordering::Relaxed);
@@ -40,6 +42,7 @@ pub fn set_frequency(frequency: u64) {
 
 /// Counts a second.
 pub fn frequency() -> u64 {
+    // Relaxed: as above.
     FREQUENCY.load(Ordering::Relaxed)
 }
 
@@ -50,17 +53,20 @@ pub fn frequency() -> u64 {
 pub unsafe fn read_time_of_day() {
     // SAFETY: the caller's promise.
     if let Some(seconds) = unsafe { rtc::seconds() } {
+        // Relaxed: as above.
         TIME_OF_DAY.store(seconds.saturating_sub(now() / 1_000_000_000), Ordering::Relaxed);
     }
 }
 
 /// Seconds from 1970 to when the machine was handed over.
 pub fn time_of_day() -> Option<u64> {
+    // Relaxed: as above.
     Some(TIME_OF_DAY.load(Ordering::Relaxed)).filter(|seconds| *seconds != 0)
 }
 
 /// The counter, as guests are told of it.
 pub fn of_guests() -> GuestClock {
+    // Relaxed, all: as above.
     let scale =
         Scale { multiplier: MULTIPLIER.load(Ordering::Relaxed), shift: SHIFT.load(Ordering::Relaxed) };
     GuestClock { start: START.load(Ordering::Relaxed), scale }
@@ -68,12 +74,14 @@ pub fn of_guests() -> GuestClock {
 
 /// Counts since the machine was handed over.
 pub fn since_start() -> u64 {
+    // Relaxed: as above.
     counter().saturating_sub(START.load(Ordering::Relaxed))
 }
 
 /// Nanoseconds since the machine was handed over.
 #[inline]
 pub fn now() -> u64 {
+    // Relaxed: as above.
     FlatScale(FLAT_SCALE.load(Ordering::Relaxed)).nanoseconds(since_start())
 }
 

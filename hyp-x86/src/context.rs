@@ -134,6 +134,7 @@ impl GuestContext {
     #[inline(always)]
     pub fn upcall_due(&self) -> bool {
         self.info().is_some_and(|info| {
+            // Relaxed, both: who sends an event orders what comes before it, and has this CPU look again; the mask is the guest's own.
             info.pending.load(Ordering::Relaxed) != 0 && info.mask.load(Ordering::Relaxed) == 0
         })
     }

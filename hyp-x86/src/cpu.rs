@@ -69,6 +69,7 @@ static OWN_ROOT: AtomicU64 = AtomicU64::new(0);
 /// The vCPU that this CPU runs.
 #[inline]
 pub fn current() -> Option<&'static Vcpu<X86>> {
+    // Relaxed: this CPU writes and reads it, nobody else; so it is with all of this CPU's words below.
     // SAFETY: only `set_current` writes it, and only with references that last for ever.
     unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
 }
@@ -76,6 +77,7 @@ pub fn current() -> Option<&'static Vcpu<X86>> {
 /// The vCPU that a guest's way in is for; `None`: there is none, or there is more to do than deal with it.
 #[inline(always)]
 pub fn entered() -> Option<&'static Vcpu<X86>> {
+    // Relaxed: this CPU's alone.
     // SAFETY: as above.
     unsafe { ENTERED.load(Ordering::Relaxed).as_ref() }
 }
@@ -83,6 +85,7 @@ pub fn entered() -> Option<&'static Vcpu<X86>> {
 /// The domain of the vCPU that this CPU runs.
 #[inline(always)]
 pub fn domain() -> Option<&'static Domain<X86>> {
+    // Relaxed: this CPU's alone.
     // SAFETY: as above.
     unsafe { DOMAIN.load(Ordering::Relaxed).as_ref() }
 }
@@ -91,6 +94,7 @@ pub fn domain() -> Option<&'static Domain<X86>> {
 /// nothing, and nobody has validated what the guest writes there now: no guest address may be used by the hypervisor then.
 #[inline(always)]
 pub fn has_unhooked() -> bool {
+    // Relaxed: this CPU's alone.
     // SAFETY: only `set_current` writes it, and only with references that last for ever, as that is with which it begins.
     let count = unsafe { &*ENTRY.unhooked.load(Ordering::Relaxed) };
     // Relaxed: as in `Domain::has_unhooked`.
@@ -99,6 +103,7 @@ pub fn has_unhooked() -> bool {
 
 fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
     let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
+    // Relaxed, all: this CPU's alone.
     DOMAIN
         .store(domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut()), Ordering::Relaxed);
     let unhooked = domain.map_or(&NONE_UNHOOKED, Domain::unhooked);
@@ -113,16 +118,19 @@ fn set_current(vcpu: Option<&'static Vcpu<X86>>) {
 fn set_entered() {
     let shortly = |vcpu: &&Vcpu<X86>| !HYPERVISOR.measures_stretches() && vcpu.context().info().is_some();
     let entered = current().filter(shortly);
+    // Relaxed: this CPU's alone.
     ENTERED.store(entered.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut()), Ordering::Relaxed);
 }
 
 /// Says which root maps the hypervisor alone.
 pub fn set_own_root(root: MachineFrame) {
+    // Relaxed: written once, before other CPUs start.
     OWN_ROOT.store(root.start().bytes(), Ordering::Relaxed);
 }
 
 /// The root that maps the hypervisor alone; `None` before [`set_own_root`].
 pub fn own_root() -> Option<MachineFrame> {
+    // Relaxed: as above.
     match OWN_ROOT.load(Ordering::Relaxed) {
         0 => None,
         address => MachineAddress::new(address).map(MachineFrame::containing),
@@ -143,6 +151,7 @@ pub unsafe fn load_root(root: MachineFrame) {
 /// The long way out: another vCPU may be due, or an event of the one that goes on. Returns the context of whoever goes on.
 #[cold]
 pub fn next() -> *const GuestContext {
+    // Relaxed: this CPU's alone.
     if SETTLING.load(Ordering::Relaxed) {
         // It is on its way out already.
         return ptr::null();
@@ -194,6 +203,7 @@ fn settle() {
             continue;
         }
         vcpu.context().waits.set(false);
+        // Relaxed, both: this CPU's alone.
         SETTLING.store(true, Ordering::Relaxed);
         // Whoever goes on does so from here, with every register from the context.
         let _ = trap::again(vcpu, vcpu.context());

@@ -66,6 +66,7 @@ impl PageSlot {
     /// Puts another in its place.
     pub fn replace(&self, frame: Option<MachineFrame>) -> Option<MachineFrame> {
         let before = self.get();
+        // Relaxed: under the table lock, which orders.
         self.0.store(frame.map_or(0, |frame| frame.number().saturating_add(1)), Ordering::Relaxed);
         before
     }

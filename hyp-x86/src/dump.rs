@@ -56,6 +56,7 @@ fn walk(address: u64, out: &mut dyn Write) -> Result {
     let mut level = X86Format::LEVELS;
     while let Some(frame) = table.filter(|_| level > 0) {
         let index = X86Format::index(GuestVirtual::new(address), level);
+        // Relaxed: what is shown may be old by the time it is read.
         let raw =
             memory::entry(frame, index).map_or(0, |entry| entry.load(core::sync::atomic::Ordering::Relaxed));
         write!(out, "\n  L{level}[{index:#05x}] = {raw:#018x}")?;

@@ -122,6 +122,7 @@ fn cpuid_machine() -> cpuid::Machine {
 fn read_control(vcpu: &Vcpu<X86>, context: &GuestContext, control: u8) -> Option<u64> {
     match control {
         0 => Some(CR0 | if context.task_switched.get() { TASK_SWITCHED } else { 0 }),
+        // Relaxed: a word between the guest and itself.
         2 => context.info().map(|info| info.cr2.load(Ordering::Relaxed)),
         3 => vcpu.kernel_root().map(|root| root.start().bytes()),
         4 => Some(GUEST_CR4 | if context.counter_forbidden.get() { COUNTER_FORBIDDEN } else { 0 }),
@@ -136,6 +137,7 @@ fn write_control(context: &GuestContext, control: u8, value: u64) -> Option<()> 
         0 if (value ^ CR0) & !TASK_SWITCHED == 0 => {
             loaded::set_task_switched(context, value & TASK_SWITCHED != 0);
         }
+        // Relaxed: as above.
         2 => context.info()?.cr2.store(value, Ordering::Relaxed),
         4 => {
             context.counter_forbidden.set(value & COUNTER_FORBIDDEN != 0);

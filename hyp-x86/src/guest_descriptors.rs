@@ -26,6 +26,7 @@ static SHOWS: AtomicBool = AtomicBool::new(false);
 
 /// Says which table of the hypervisor's own maps the window.
 pub fn set_window(table: MachineFrame) {
+    // Relaxed, as all here: written once before there are guests; what changes later does so on the one CPU that has the window.
     WINDOW.store(table.start().bytes(), Ordering::Relaxed);
 }
 
@@ -63,6 +64,7 @@ pub fn set_local(call: &Call<'_, X86>, base: GuestVirtual, entries: u32) -> Resu
 /// Makes the window show a vCPU's pages, and the processor use them.
 pub fn show(context: &GuestContext) {
     let any = context.global_pages.iter().chain(&context.local_pages).any(|slot| slot.get().is_some());
+    // Relaxed: this CPU's alone.
     if SHOWS.swap(any, Ordering::Relaxed) || any {
         let global = context.global_pages.iter().map(PageSlot::get);
         let local = context.local_pages.iter().map(PageSlot::get);
@@ -73,6 +75,7 @@ pub fn show(context: &GuestContext) {
 
 /// Makes the window show nobody's pages.
 pub fn hide() {
+    // Relaxed: this CPU's alone.
     if SHOWS.swap(false, Ordering::Relaxed) {
         fill(core::iter::repeat_n(None, GLOBAL_PAGES), core::iter::repeat_n(None, LOCAL_PAGES));
         descriptors::load_local_table(0);
@@ -83,6 +86,7 @@ fn fill(
     global: impl Iterator<Item = Option<MachineFrame>>,
     local: impl Iterator<Item = Option<MachineFrame>>,
 ) {
+    // Relaxed: see `set_window`.
     let Some(window) = MachineAddress::new(WINDOW.load(Ordering::Relaxed)).map(MachineFrame::containing)
     else {
         return;
@@ -90,6 +94,7 @@ fn fill(
     let write = |index: u64, frame: Option<MachineFrame>, otherwise: u64| {
         let raw = frame.map_or(otherwise, |frame| frame.start().bytes() | tables::READ_ONLY.bits());
         if let Some(entry) = memory::entry(window, index as usize) {
+            // Relaxed: the processor's walker finds it by the flush below, at the latest; no other CPU has this window.
             entry.store(raw, Ordering::Relaxed);
         }
     };

@@ -48,10 +48,12 @@ pub unsafe fn start(registers: u64) -> Result<(), &'static str> {
     let [counter, timer] = unsafe { pit::measure(|| [clock::counter(), apic.elapsed()]) };
     clock::set_frequency(counter);
     log::info!("clocks: time-stamp counter {} kHz, tick timer {} kHz", counter / 1000, timer / 1000);
+    // Relaxed, as all here: this CPU's alone, with interrupts off.
     COUNTS.store(((u128::from(timer) << 32) / 1_000_000_000) as u64, Ordering::Relaxed);
     apic.enable_timer();
     // SAFETY: interrupts are off, and nobody else has a reference.
     unsafe { *APIC.0.get() = Some(apic) };
+    // Relaxed: as above.
     NEXT_TICK.store(clock::now() + TICK, Ordering::Relaxed);
     interrupt_by(NEXT_TICK.load(Ordering::Relaxed));
     Ok(())
@@ -59,12 +61,14 @@ pub unsafe fn start(registers: u64) -> Result<(), &'static str> {
 
 /// Sees to it that the timer interrupts no later than at `deadline` (nanoseconds of system time), or a little after.
 pub fn interrupt_by(deadline: u64) {
+    // Relaxed, as all here: this CPU's alone, with interrupts off.
     if deadline >= NEXT.load(Ordering::Relaxed) {
         return;
     }
     NEXT.store(deadline, Ordering::Relaxed);
     // The next tick is never further away, so no more than this is ever asked for.
     let wait = deadline.saturating_sub(clock::now()).clamp(LEAST, TICK);
+    // Relaxed: as above.
     let counts = (u128::from(wait) * u128::from(COUNTS.load(Ordering::Relaxed))) >> 32;
     // SAFETY: interrupts are off in the hypervisor, and no reference is kept while anything else is called.
     if let Some(apic) = unsafe { (*APIC.0.get()).as_mut() } {
@@ -87,6 +91,7 @@ pub fn handle(vector: u64) {
 }
 
 fn timer() {
+    // Relaxed, all of them: this CPU's alone, with interrupts off.
     NEXT.store(u64::MAX, Ordering::Relaxed);
     let now = HYPERVISOR.machine().now();
     let tick = NEXT_TICK.load(Ordering::Relaxed);

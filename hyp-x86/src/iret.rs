@@ -24,6 +24,7 @@ pub fn iret(vcpu: &'static Vcpu<X86>, context: &GuestContext) -> *const GuestCon
         end_non_maskable(context);
     }
     let (cs, flags) = (frame.cs.get(), frame.rflags.get());
+    // Relaxed: the guest's own word, which orders nothing; an event that comes meanwhile is looked for on the way out.
     info.mask.store(u8::from(flags & FLAG_INTERRUPT == 0), Ordering::Relaxed);
     // Whatever the segments are, they are ring 3's: a wrong selector then faults on the way out.
     frame.cs.set(cs & 0xffff | 3);

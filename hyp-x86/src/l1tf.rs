@@ -84,6 +84,7 @@ pub fn enforce(rule: Rule) {
 /// Whether an absent entry may stand in a table of `level`.
 #[inline]
 pub(crate) fn is_harmless(level: Level, raw: u64) -> bool {
+    // Relaxed: as above.
     let rule = Rule { low: LOW.load(Ordering::Relaxed), end: END.load(Ordering::Relaxed) };
     rule.end == 0 || rule.allows(level, raw)
 }

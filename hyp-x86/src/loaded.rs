@@ -83,6 +83,7 @@ pub fn restore(context: &GuestContext) {
     if context.task_switched.get() {
         write_task_switched(true);
     }
+    // Relaxed: this CPU's alone, as the register of which it tells.
     if context.debug.are_active() || DEBUG_LOADED.load(Ordering::Relaxed) {
         load_debug_registers(context);
     }
@@ -112,6 +113,7 @@ fn write_task_switched(on: bool) {
 /// Lets the processor forbid ring 3 to read the time-stamp counter if the running guest wants that for its users.
 pub fn load_counter_right(context: &GuestContext) {
     let forbidden = context.counter_forbidden.get();
+    // Relaxed: this CPU's alone, as the register of which it tells.
     if COUNTER_FORBIDDEN.swap(forbidden, Ordering::Relaxed) != forbidden {
         // SAFETY: the flag concerns ring 3 alone.
         unsafe { Cr4::update(|flags| flags.set(Cr4Flags::TIMESTAMP_DISABLE, forbidden)) };
@@ -124,6 +126,7 @@ pub fn load_debug_registers(context: &GuestContext) {
     let registers = &context.debug;
     let active = registers.are_active();
     let [first, second, third, fourth] = if active { registers.addresses() } else { [0; 4] };
+    // Relaxed: this CPU's alone, as the registers of which it tells.
     if !DEBUG_LOADED.swap(active, Ordering::Relaxed) && !active {
         return;
     }

@@ -134,12 +134,14 @@ impl Mmu for X86 {
 
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
+        // Acquire: as in `read_in`.
         memory::entry(table, index).map_or(0, |entry| entry.load(Ordering::Acquire))
     }
 
     #[inline]
     fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
         if let Some(entry) = memory::entry(table, index) {
+            // Release: as in `write_in`.
             entry.store(raw, Ordering::Release);
         }
     }
@@ -152,6 +154,7 @@ impl Mmu for X86 {
     #[inline(always)]
     fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let entry = table.get(index).ok_or(0u64)?;
+        // What it finds is acquired, and what it writes released, as in the two above; whoever fails has read as well.
         entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 
@@ -223,11 +226,13 @@ impl FrameMemory for X86 {
     }
 
     fn read_word(&self, frame: MachineFrame, index: usize) -> u64 {
+        // Acquire: what a guest has written before it made this word what it is, is read after it (grants).
         memory::entry(frame, index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let word = memory::entry(frame, index).ok_or(0u64)?;
+        // SeqCst: between domains, for which nothing weaker is promised by the ABI; in x86's instructions it is the same.
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
     }
 

@@ -35,6 +35,7 @@ pub fn is_ram(frame: MachineFrame) -> bool {
 #[inline(always)]
 fn is_in([first, count]: &[AtomicU64; 2], frame: MachineFrame) -> bool {
     // Below the first, this wraps around to more than any count.
+    // Relaxed, both: written before other CPUs start.
     let index = frame.number().wrapping_sub(first.load(Ordering::Relaxed));
     index < count.load(Ordering::Relaxed)
 }

@@ -33,16 +33,19 @@ impl NonMaskable {
 
     /// Sends one.
     pub fn send(&self) {
+        // Relaxed: as above.
         self.pending.store(true, Ordering::Relaxed);
     }
 
     /// Whether one can come now.
     pub fn is_due(&self) -> bool {
+        // Relaxed: as above.
         self.pending.load(Ordering::Relaxed) && !self.handled.get()
     }
 
     /// The one that is due goes, to a handler or without one.
     pub fn take(&self, handled: bool) {
+        // Relaxed: as above.
         self.pending.store(false, Ordering::Relaxed);
         self.handled.set(handled);
     }

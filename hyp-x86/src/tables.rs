@@ -162,6 +162,7 @@ impl<'a> Tables<'a> {
         }
         let large = if level > 1 { Bits::LARGE } else { Bits::empty() };
         let entry = memory_entry(table, index(address, level));
+        // Relaxed, as all here: one CPU builds the tables, and loading a root orders what the walker finds.
         entry.store(to | (rights | large).bits(), core::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
@@ -169,10 +170,12 @@ impl<'a> Tables<'a> {
     /// The table to which an entry leads, made if there is none.
     fn below(&mut self, above: MachineFrame, index: usize, rights: Bits) -> Result<MachineFrame, NoMemory> {
         let entry = memory_entry(above, index);
+        // Relaxed: as above.
         if let Some(found) = lower(entry.load(core::sync::atomic::Ordering::Relaxed)) {
             return Ok(found);
         }
         let made = table(self.allocate)?;
+        // Relaxed: as above.
         entry.store(made.start().bytes() | rights.bits(), core::sync::atomic::Ordering::Relaxed);
         Ok(made)
     }
@@ -246,6 +249,7 @@ impl Census {
     /// Rights add up on the way down: writable and user only if every level says so, no-execute if any does.
     fn walk(&mut self, table: MachineFrame, level: u8, from: u64, above: Bits) {
         for index in 0..512u64 {
+            // Relaxed: as above.
             let raw = memory_entry(table, index as usize).load(core::sync::atomic::Ordering::Relaxed);
             let bits = Bits::from_bits_retain(raw & !ADDRESS);
             if !bits.contains(Bits::PRESENT) {
