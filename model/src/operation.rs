@@ -88,11 +88,12 @@ impl Operation {
 
     /// Whether the specification says beforehand what it must come to.
     pub fn is_foreseen(&self) -> bool {
+        let is_listed = |one: &Self| matches!(one, Self::Updates(..) | Self::Extended(..) | Self::Remap(..));
         self.is_batch()
+            || matches!(self, Self::Multicall(list) if list.iter().all(is_listed))
             || matches!(
                 self,
                 Self::Remap(..)
-                    | Self::Multicall(_)
                     | Self::Decrease(_)
                     | Self::OnVcpu(..)
                     | Self::SetGlobal(..)

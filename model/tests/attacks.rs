@@ -18,7 +18,7 @@ use model::format::{Hardware, Shape};
 use model::guest::{self, Built, PAGES};
 use model::hardware::content::{FRAMES, frame, number, slot};
 use model::hardware::reach::TAGS;
-use model::machine::{self, Flaws, Loaded, Model};
+use model::machine::{self, Flaws, Loaded, Model, Moment};
 use penumbra_abi::errno::Errno;
 use penumbra_abi::hypercall as call;
 use penumbra_abi::memory::{self, MemoryReservation};
@@ -487,7 +487,7 @@ fn nobody_maps_a_frame_whose_type_is_locked<F: Hardware>() {
     stage.unmapped(1, 0);
     let (sender, receiver) = std::sync::mpsc::channel();
     let (hv, loaded) = (stage.hv, stage.loaded(0));
-    stage.machine().at_next_flush(move || {
+    stage.machine().meanwhile(Moment::Flushed, move || {
         let stage = Stage { hv, guests: Vec::new() };
         stage.machine().switch_to(0, Some(loaded));
         let raw = F::compose(Shape::Writable, page.number());
@@ -512,6 +512,66 @@ fn nobody_maps_a_frame_whose_type_is_locked<F: Hardware>() {
 #[test]
 fn xsa_401_and_408_the_type_is_locked_before_the_flush() {
     everywhere!(nobody_maps_a_frame_whose_type_is_locked);
+}
+
+fn nobody_writes_what_a_snapshot_is_made_of<F: Hardware>() {
+    let stage = Stage::<F>::new(Flaws::default());
+    let secret = stage.page(2, 5);
+    // The attacker's table: hung at one place, and mapped read-only where it can be unhooked.
+    stage.run(1, 1);
+    let [one, two] = [0, 1].map(|index| stage.unmapped(1, index));
+    stage.update(1, one, 0, Stage::<F>::leaf(Shape::Writable, stage.page(1, 6))).expect("data");
+    stage.update(1, two, 0, F::compose(Shape::Table, one.number())).expect("data");
+    let here = Stage::<F>::address(0);
+    let three = stage.place(1, here, 3);
+    let shift: u32 = 12 + (1..3).map(F::index_bits).sum::<u32>();
+    let below = ((here >> shift) + 1) << shift;
+    let index = (three.index + 1) % F::entries(3);
+    stage.update(1, three.table, index, F::compose(Shape::Table, two.number())).expect("a tree");
+    stage.remap(1, here, F::compose(Shape::ReadOnly, one.number())).expect("a mapping to read it");
+    assert_eq!(stage.access(1, below, Some(3)), Some(3), "{}: the tree leads there", F::NAME);
+    // The other end: an address of the control domain's that maps nothing.
+    stage.run(0, 0);
+    let there = Stage::<F>::address(0);
+    let place = stage.place(0, there, 1);
+    stage.update(0, place.table, place.index, 0).expect("an entry of one's own");
+    stage.run(1, 1);
+    let forged = Stage::<F>::leaf(Shape::Writable, secret);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (hv, loaded, at) = (stage.hv, stage.loaded(0), slot(one.number()).expect("RAM"));
+    stage.machine().meanwhile(Moment::Reads(at), move || {
+        let stage = Stage { hv, guests: Vec::new() };
+        stage.machine().switch_to(0, Some(loaded));
+        let raw = F::compose(Shape::Writable, one.number());
+        let mapped = stage.update_for(0, place.table, place.index, raw, 1);
+        let written = stage.machine().access(there, Some(forged));
+        let unmapped = stage.update(0, place.table, place.index, 0);
+        sender.send((mapped, written, unmapped)).expect("the test waits");
+    });
+    assert_eq!(stage.call(1, call::PENUMBRA, [call::PENUMBRA_UNHOOK, here, 0, 0, 0, 0]), Ok(0));
+    let (mapped, written, unmapped) = receiver.try_recv().expect("the entries were copied");
+    stage.check();
+    // Back in its tree, by whatever came first.
+    let _ = stage.call(1, call::PENUMBRA, [call::PENUMBRA_HOOK, call::PENUMBRA_HOOK_ALL, 0, 0, 0, 0]);
+    stage.check();
+    stage.access(1, below, Some(EVIL));
+    assert_ne!(
+        stage.machine().content.read(slot(secret.number()).expect("RAM"), 0),
+        EVIL,
+        "{}: through an entry that nobody has judged",
+        F::NAME
+    );
+    assert_eq!((mapped, written, unmapped), (Err(Errno::EBUSY), None, Ok(0)), "{}", F::NAME);
+}
+
+/// To unhook a table, its entries are copied: what they hold is held by the copy. Whoever else can write to the page must not do so in
+/// between, when it has ceased to be a table but is yet to be copied: its entry would count as judged.
+///
+/// The attacker's other CPU is the control domain's here (a domain that was granted the page can do the same): in the moment when the first entry is
+/// copied, it maps the page, writes an entry that leads to another domain's page, and unmaps it.
+#[test]
+fn a_table_is_copied_before_anybody_can_write_to_it() {
+    everywhere!(nobody_writes_what_a_snapshot_is_made_of);
 }
 
 /// The stories above fail on a machine that is at fault, as they should.

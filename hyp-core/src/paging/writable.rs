@@ -139,20 +139,22 @@ impl<M: Machine> TableSpace<'_, M> {
         let Unhooked { table, parent, parent_entry, pinned, .. } = unhooked;
         self.forget_found();
         self.machine.write_entry(parent.table, parent.index, M::Format::hidden(parent_entry));
-        self.frames.set_pinned(table, false);
-        for _ in 0..1u32.saturating_add(u32::from(pinned)) {
-            self.frames.unlock_table(table, self.machine);
-        }
-        // The change of type flushes: from here on nobody walks the table, nor sets its accessed and dirty bits.
-        let held = self.frames.get_writable(table, self.owner, self.machine);
         self.budget.charge(M::Format::entries(1) as u32);
         let Some(taken) = self.state.slots.get_mut(slot) else { return Err(Refusal::TooManyUnhooked) };
+        // The entries are copied while the frame is still a table. Later, whoever the domain has granted it to may have mapped it, without
+        // this lock, and have written entries that nobody has judged. (A walker may yet set accessed and dirty bits: for what an entry
+        // holds, they make no difference.)
         for (index, word) in taken.snapshot.iter_mut().take(M::Format::entries(1)).enumerate() {
             *word = self.machine.read_entry(table, index);
         }
         taken.unhooked = Some(unhooked);
         self.unhooked.fetch_add(1, Ordering::Relaxed);
-        match held {
+        self.frames.set_pinned(table, false);
+        for _ in 0..1u32.saturating_add(u32::from(pinned)) {
+            self.frames.unlock_table(table, self.machine);
+        }
+        // The change of type flushes: from here on nobody walks the table, nor sets its accessed and dirty bits.
+        match self.frames.get_writable(table, self.owner, self.machine) {
             Ok(()) => Ok(()),
             // As many uses as can be counted, by somebody whom the domain has granted the frame: the table is lost to its tree.
             Err(error) => {

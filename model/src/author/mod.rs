@@ -206,6 +206,7 @@ impl Author<'_> {
             60..72 => self.unmap::<F>(),
             72..112 => self.extended::<F>(),
             112..140 => self.remap::<F>(),
+            140..146 if self.one_in(2) => self.mixed::<F>(),
             140..146 => {
                 let count = self.chance.usize(1..4);
                 let one = |author: &mut Self| match author.chance.u32(..3) {

@@ -4,7 +4,7 @@ use super::Author;
 use crate::format::{Hardware, Shape};
 use crate::guest::PAGES;
 use crate::hardware::content::number;
-use crate::operation::Operation;
+use crate::operation::{Grant, Operation};
 use crate::spec::operations::Update;
 use crate::spec::view::{Translation, View};
 
@@ -65,6 +65,31 @@ impl Author<'_> {
         let map =
             Update { pointer: place(to.table, to.index), value: F::compose(Shape::ReadOnly, number(new)) };
         Some(Operation::Updates(0x7ff0, vec![hang, map]))
+    }
+
+    /// A multicall that takes a table out, and goes on with what it must not be out for.
+    pub(super) fn mixed<F: Hardware>(&mut self) -> Operation {
+        let at = self.mapped_single::<F>().filter(|_| !self.one_in(6)).or_else(|| self.mapped_table::<F>());
+        let address = at.unwrap_or_else(|| self.address::<F>());
+        let view = View { content: self.content, writes: None };
+        let root = self.known.domains[self.domain].vcpu().kernel;
+        let table = root.and_then(|root| view.translate::<F>(root, address)?.target).map(number);
+        let mut list = vec![Operation::Unhook(address)];
+        for _ in 0..self.chance.usize(1..4) {
+            let frame = table.filter(|_| !self.one_in(3)).unwrap_or_else(|| self.frame());
+            list.push(match self.chance.u32(..10) {
+                0..4 => Operation::Decrease(vec![frame]),
+                4..6 => match self.grant::<F>() {
+                    Operation::Grant(Grant::Offer { .. }) => self.remap::<F>(),
+                    grant => grant,
+                },
+                6 => self.remap::<F>(),
+                7 => self.updates::<F>(),
+                8 => self.extended::<F>(),
+                _ => Operation::Unhook(address),
+            });
+        }
+        Operation::Multicall(list)
     }
 
     /// What a domain does with writable page tables.

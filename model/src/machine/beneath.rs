@@ -9,7 +9,7 @@ use hyp_core::machine::{
 };
 use penumbra_abi::errno::Errno;
 
-use super::{Loaded, Model, ModelContext, WALKED, context, lock};
+use super::{Loaded, Model, ModelContext, Moment, WALKED, context, lock};
 use crate::format::Hardware;
 use crate::hardware::content::{self, slot};
 use crate::hardware::reach::{CPUS, TAGS};
@@ -71,6 +71,9 @@ impl<F: Hardware> Mmu for Model<F> {
     #[inline]
     fn read_entry(&self, table: MachineFrame, index: usize) -> u64 {
         let Some(at) = slot(table.number()) else { return 0 };
+        if self.awaited.load(Relaxed) == at {
+            self.moment(Moment::Reads(at));
+        }
         self.guard(at, index, "read");
         self.content.read(at, index)
     }
@@ -157,11 +160,7 @@ impl<F: Hardware> Mmu for Model<F> {
                     }
                 }
                 drop(cpus);
-                let interlude = lock(&self.interlude).take();
-                if let Some(interlude) = interlude {
-                    interlude();
-                    lock(&self.cpus).current = current;
-                }
+                self.moment(Moment::Flushed);
             }
         }
     }

@@ -8,7 +8,7 @@
 //! Hypercall arguments stand in a *window*, an address range that no guest's tables translate: a guest whose root maps
 //! nothing useful can still make hypercalls. Any other address goes through the loaded root and the CPU's TLB.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hyp_core::address::MachineFrame;
@@ -89,8 +89,23 @@ pub struct Flaws {
     pub flush_here_only: bool,
 }
 
-/// What another CPU does meanwhile.
-pub type Interlude = Box<dyn FnOnce() + Send>;
+/// What another CPU does meanwhile, and when.
+pub struct Interlude {
+    moment: Moment,
+    act: Box<dyn FnOnce() + Send>,
+}
+
+/// A moment in the core's work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// Everything has just been flushed, and the core has yet to go on.
+    Flushed,
+    /// The core is about to read an entry of the table in this place.
+    Reads(usize),
+}
+
+/// No place that a frame has.
+const NOWHERE: usize = usize::MAX;
 
 /// A machine.
 pub struct Model<F: Hardware> {
@@ -104,6 +119,8 @@ pub struct Model<F: Hardware> {
     violated: AtomicBool,
     violations: Mutex<Vec<String>>,
     interlude: Mutex<Option<Interlude>>,
+    /// The table whose reading an interlude waits for, or [`NOWHERE`].
+    awaited: AtomicUsize,
     told: Mutex<Vec<String>>,
     flaws: Flaws,
     format: std::marker::PhantomData<F>,
@@ -127,6 +144,7 @@ impl<F: Hardware> Model<F> {
             violated: AtomicBool::new(false),
             violations: Mutex::new(Vec::new()),
             interlude: Mutex::new(None),
+            awaited: AtomicUsize::new(NOWHERE),
             told: Mutex::new(Vec::new()),
             flaws,
             format: std::marker::PhantomData,
@@ -151,14 +169,35 @@ impl<F: Hardware> Model<F> {
         self.flushes.load(Relaxed)
     }
 
-    /// What another CPU does the next time that everything has just been flushed, before the core goes on.
-    pub fn at_next_flush(&self, interlude: impl FnOnce() + Send + 'static) {
-        *lock(&self.interlude) = Some(Box::new(interlude));
+    /// What another CPU does the next time that such a moment comes.
+    pub fn meanwhile(&self, moment: Moment, act: impl FnOnce() + Send + 'static) {
+        self.arrange(Interlude { moment, act: Box::new(act) });
     }
 
-    /// Takes back what [`Self::at_next_flush`] was given, if there was no flush.
+    /// As [`Self::meanwhile`], of what [`Self::no_interlude`] has taken back.
+    pub fn arrange(&self, interlude: Interlude) {
+        let awaited = match interlude.moment {
+            Moment::Flushed => NOWHERE,
+            Moment::Reads(at) => at,
+        };
+        self.awaited.store(awaited, Relaxed);
+        *lock(&self.interlude) = Some(interlude);
+    }
+
+    /// Takes back what [`Self::meanwhile`] was given, if its moment has not come.
     pub fn no_interlude(&self) -> Option<Interlude> {
+        self.awaited.store(NOWHERE, Relaxed);
         lock(&self.interlude).take()
+    }
+
+    /// The moment has come: another CPU executes, if that was arranged.
+    #[cold]
+    fn moment(&self, moment: Moment) {
+        let Some(interlude) = lock(&self.interlude).take_if(|one| one.moment == moment) else { return };
+        self.awaited.store(NOWHERE, Relaxed);
+        let current = self.current();
+        (interlude.act)();
+        lock(&self.cpus).current = current;
     }
 
     /// Remembers what was done where the session doesn't see it, for a failure to tell.

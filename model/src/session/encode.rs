@@ -10,20 +10,21 @@ use zerocopy::IntoBytes;
 
 use super::{DONE, LIST, RESERVATION, Session};
 use crate::format::Hardware;
-use crate::machine::WINDOW;
 use crate::operation::Operation;
 use crate::spec::vcpus::OnVcpu;
+
+/// Bytes of the window for the arguments of each entry of a multicall.
+const ENTRY_ARGUMENTS: usize = 1024;
 
 impl<F: Hardware> Session<F> {
     /// Writes an operation's arguments into the window.
     pub(super) fn encode(&self, operation: &Operation) -> (u64, [u64; 6]) {
-        let machine = self.machine();
-        let done = machine.put(DONE, &0u64.to_le_bytes());
+        let done = self.put(DONE, &0u64.to_le_bytes());
         match operation {
             Operation::Updates(domains, list) => {
                 let list: Vec<_> =
                     list.iter().map(|one| MmuUpdate { pointer: one.pointer, value: one.value }).collect();
-                let at = machine.put(LIST, list.as_bytes());
+                let at = self.put(LIST, list.as_bytes());
                 (call::MMU_UPDATE, [at, list.len() as u64, done, *domains, 0, 0])
             }
             Operation::Extended(of, list) => {
@@ -34,7 +35,7 @@ impl<F: Hardware> Session<F> {
                     argument2: one.second,
                 };
                 let list: Vec<_> = list.iter().map(one).collect();
-                let at = machine.put(LIST, list.as_bytes());
+                let at = self.put(LIST, list.as_bytes());
                 (call::MMUEXT_OP, [at, list.len() as u64, done, u64::from(*of), 0, 0])
             }
             Operation::Remap(address, raw, flags, None) => {
@@ -49,7 +50,7 @@ impl<F: Hardware> Session<F> {
             Operation::Populate(list) => self.encode_memory(memory::XENMEM_POPULATE_PHYSMAP, list),
             Operation::Decrease(list) => self.encode_memory(memory::XENMEM_DECREASE_RESERVATION, list),
             Operation::SetGlobal(list, entries) => {
-                (call::SET_GDT, [machine.put(LIST, list.as_bytes()), *entries, 0, 0, 0, 0])
+                (call::SET_GDT, [self.put(LIST, list.as_bytes()), *entries, 0, 0, 0, 0])
             }
             Operation::UpdateDescriptor(place, raw) => (call::UPDATE_DESCRIPTOR, [*place, *raw, 0, 0, 0, 0]),
             Operation::OnVcpu(number, one) => self.encode_on_vcpu(*number, *one),
@@ -81,37 +82,32 @@ impl<F: Hardware> Session<F> {
     }
 
     pub(super) fn encode_memory(&self, command: u64, list: &[u64]) -> (u64, [u64; 6]) {
-        let at = self.machine().put(LIST, list.as_bytes());
+        let at = self.put(LIST, list.as_bytes());
         let reservation = MemoryReservation {
             extent_start: at,
             nr_extents: list.len() as u64,
             domid: 0x7ff0,
             ..MemoryReservation::default()
         };
-        let at = self.machine().put(RESERVATION, reservation.as_bytes());
+        let at = self.put(RESERVATION, reservation.as_bytes());
         (call::MEMORY_OP, [command, at, 0, 0, 0, 0])
     }
 
     /// Each entry's own arguments stand one after another behind the list.
     pub(super) fn encode_multicall(&self, list: &[Operation]) -> (u64, [u64; 6]) {
         let mut entries = Vec::new();
-        let mut pieces = Vec::new();
         for (index, operation) in list.iter().enumerate() {
-            let (number, mut arguments) = self.encode(operation);
-            if matches!(operation, Operation::Updates(..) | Operation::Extended(..)) {
-                let piece = self.machine().bytes(LIST, 512);
-                let at = 1024 + index * 1024;
-                pieces.push((at, piece));
-                arguments[0] = WINDOW + at as u64;
-                arguments[2] = WINDOW + (at + 1016) as u64;
-            }
+            self.base.set((index + 1) * ENTRY_ARGUMENTS);
+            let (number, arguments) = self.encode(operation);
             entries.push(MulticallEntry { operation: number, result: 0x5555, arguments });
         }
-        for (at, piece) in pieces {
-            self.machine().put(at, &piece);
-            self.machine().put(at + 1016, &0u64.to_le_bytes());
-        }
-        let at = self.machine().put(LIST, entries.as_bytes());
+        self.base.set(0);
+        let at = self.put(LIST, entries.as_bytes());
         (call::MULTICALL, [at, list.len() as u64, 0, 0, 0, 0])
+    }
+
+    /// Writes to the window, behind what belongs to others; returns the address.
+    pub(super) fn put(&self, place: usize, bytes: &[u8]) -> u64 {
+        self.machine().put(self.base.get() + place, bytes)
     }
 }

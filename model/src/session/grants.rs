@@ -115,10 +115,10 @@ impl<F: Hardware> Session<F> {
 
     /// An operation on grants as a hypercall.
     pub(super) fn encode_grant(&self, grant: &Grant) -> (u64, [u64; 6]) {
-        let put = |bytes: &[u8]| self.machine().put(LIST, bytes);
+        let put = |bytes: &[u8]| self.put(LIST, bytes);
         let (operation, at) = match *grant {
             Grant::Setup => {
-                let list = self.machine().put(LIST + 512, &[0; 8]);
+                let list = self.put(LIST + 512, &[0; 8]);
                 let setup =
                     SetupTable { dom: 0x7ff0, nr_frames: 1, frame_list: list, ..SetupTable::default() };
                 (abi::GNTTABOP_SETUP_TABLE, put(setup.as_bytes()))

@@ -5,6 +5,7 @@
 //! nothing that any CPU could have cached leads anywhere it must not; the frame records say what the specification counts, to the
 //! digit; the auditor is content.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
@@ -105,6 +106,8 @@ pub struct Session<F: Hardware> {
     cpu_of: cpus::Places,
     /// Tables that were unhooked, with their domains, and whether they were pinned then, as far as that is known.
     pinned_before: Vec<(usize, usize, bool)>,
+    /// Where in the window an operation's arguments begin: behind those of others within a multicall.
+    base: Cell<usize>,
     recent: VecDeque<String>,
     tally: Tally,
     plan: Plan,
@@ -152,6 +155,7 @@ impl<F: Hardware> Session<F> {
             counted: None,
             cpu_of: Default::default(),
             pinned_before: Vec::new(),
+            base: Cell::new(0),
             recent: VecDeque::new(),
             tally: Tally::default(),
             plan,
@@ -232,6 +236,7 @@ impl<F: Hardware> Session<F> {
             Operation::Unhook(address) => self.unhook(domain, &operation, *address),
             Operation::Hook(_) => self.hook(domain, &operation),
             Operation::Grant(grant) => self.grant(domain, &operation, grant),
+            Operation::Multicall(list) if !operation.is_foreseen() => self.mixed(domain, &operation, list),
             Operation::Extents(extents) => self.extents(domain, &operation, extents),
             Operation::Event(event) => self.event(domain, &operation, *event),
             Operation::Crash => self.crash(domain),

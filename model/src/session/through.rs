@@ -10,7 +10,7 @@ use crate::format::{Hardware, Shape, Walk};
 use crate::guest::PAGES;
 use crate::hardware::content::{FRAMES, frame, number, slot};
 use crate::hardware::reach::CPUS;
-use crate::machine::Loaded;
+use crate::machine::{Loaded, Moment};
 use crate::operation::Operation;
 use crate::spec::{DOMAINS, Life};
 
@@ -123,7 +123,7 @@ impl<F: Hardware> Session<F> {
         self.judge()?;
         self.machine().put(0, &window);
         if let Some(interlude) = interlude {
-            self.machine().at_next_flush(interlude);
+            self.machine().arrange(interlude);
         }
         self.known.domains[domain].turn = turn;
         if self.goes_on(domain) {
@@ -140,11 +140,6 @@ impl<F: Hardware> Session<F> {
 
     /// While the core flushes for this domain, the control domain, on another CPU, maps one of its frames, uses it, and unmaps it again.
     pub(super) fn arrange_interlude(&mut self, domain: usize, operation: &Operation) {
-        // What it has unhooked would return, with consequences that nobody has foreseen.
-        if self.known.domains[0].life != Life::Alive || self.known.has_unhooked(0) {
-            return;
-        }
-        let Some(vcpu) = self.vcpu(0) else { return };
         let start = self.chance.usize(..FRAMES);
         let mine = |at: &usize| usize::from(self.known.owner[*at]) == domain;
         let mut named = operation.tables::<F>();
@@ -156,6 +151,24 @@ impl<F: Hardware> Session<F> {
             named.get(start % named.len()).copied()
         };
         let Some(target) = target else { return };
+        // What it writes is what stands there, since the outcome of the outer operation was foreseen before.
+        self.arrange_mapping(domain, target, Moment::Flushed, None);
+    }
+
+    /// At some moment, the control domain, on another CPU, maps a frame of this domain's, writes a word to it (what stands there, if it
+    /// isn't told otherwise), and unmaps it again.
+    pub(super) fn arrange_mapping(
+        &mut self,
+        domain: usize,
+        target: usize,
+        moment: Moment,
+        written: Option<u64>,
+    ) {
+        // What it has unhooked would return, with consequences that nobody has foreseen.
+        if self.known.domains[0].life != Life::Alive || self.known.has_unhooked(0) {
+            return;
+        }
+        let Some(vcpu) = self.vcpu(0) else { return };
         let cpu = self.machine().current();
         let other = (cpu + 1) % CPUS;
         self.run_on(other, 0);
@@ -165,13 +178,13 @@ impl<F: Hardware> Session<F> {
         let hypervisor = self.hypervisor;
         let entry = self.place_of(0, address);
         let machine = self.machine();
-        machine.at_next_flush(move || {
+        machine.meanwhile(moment, move || {
             let Some((table, index)) = entry else { return };
             // Only where nothing is mapped; and nothing that the outer operation waits for may have been changed.
             if F::walk(1, machine.content.read(table, index)) != Walk::Fault {
                 return;
             }
-            // The CPU that flushes is turning the target into a writable frame: whoever maps it waits for the end of that flush, which
+            // The CPU that flushes may be turning the target into a writable frame: whoever maps it waits for the end of that flush, which
             // is further up on this very stack.
             let usage = hypervisor.frames().usage(frame(target));
             let usage = usage.filter(|usage| usage.kind == FrameType::Writable);
@@ -180,8 +193,7 @@ impl<F: Hardware> Session<F> {
             }
             machine.switch_to(other, Loaded::of(vcpu));
             let old = machine.content.read(table, index);
-            // What it writes is what stands there, since the outcome of the outer operation was foreseen before.
-            let word = machine.content.read(target, 0);
+            let word = written.unwrap_or_else(|| machine.content.read(target, 0));
             for raw in [raw, old] {
                 let arguments = [address, raw, 0, domain as u64, 0, 0];
                 hypervisor.hypercall(vcpu, call::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments);

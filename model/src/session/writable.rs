@@ -11,14 +11,15 @@ use penumbra_abi::errno::Errno;
 
 use super::through::PATIENCE;
 use super::{Check, Session};
-use crate::format::Hardware;
-use crate::hardware::content::{frame, number};
+use crate::format::{Hardware, Shape};
+use crate::hardware::content::{FRAMES, frame, number};
+use crate::machine::Moment;
 use crate::operation::Operation;
 use crate::spec::errors::Errors;
 use crate::spec::operations::Foreseen;
 use crate::spec::view::{Translation, View};
 use crate::spec::world::Asker;
-use crate::spec::{DOMAINS, Unhooked};
+use crate::spec::{DOMAINS, Knowledge, NOBODY, Unhooked};
 
 impl<F: Hardware> Session<F> {
     /// Puts every domain's unhooked tables back.
@@ -141,7 +142,13 @@ impl<F: Hardware> Session<F> {
         let target = self.translation(domain, address).and_then(|to| to.target);
         let was_out = target.is_some_and(|at| self.known.is_unhooked(domain, at));
         let lenient = self.is_unfinished();
+        // While the hypervisor copies the entries, somebody else tries to write one.
+        if let Some(at) = target.filter(|_| domain != 0 && self.chance.bool()) {
+            let raw = self.forged(domain);
+            self.arrange_mapping(domain, at, Moment::Reads(at), Some(raw));
+        }
         let answer = self.insist(domain, operation)?;
+        drop(self.machine().no_interlude());
         if answer == Ok(0) && !was_out && !lenient {
             return self.check_unhooked(domain, target);
         }
@@ -153,6 +160,36 @@ impl<F: Hardware> Session<F> {
             Ok(0) | Err(Errno::EINVAL | Errno::EBUSY) => Ok(()),
             other => Err(format!("unhooking {address:#x}: {other:?}")),
         }
+    }
+
+    /// A multicall that takes tables out, gives memory back, and deals with grants. Whether each of these is refused is the core's to say.
+    pub(super) fn mixed(&mut self, domain: usize, operation: &Operation, list: &[Operation]) -> Check {
+        let is_kept = |known: &Knowledge, at: usize| known.pinned(domain, at).is_some();
+        let kept: Vec<_> =
+            (0..FRAMES).filter(|at| is_kept(&self.known, *at) && self.known.claimed.has(*at)).collect();
+        let answer = self.insist(domain, operation)?;
+        if answer != Ok(0) {
+            return Err(format!("multicall: {answer:?}"));
+        }
+        self.pinned_before.retain(|one| one.0 != domain);
+        self.learn();
+        self.hook_all()?;
+        self.refresh()?;
+        // Only what was unpinned in between can have been given back (XSA-252).
+        let repins = list.iter().any(|one| matches!(one, Operation::Extended(..)));
+        let lost = |at: &&usize| is_kept(&self.known, **at) && !self.known.claimed.has(**at);
+        match kept.iter().find(lost).filter(|_| !repins) {
+            Some(at) => Err(format!("mfn {:#x} is pinned, and was given back", number(*at))),
+            None => Ok(()),
+        }
+    }
+
+    /// An entry that maps some frame, most likely another domain's.
+    fn forged(&mut self, domain: usize) -> u64 {
+        let start = self.chance.usize(..FRAMES);
+        let others = |at: &usize| ![NOBODY, domain as u8].contains(&self.known.owner[*at]);
+        let found = (start..FRAMES).chain(0..start).find(others);
+        F::compose(Shape::Writable, number(found.unwrap_or(start)))
     }
 
     /// `PENUMBRA_HOOK`
