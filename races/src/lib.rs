@@ -11,6 +11,14 @@ pub mod cpu;
 #[path = "../../hyp-core/src/frame/mod.rs"]
 pub mod frame;
 
+/// Every interleaving, with so many interruptions that aren't the CPU's own doing.
+pub fn explore(story: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = model.preemption_bound.or(Some(2));
+    model.max_branches = 20_000;
+    model.check(story);
+}
+
 /// As `hyp_core::sync`, with loom's atomics.
 pub mod sync {
     /// Atomics that can be made in a constant: loom's own can't, so each is made when it is first used.

@@ -1,4 +1,4 @@
-//! Stories of CPUs that want the same frame at the same time.
+//! Stories of CPUs that want the same frame at the same time. (Those of frames that change hands are in `hands.rs`.)
 //!
 //! Each was seen failing, with these defects put in by hand: the flush before the type is locked, no flush, or one that the
 //! new type decides on; `complete` and `take_type` relaxed; a second writer that doesn't wait; a last use that
@@ -12,16 +12,9 @@
 use loom::thread;
 use races::address::MachineFrame;
 use races::cpu::{ONE, TWO, World};
+use races::explore;
 use races::frame::FrameType;
 use races::frame::uses::Locked;
-
-/// Every interleaving, with so many interruptions that aren't the CPU's own doing.
-fn explore(story: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = model.preemption_bound.or(Some(2));
-    model.max_branches = 20_000;
-    model.check(story);
-}
 
 /// A frame that is a table of that level, with one use, and not validated yet.
 fn incomplete_table(world: &World, level: u8) -> MachineFrame {

@@ -36,6 +36,7 @@ impl MachineToPhysical {
 
     /// What the owner calls the frame, if it has said so.
     pub fn get(&self, frame: MachineFrame) -> Option<PseudoFrame> {
+        // Relaxed: as in `set`.
         let value = self.entry(frame)?.load(Ordering::Relaxed);
         (value != self.invalid).then(|| PseudoFrame::new(value))
     }

@@ -38,6 +38,12 @@ pub enum TypeError {
     Overflow,
 }
 
+// Orderings, for all that follows; what is particular to one place stands there. Loads are acquire, and so are compare-and-swaps that find another
+// word: by the word it is decided what may be done with the frame, and whatever made that so (scrubbing, validation, a flush) came before the
+// word was stored. Compare-and-swaps that succeed are release as well: what was done with the frame under a reference or a use comes
+// before what is done by whoever finds it gone. Nothing needs one order of all stores to both words: each rule is about one of them, but for
+// the owner of a table, which is said beside `is_complete_leaf_table`.
+
 /// One frame's record. 16 bytes.
 #[derive(Debug)]
 #[repr(C, align(16))]
@@ -73,12 +79,11 @@ impl FrameRecord {
         Use::from_word(self.using.load(Ordering::Acquire))
     }
 
-    /// Gives a free frame, just taken from the allocator, to `owner` with one reference: the owner's claim.
-    /// Returns whether it had been scrubbed.
-    pub(super) fn assign(&self, owner: DomainId) -> bool {
+    /// Gives a frame that is nobody's, just taken from the allocator or from its owner, to `owner` with one reference: the owner's claim.
+    pub(super) fn assign(&self, owner: DomainId) {
         let word = (u64::from(owner.number()) << OWNER_SHIFT) | ALLOCATED | 1;
-        // Release: whoever sees the new owner also sees the frame's type reset.
-        self.holding.swap(word, Ordering::AcqRel) & SCRUBBED != 0
+        // Release: whoever sees the new owner also sees the frame scrubbed, and its type reset.
+        self.holding.store(word, Ordering::Release);
     }
 
     /// Makes the record that of a free frame. Only for who dropped the last reference.
@@ -119,12 +124,14 @@ impl FrameRecord {
     /// Whether the frame is `owner`'s at this moment.
     #[inline]
     pub(crate) fn is_owned_by(&self, owner: DomainId) -> bool {
+        // Acquire: as in `hold`.
         Self::is_owned(self.holding.load(Ordering::Acquire), owner)
     }
 
     /// The level at which the frame is a complete table of `owner`'s, in use; 0 if it is none.
     #[inline]
     pub(super) fn table_level(&self, owner: DomainId) -> Level {
+        // Acquire: pairs with `complete`, as in `take_type`; and the owner is looked at after the type, as below.
         let using = self.using.load(Ordering::Acquire);
         // A complete type has a use: the last one takes the flag along.
         let is_table = using & (COMPLETE | ANY_TABLE) == COMPLETE | ANY_TABLE;
@@ -132,10 +139,11 @@ impl FrameRecord {
         if is_table && is_ours { (((using >> TYPE_SHIFT) & 3) as Level).saturating_add(1) } else { 0 }
     }
 
-    /// Whether the frame is a complete table of level 1, in use.
+    /// Whether the frame is a complete table of level 1, in use. Whose it is, is to be looked at afterwards.
     #[inline(always)]
     pub(crate) fn is_complete_leaf_table(&self) -> bool {
-        // A complete type has a use: the last one takes the flag along.
+        // A complete type has a use: the last one takes the flag along. Acquire: pairs with `complete`, and keeps the owner, which is
+        // loaded next, from being an older one.
         self.using.load(Ordering::Acquire) & (TYPE_MASK | COMPLETE) == FrameType::Table(1).encode() | COMPLETE
     }
 
@@ -163,6 +171,7 @@ impl FrameRecord {
     #[inline(never)]
     fn get_after_all(&self, owner: DomainId) -> Option<bool> {
         loop {
+            // Acquire: an answer by which the caller goes on, as in `hold`.
             let word = self.holding.load(Ordering::Acquire);
             if !Self::is_owned(word, owner) {
                 return None;
@@ -181,6 +190,7 @@ impl FrameRecord {
     #[must_use]
     #[inline(always)]
     pub(super) fn put(&self) -> Option<DomainId> {
+        // Acquire: only for the general reason; the count is looked at again when it is changed.
         let word = self.holding.load(Ordering::Acquire);
         // The usual case at once: it isn't the last, and no other CPU comes in between. Release: as below.
         let put_one = || {
@@ -199,7 +209,7 @@ impl FrameRecord {
     fn put_after_all(&self) -> Option<DomainId> {
         let mut word = self.holding.load(Ordering::Acquire);
         while word & COUNT_MASK != 0 {
-            // Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
+            // AcqRel. Release: our uses of the frame happen before whoever frees it. Acquire: for who does free it.
             let next = word.wrapping_sub(1);
             match self.holding.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
@@ -223,6 +233,7 @@ impl FrameRecord {
     #[inline]
     pub(crate) fn take_writable(&self) -> bool {
         const WRITABLE: u64 = FrameType::Writable.encode();
+        // Acquire: a type that holds was flushed for.
         let word = self.using.load(Ordering::Acquire);
         let state = word & (TYPE_MASK | COMPLETE | USES_MASK);
         // With the right type, what differs is the number of uses alone. A type without uses is never complete: the last use takes the
@@ -464,6 +475,12 @@ mod tests {
         assert_eq!((record.drop_type_after_all(), record.usage().uses), (2, 2));
         assert_eq!((record.drop_type_after_all(), record.drop_type_after_all()), (1, 0));
         assert_eq!((record.drop_type_after_all(), record.usage().uses), (0, 0));
+        assert!(!record.drop_one_of_many_after_all(), "no use at all");
+        record.using.store(FrameType::Table(2).encode() | COMPLETE | 3, Ordering::Relaxed);
+        assert!(record.drop_one_of_many_after_all() && record.drop_one_of_many_after_all(), "of three");
+        assert!(!record.drop_one_of_many_after_all(), "the last one stays");
+        let last = Use { kind: FrameType::Table(2), uses: 1, complete: true, pinned: false, link: 0 };
+        assert_eq!(record.usage(), last);
     }
 
     /// The short way to a use of what is complete, which it has in common with the long one that it counts.
@@ -522,7 +539,9 @@ mod tests {
         let left = Use { kind: FrameType::Table(4), uses: 0, complete: false, pinned: false, link: 0 };
         assert_eq!(record.usage(), left);
         record.vacate(true);
-        assert_eq!((record.usage().kind, record.assign(TWO)), (FrameType::None, true));
+        assert_eq!((record.usage().kind, record.is_scrubbed()), (FrameType::None, true));
+        record.assign(TWO);
+        assert_eq!((record.hold().owner, record.is_scrubbed()), (Some(TWO), false));
     }
 
     #[test]

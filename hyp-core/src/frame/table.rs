@@ -125,6 +125,7 @@ impl FrameTable {
             ram,
         });
         for entry in memory.m2p {
+            // Relaxed: nobody else is there yet.
             entry.store(invalid_m2p, Ordering::Relaxed);
         }
         // No record is in use yet, so whole ranges are free.
@@ -263,9 +264,12 @@ impl FrameTable {
         let tables = self.tables.get()?;
         let index = tables.free.take()?;
         let frame = MachineFrame::new(tables.first.checked_add(index as u64)?)?;
-        if !tables.records.get(index)?.assign(owner) {
+        let record = tables.records.get(index)?;
+        // Before it is anybody's: another vCPU of the owner may have guessed its number.
+        if !record.is_scrubbed() {
             self.scrub(frame, machine);
         }
+        record.assign(owner);
         Some(frame)
     }
 
