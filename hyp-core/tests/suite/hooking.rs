@@ -8,6 +8,7 @@ use hyp_core::paging::table_write::{TableWrite, WRITES_BEFORE_UNHOOKING};
 use hyp_core::paging::writable::MAX_UNHOOKED;
 use hyp_core::paging::{Budget, ROOM_FOR_A_TABLE, Stop};
 use penumbra_abi::hypercall as number;
+use penumbra_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION};
 use penumbra_abi::multicall::MulticallEntry;
 use zerocopy::IntoBytes;
 
@@ -24,8 +25,7 @@ fn full(rig: &Rig, index: u64) -> MachineFrame {
     let entries: Vec<_> =
         pages.iter().enumerate().map(|(at, page)| (at, leaf(common::frame(*page), true))).collect();
     let (one, _) = hang(rig, 1, index, &entries);
-    let decrease = penumbra_abi::memory::XENMEM_DECREASE_RESERVATION;
-    assert_eq!(rig.memory(1, decrease, common::SELF, &pages), Ok(ENTRIES));
+    assert_eq!(rig.memory(1, XENMEM_DECREASE_RESERVATION, common::SELF, &pages), Ok(ENTRIES));
     one
 }
 
@@ -117,6 +117,38 @@ fn a_multicall_takes_out_and_hooks_in() {
     assert_eq!(rig.call(1, number::MULTICALL, arguments), Ok(0));
     assert_eq!([0, 1].map(|index| rig.word(1, LIST + index * 64 + 8)), [0, 0]);
     assert_eq!(kind(&rig, table).0, FrameType::Table(1));
+    rig.check();
+}
+
+/// XSA-252's situation, by way of a table that is out: its pin is kept in the meantime, and its record isn't marked. Within one multicall the
+/// table is hooked in before anybody looks at the mark, and isn't given back.
+#[test]
+fn xsa_252_a_pinned_table_that_is_out_is_not_given_back() {
+    let rig = Rig::new(1);
+    let (table, _) = hang(&rig, 1, 0, &[]);
+    rig.pin(1, table, 1).expect("a table");
+    rig.hv.machine().set_root(rig.domains[1].root);
+    let reservation = MemoryReservation {
+        extent_start: rig.give(1, LIST + 512, table.number().as_bytes()),
+        nr_extents: 1,
+        domid: common::SELF as u16,
+        ..MemoryReservation::default()
+    };
+    let at = rig.give(1, LIST + 576, reservation.as_bytes());
+    let entry = |operation, arguments| MulticallEntry { operation, result: 99, arguments };
+    let list = [
+        entry(number::PENUMBRA, [number::PENUMBRA_UNHOOK, mapped(0), 0, 0, 0, 0]),
+        entry(number::MEMORY_OP, [XENMEM_DECREASE_RESERVATION, at, 0, 0, 0, 0]),
+    ];
+    let arguments = [rig.give(1, LIST, list.as_bytes()), 2, 0, 0, 0, 0];
+    assert_eq!(rig.call(1, number::MULTICALL, arguments), Ok(0));
+    let results = [0, 1].map(|index| rig.word(1, LIST + index * 64 + 8));
+    assert_eq!(results, [0, 0], "unhooked, and no frame given back");
+    rig.check();
+    let usage = rig.hv.frames().usage(table).expect("memory");
+    assert_eq!((usage.kind, usage.uses, usage.pinned), (FrameType::Table(1), 2, true));
+    assert!(rig.hv.frames().hold(table).expect("memory").allocated, "pinned, and nobody's");
+    assert_eq!(rig.unpin(1, table), Ok(0));
     rig.check();
 }
 

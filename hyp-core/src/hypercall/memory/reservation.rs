@@ -71,7 +71,7 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok(Some(Request { command, domain, list, extents, order, end }))
     }
 
-    fn each_extent(&self, request: &Request<'_, M>, operation: u64, place: u64) -> Outcome {
+    fn each_extent(&self, request: &Request<'a, M>, operation: u64, place: u64) -> Outcome {
         let first = (operation >> memory::MEMORY_OP_EXTENT_SHIFT) & MAX_EXTENTS;
         let mut frames = operation >> FRAMES_SHIFT;
         if frames >> request.order != 0 || first >= request.extents {
@@ -95,7 +95,7 @@ impl<'a, M: Machine> Call<'a, M> {
         Ok(request.extents)
     }
 
-    fn one_extent(&self, request: &Request<'_, M>, number: u64, frames: &mut u64) -> Result<(), NotDone> {
+    fn one_extent(&self, request: &Request<'a, M>, number: u64, frames: &mut u64) -> Result<(), NotDone> {
         self.budget.charge(Budget::OPERATION);
         let slot = slot(request.list, number)?;
         match request.command {
@@ -134,7 +134,7 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Gives up the frames of an extent, of which `done` have been given up before.
-    fn decrease(&self, request: &Request<'_, M>, slot: u64, done: &mut u64) -> Result<(), NotDone> {
+    fn decrease(&self, request: &Request<'a, M>, slot: u64, done: &mut u64) -> Result<(), NotDone> {
         let first = MachineFrame::new(self.read(slot)?).ok_or(Errno::EINVAL)?;
         let size = 1u64 << request.order;
         for frame in run(first, request.order).skip(*done as usize) {
@@ -150,17 +150,19 @@ impl<'a, M: Machine> Call<'a, M> {
     }
 
     /// Gives up a domain's claim to a frame.
-    fn unclaim(&self, domain: &Domain<M>, frame: MachineFrame) -> Result<(), Errno> {
+    fn unclaim(&self, domain: &'a Domain<M>, frame: MachineFrame) -> Result<(), NotDone> {
         let frames = &self.hypervisor.frames;
-        frames.get(frame, domain.id()).map_err(|_| Errno::EINVAL)?;
-        // A pinned table would stay one without an owner's claim (XSA-252). The lock keeps it from being pinned meanwhile.
-        let _tables = domain.tables.lock();
-        let pinned = frames.usage(frame).is_some_and(|usage| usage.pinned);
-        let given = !pinned && frames.unclaim(frame);
-        if given {
+        // A pinned table would stay one without an owner's claim (XSA-252). The lock keeps it from being pinned meanwhile; and a pin that
+        // waits for its table, unhooked by an earlier entry of the same multicall, is put back first.
+        self.with_tables(domain, domain.id(), |_| {
+            frames.get(frame, domain.id()).map_err(|_| Errno::EINVAL)?;
+            let pinned = frames.usage(frame).is_some_and(|usage| usage.pinned);
+            let given = !pinned && frames.unclaim(frame);
+            if given {
+                frames.put(frame, &self.hypervisor.machine);
+            }
             frames.put(frame, &self.hypervisor.machine);
-        }
-        frames.put(frame, &self.hypervisor.machine);
-        if given { Ok(()) } else { Err(Errno::EBUSY) }
+            if given { Ok(()) } else { Err(Errno::EBUSY.into()) }
+        })
     }
 }
