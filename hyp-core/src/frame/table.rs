@@ -124,10 +124,8 @@ impl FrameTable {
             m2p: MachineToPhysical::new(memory.first, memory.m2p, invalid_m2p),
             ram,
         });
-        for entry in memory.m2p {
-            // Relaxed: nobody else is there yet.
-            entry.store(invalid_m2p, Ordering::Relaxed);
-        }
+        // Relaxed: nobody else is there yet.
+        memory.m2p.iter().for_each(|entry| entry.store(invalid_m2p, Ordering::Relaxed));
         // No record is in use yet, so whole ranges are free.
         boot.for_each_free_range(|start, end| {
             let index = |number: u64| number.saturating_sub(first) as usize;
@@ -139,8 +137,7 @@ impl FrameTable {
     /// Makes memory free that was in use during boot: whole frames within the bytes `start..end`, of those that nobody owns.
     pub fn release_boot_memory(&self, start: u64, end: u64) {
         if let (Some(tables), Some(up)) = (self.tables.get(), start.checked_next_multiple_of(PAGE_BYTES)) {
-            let given = tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES);
-            self.managed.fetch_add(given, Ordering::Relaxed);
+            self.managed.fetch_add(tables.free_range(up / PAGE_BYTES, end / PAGE_BYTES), Ordering::Relaxed);
         }
     }
 
@@ -201,9 +198,8 @@ impl FrameTable {
 
     /// The frame numbers that the table covers, holes included: first, and one past the last.
     pub fn extent(&self) -> (u64, u64) {
-        self.tables
-            .get()
-            .map_or((0, 0), |tables| (tables.first, tables.first.saturating_add(tables.records.len() as u64)))
+        let end = |tables: &Tables| tables.first.saturating_add(tables.records.len() as u64);
+        self.tables.get().map_or((0, 0), |tables| (tables.first, end(tables)))
     }
 
     /// The machine's RAM, hypervisor and all: ranges in bytes.
