@@ -225,12 +225,14 @@ fn executed(line: &str) -> Option<u64> {
     u64::from_str_radix(rest.split('/').nth(1)?, 16).ok()
 }
 
-/// Prints functions by their own instructions, and by those of all that was inlined into them.
+/// Prints the program's symbols, its functions by their own instructions, and by those of all that was inlined into them.
 fn print(options: &ProfileOptions, stretch: &Stretch, operations: u64, symbols: &Loader) {
-    let (mut own, mut whole, mut lines) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let [mut own, mut whole, mut lines, mut symbol]: [HashMap<String, u64>; 4] = Default::default();
     for (&address, &count) in &stretch.hypervisor {
         let frames = frames(symbols, address);
         let first = frames.first().cloned().unwrap_or_else(|| (format!("{address:#x}"), String::new()));
+        let last = frames.last().unwrap_or(&first);
+        *symbol.entry(last.0.clone()).or_insert(0) += count;
         *own.entry(first.0.clone()).or_insert(0) += count;
         *lines.entry(format!("{}  {}", first.1, first.0)).or_insert(0) += count;
         let mut names: Vec<String> = frames.into_iter().map(|frame| frame.0).collect();
@@ -247,8 +249,12 @@ fn print(options: &ProfileOptions, stretch: &Stretch, operations: u64, symbols: 
         operations,
         stretch.total() as f64 / operations as f64
     );
-    let tables =
-        [("of the function itself", own), ("with what is inlined into it", whole), ("by line", lines)];
+    let tables = [
+        ("by symbol, each with what is inlined there", symbol),
+        ("of the function itself", own),
+        ("with what is inlined into it", whole),
+        ("by line", lines),
+    ];
     for (title, counts) in tables {
         println!("\ninstructions an operation, {title}:");
         let mut sorted: Vec<(String, u64)> = counts.into_iter().collect();
