@@ -2,6 +2,7 @@
 //!
 //! - [`layout`]: where things are in EL2's virtual address space;
 //! - [`format`](mod@format): the guests' page tables, as the core sees them;
+//! - [`store`](mod@store) and [`remembered`]: when an entry of theirs may be stored, and what TLBs have to forget before;
 //! - [`confinement`]: the values of the registers that confine guests;
 //! - [`first_registers`]: what a guest may choose of a vCPU that it starts;
 //! - [`mapper`]: building and surveying the hypervisor's own tables;
@@ -20,4 +21,11 @@ pub mod format;
 pub mod injection;
 pub mod layout;
 pub mod mapper;
+pub mod remembered;
+pub mod store;
 pub mod syndrome;
+
+/// One name for the atomics, so that `remembered` can be compiled a second time with loom's (`races/`).
+mod sync {
+    pub use core::sync::atomic;
+}

@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hyp_core::address::{MachineFrame, PAGE_SIZE};
 use hyp_core::machine::{FlushScope, FrameMemory, Mmu};
-use hyp_el2::format::must_break_before_make;
 use hyp_el2::layout::DIRECT_MAP;
+use hyp_el2::store;
 use platform::virt::{Range, Ranges};
 use spin::Once;
 
@@ -121,14 +121,10 @@ impl Mmu for El2 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_in(&self, table: Self::Table, index: usize, raw: u64) {
         if let Some(entry) = table.get(index) {
-            if must_break_before_make(entry.load(Ordering::Relaxed), raw) {
-                entry.store(0, Ordering::Relaxed);
-                roots::forget_translations();
-            }
-            entry.store(raw, Ordering::Release);
+            store::write(entry, raw, &roots::REMEMBERED, roots::forget_translations);
             table_written();
         }
     }
@@ -137,18 +133,10 @@ impl Mmu for El2 {
         self.exchange_in(words(table).ok_or(0u64)?, index, current, new)
     }
 
-    #[inline]
+    #[inline(always)]
     fn exchange_in(&self, table: Self::Table, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let entry = table.get(index).ok_or(0u64)?;
-        let mut replaced = current;
-        if must_break_before_make(current, new) {
-            // The decision is made here, against `current`. Nobody can be told a value in between: hardware leaves an absent entry
-            // alone, and the core serialises a table's updates.
-            entry.compare_exchange(current, 0, Ordering::AcqRel, Ordering::Acquire)?;
-            roots::forget_translations();
-            replaced = 0;
-        }
-        entry.compare_exchange(replaced, new, Ordering::AcqRel, Ordering::Acquire)?;
+        store::exchange(entry, (current, new), &roots::REMEMBERED, roots::forget_translations)?;
         table_written();
         Ok(())
     }

@@ -3,15 +3,16 @@
 //! Each domain has a VMID of its own, its number plus one, although stage 2 is off: TLB entries carry it all the same. All
 //! guests use ASID 0, so a change of the user root is followed by a flush.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU16, Ordering};
 
-use aarch64_cpu::registers::{Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
+use aarch64_cpu::registers::{Readable, TCR_EL1, TPIDR_EL2, TTBR0_EL1, TTBR1_EL1, Writeable};
 use hyp_core::Vcpu;
 use hyp_core::address::MachineFrame;
 use hyp_core::domain::MAX_DOMAINS;
 use hyp_core::machine::FlushScope;
 use hyp_el2::confinement::{NO_KERNEL_WALKS, NO_USER_WALKS, vmid};
+use hyp_el2::remembered::Remembered;
 
 use crate::machine::El2;
 use crate::memory::forget_instructions;
@@ -53,14 +54,12 @@ pub fn switch_to(next: &Vcpu<El2>) {
     write_roots(None, None, || ());
     // SAFETY: sets the VMID while walks are off; stage 2 is off too, so nothing else in the register matters (under the oracle, its root).
     unsafe { asm!("msr vttbr_el2, {}", in(reg) tag, options(nostack)) };
-    write_roots(next.kernel_root(), next.user_root(), || ());
-    let another = another_ran_last(next);
-    if another || previous == tag {
-        // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart.
-        flush(FlushScope::Local);
-    } else {
-        oracle::forget();
-    }
+    // Another vCPU of the same domain, or this one with other roots: the tags don't tell them apart, so what is left of the old
+    // roots goes before there can be anything of the new ones, as in `load`.
+    let is_tagged_alike = another_ran_last(next) || previous == tag;
+    write_roots(next.kernel_root(), next.user_root(), || {
+        if is_tagged_alike { flush(FlushScope::Local) } else { oracle::forget() }
+    });
 }
 
 /// The vCPU of each domain that this CPU ran last, its number plus one: its translations may still be there, under the tag that all of
@@ -104,9 +103,53 @@ pub fn flush(scope: FlushScope) {
     }
 }
 
+/// What TLBs may remember of entries that were made absent.
+pub static REMEMBERED: Remembered = Remembered::new();
+
 /// Makes all that any guest's TLB entries and walk caches hold disappear, on every CPU.
+#[inline(always)]
 pub fn forget_translations() {
+    // SAFETY: the function returns, and keeps every register but the link register and the flags; it uses the stack, as asm may.
+    unsafe { asm!("bl {}", sym forget_and_keep_registers, out("x30") _) };
+}
+
+/// As [`forget_now`], for callers that nearly always do without it: these keep what they have in registers.
+#[unsafe(naked)]
+extern "C" fn forget_and_keep_registers() {
+    naked_asm!(
+        "stp x29, x30, [sp, #-176]!",
+        "mov x29, sp",
+        "stp x0, x1, [sp, #16]",
+        "stp x2, x3, [sp, #32]",
+        "stp x4, x5, [sp, #48]",
+        "stp x6, x7, [sp, #64]",
+        "stp x8, x9, [sp, #80]",
+        "stp x10, x11, [sp, #96]",
+        "stp x12, x13, [sp, #112]",
+        "stp x14, x15, [sp, #128]",
+        "stp x16, x17, [sp, #144]",
+        "str x18, [sp, #160]",
+        "bl {forget_now}",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x2, x3, [sp, #32]",
+        "ldp x4, x5, [sp, #48]",
+        "ldp x6, x7, [sp, #64]",
+        "ldp x8, x9, [sp, #80]",
+        "ldp x10, x11, [sp, #96]",
+        "ldp x12, x13, [sp, #112]",
+        "ldp x14, x15, [sp, #128]",
+        "ldp x16, x17, [sp, #144]",
+        "ldr x18, [sp, #160]",
+        "ldp x29, x30, [sp], #176",
+        "ret",
+        forget_now = sym forget_now,
+    )
+}
+
+extern "C" fn forget_now() {
     oracle::forget();
     // SAFETY: as in `flush`.
-    unsafe { asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)) };
+    let flush = || unsafe { asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack)) };
+    // Where a CPU's own data lies is a number that no other CPU has.
+    REMEMBERED.forget(TPIDR_EL2.get(), flush);
 }

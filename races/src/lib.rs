@@ -1,7 +1,7 @@
 //! The frame table under loom: every interleaving of a few CPUs, and every value that a relaxed load may see.
 //!
-//! The sources of `hyp-core`'s room `frame` are compiled once more here, with loom's atomics in the place of the
-//! processor's; nothing else of them is changed. The tests are in `tests/`: each is a story of two or three CPUs that want the same
+//! The sources of `hyp-core`'s room `frame`, and of what `hyp-el2` notes for break-before-make, are compiled once more here, with loom's
+//! atomics in the place of the processor's; nothing else of them is changed. The tests are in `tests/`: each is a story of two or three CPUs that want the same
 //! frame. `cargo xtask test` runs them as `loom/...`; `LOOM_MAX_PREEMPTIONS` bounds how often a CPU is interrupted at any
 //! place (2 unless told; 3 takes minutes).
 
@@ -10,6 +10,8 @@ pub use hyp_core::{address, machine};
 pub mod cpu;
 #[path = "../../hyp-core/src/frame/mod.rs"]
 pub mod frame;
+#[path = "../../hyp-el2/src/remembered.rs"]
+pub mod remembered;
 
 /// Every interleaving, with so many interruptions that aren't the CPU's own doing.
 pub fn explore(story: impl Fn() + Sync + Send + 'static) {

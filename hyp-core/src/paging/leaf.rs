@@ -9,7 +9,7 @@ use super::update::HardwareBits;
 use super::validate::RUN;
 use super::{Budget, Refusal, Stop, TableSpace};
 use crate::address::{GuestVirtual, MachineFrame, PAGE_SHIFT};
-use crate::machine::{Entry, Machine, PageTableFormat};
+use crate::machine::{Entry, Leaf, Machine, PageTableFormat};
 
 /// A complete level-1 table of the domain, found once for several updates. It stays one as long as nothing but leaves of
 /// the domain's tables is changed, under the same lock.
@@ -93,44 +93,56 @@ impl<M: Machine> TableSpace<'_, M> {
         raw: u64,
         bits: HardwareBits,
     ) -> Result<(), Refusal> {
-        if bits != HardwareBits::Replace {
-            return self.change_leaf(table, index, raw, |admitted| {
-                self.write(table.frame, 1, index, admitted, bits)
-            });
+        // A function of each way of writing, since the usual one can't fail.
+        match bits {
+            HardwareBits::Replace => self.change_leaf::<true>(table, index, raw, bits),
+            _ => self.change_leaf::<false>(table, index, raw, bits),
         }
-        self.change_leaf(table, index, raw, |admitted| {
-            self.machine.write_in(table.words, index, admitted);
-            Ok(())
-        })
     }
 
-    /// As [`Self::update_leaf`]; `write` writes the entry, or says why it can't. A function of each way of writing, since the usual one can't
-    /// fail.
+    /// Writes entry `index`, which is `admitted`. Not a closure, which the compiler would call where it is large.
     #[inline(always)]
-    fn change_leaf(
+    fn write_leaf<const REPLACES: bool>(
+        &self,
+        table: &LeafTable<M>,
+        index: usize,
+        admitted: u64,
+        bits: HardwareBits,
+    ) -> Result<(), Refusal> {
+        if !REPLACES {
+            return self.write(table.frame, 1, index, admitted, bits);
+        }
+        self.machine.write_in(table.words, index, admitted);
+        Ok(())
+    }
+
+    /// As [`Self::update_leaf`].
+    #[inline(always)]
+    fn change_leaf<const REPLACES: bool>(
         &self,
         table: &LeafTable<M>,
         index: usize,
         raw: u64,
-        write: impl Fn(u64) -> Result<(), Refusal>,
+        bits: HardwareBits,
     ) -> Result<(), Refusal> {
         if index >= M::Format::entries(1) {
             return Err(Refusal::Unaligned);
         }
         let (admitted, new) = M::Format::admit(1, raw)?;
         let old = self.leaf(table, index);
-        let write = || write(admitted);
         match (old, new) {
-            (Entry::Absent, Entry::Absent) => write(),
-            (Entry::Leaf(before), Entry::Leaf(after)) if before.frame == after.frame => {
-                match before.writable == after.writable {
-                    true => write(),
-                    false => self.change_rights(after.frame, after.writable, write),
-                }
+            (Entry::Leaf(before), Entry::Leaf(after))
+                if before.frame == after.frame && before.writable != after.writable =>
+            {
+                self.change_rights::<REPLACES>(table, index, (admitted, after), bits)
             }
+            (Entry::Leaf(before), Entry::Leaf(after)) if before.frame == after.frame => {
+                self.write_leaf::<REPLACES>(table, index, admitted, bits)
+            }
+            (Entry::Absent, Entry::Absent) => self.write_leaf::<REPLACES>(table, index, admitted, bits),
             _ => {
                 self.acquire_leaf_entry(new)?;
-                if let Err(refusal) = write() {
+                if let Err(refusal) = self.write_leaf::<REPLACES>(table, index, admitted, bits) {
                     self.release_leaf(new);
                     return Err(refusal);
                 }
@@ -142,19 +154,21 @@ impl<M: Machine> TableSpace<'_, M> {
 
     /// From read-only to writable or back, of the same frame: the entry's reference stays, the use comes or goes.
     #[inline(always)]
-    fn change_rights(
+    fn change_rights<const REPLACES: bool>(
         &self,
-        frame: MachineFrame,
-        writable: bool,
-        write: impl FnOnce() -> Result<(), Refusal>,
+        table: &LeafTable<M>,
+        index: usize,
+        (admitted, leaf): (u64, Leaf),
+        bits: HardwareBits,
     ) -> Result<(), Refusal> {
-        if writable {
-            self.frames.use_writable(frame, self.target, self.machine)?;
-            write().inspect_err(|_| self.frames.drop_use(frame))
+        if leaf.writable {
+            self.frames.use_writable(leaf.frame, self.target, self.machine)?;
+            self.write_leaf::<REPLACES>(table, index, admitted, bits)
+                .inspect_err(|_| self.frames.drop_use(leaf.frame))
         } else {
             // As much the domain's as for any other new entry.
-            let writable = self.frames.use_of(frame, self.target)?;
-            write()?;
+            let writable = self.frames.use_of(leaf.frame, self.target)?;
+            self.write_leaf::<REPLACES>(table, index, admitted, bits)?;
             writable.end();
             Ok(())
         }

@@ -3,7 +3,8 @@
 
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::machine::Level;
-use hyp_el2::format::{VmsaStage1, must_break_before_make};
+use hyp_el2::format::VmsaStage1;
+use hyp_el2::store::Change;
 
 use super::{Hardware, Shape, Walk};
 
@@ -59,8 +60,8 @@ impl Hardware for VmsaStage1 {
         matches!((meaning(old), meaning(new)), (Some(old), Some(new)) if old != new)
     }
 
-    fn backend_breaks(old: u64, new: u64) -> bool {
-        must_break_before_make(old, new)
+    fn backend_change(old: u64, new: u64) -> Change {
+        Change::of(old, new)
     }
 
     fn compose(shape: Shape, frame: u64) -> u64 {

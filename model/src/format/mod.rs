@@ -11,6 +11,7 @@ pub mod x86;
 
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::machine::{Level, PageTableFormat};
+use hyp_el2::store::Change;
 
 /// What a walker finds in an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,9 +93,9 @@ pub trait Hardware: PageTableFormat + Send + Sync + 'static {
         false
     }
 
-    /// Whether the backend makes the entry absent first. It is the backend's own rule, which [`Self::conflict`] is to judge.
-    fn backend_breaks(_old: u64, _new: u64) -> bool {
-        false
+    /// What the backend takes a store for. It is the backend's own rule, which [`Self::conflict`] is to judge.
+    fn backend_change(_old: u64, _new: u64) -> Change {
+        Change::InPlace
     }
 
     /// Whether a root may lead to itself by this entry of its: nothing can be written through it, whether because the entry limits what is

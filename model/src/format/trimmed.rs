@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use hyp_core::address::{GuestVirtual, MachineFrame};
 use hyp_core::machine::{Entry, EntryFault, Level, PageTableFormat};
+use hyp_el2::store::Change;
 
 use super::{Hardware, Shape, Walk};
 
@@ -88,8 +89,8 @@ impl<F: Hardware> Hardware for Trimmed<F> {
         F::conflict(level, old, new)
     }
 
-    fn backend_breaks(old: u64, new: u64) -> bool {
-        F::backend_breaks(old, new)
+    fn backend_change(old: u64, new: u64) -> Change {
+        F::backend_change(old, new)
     }
 
     fn used(written: bool) -> u64 {

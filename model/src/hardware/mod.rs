@@ -9,8 +9,9 @@
 //! * [`tlb`] is *concrete*: a few entries with addresses, which guests' accesses and the hypervisor's copies really use, stale as they may
 //!   be. It shows whether a flush that was promised to a guest has happened.
 //!
-//! [`content`] is what frames hold: as the coherent caches have it, and as memory itself has it.
+//! [`former`] goes with the first: entries that were made absent and are remembered nevertheless. [`content`] is what frames hold: as the coherent caches have it, and as memory itself has it.
 
 pub mod content;
+pub mod former;
 pub mod reach;
 pub mod tlb;

@@ -37,6 +37,11 @@ pub struct Astray {
 }
 
 impl Reach {
+    /// Whether the walker could go on from that table, as one of `level`.
+    pub fn walks(&self, level: u8, table: usize) -> bool {
+        self.tables[usize::from(level)].iter().any(|set| set.has(table))
+    }
+
     /// The walker meets a table.
     ///
     /// # Errors

@@ -7,9 +7,10 @@ use hyp_core::hypercall::{Arguments, Call, Outcome};
 use hyp_core::machine::{
     Board, FlushScope, FrameMemory, GuestFault, GuestMemory, Machine, Mmu, SharedInfoLayout,
 };
+use hyp_el2::store::Change;
 use penumbra_abi::errno::Errno;
 
-use super::{Loaded, Model, ModelContext, Moment, WALKED, context, lock};
+use super::{Loaded, Model, ModelContext, Moment, context, lock};
 use crate::format::Hardware;
 use crate::hardware::content::{self, slot};
 use crate::hardware::reach::{CPUS, TAGS};
@@ -81,11 +82,15 @@ impl<F: Hardware> Mmu for Model<F> {
     fn write_entry(&self, table: MachineFrame, index: usize, raw: u64) {
         let Some(at) = slot(table.number()) else { return };
         self.guard(at, index, "written");
-        if !self.flaws.no_break && F::backend_breaks(self.content.read(at, index), raw) {
+        let change = F::backend_change(self.content.read(at, index), raw);
+        if change == Change::Replaces && !self.flaws.no_break {
             self.store(at, index, 0);
-            self.flush(FlushScope::Everything);
         }
+        self.make_forget(change);
         self.store(at, index, raw);
+        if change == Change::Unmaps {
+            self.remembered.note();
+        }
     }
 
     fn exchange_in(&self, table: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
@@ -104,18 +109,17 @@ impl<F: Hardware> Mmu for Model<F> {
                 self.store(at, index, now | hardware);
             }
         }
+        let change = F::backend_change(current, new);
         let mut current = current;
-        if !self.flaws.no_break && F::backend_breaks(current, new) {
-            self.content.exchange(at, index, current, 0)?;
-            self.noticed(at, index, 0);
-            self.flush(FlushScope::Everything);
+        if change == Change::Replaces && !self.flaws.no_break {
+            self.exchange(at, index, current, 0)?;
             current = 0;
         }
-        if F::BREAKS && self.watch[at].load(Relaxed) & WALKED != 0 {
-            self.check_break(at, index, new);
+        self.make_forget(change);
+        self.exchange(at, index, current, new)?;
+        if change == Change::Unmaps {
+            self.remembered.note();
         }
-        self.content.exchange(at, index, current, new)?;
-        self.noticed(at, index, new);
         Ok(())
     }
 
@@ -147,6 +151,8 @@ impl<F: Hardware> Mmu for Model<F> {
             }
             (FlushScope::Page(_) | FlushScope::Local, None) => {}
             (FlushScope::Everything, _) => {
+                // One CPU executes at a time, and what another does meanwhile comes after this.
+                self.remembered.forget(2, || ());
                 self.flushes.fetch_add(1, Relaxed);
                 self.watch.iter().for_each(|watch| watch.store(0, Relaxed));
                 for cpu in 0..CPUS {
@@ -223,6 +229,22 @@ impl<F: Hardware> FrameMemory for Model<F> {
 }
 
 impl<F: Hardware> Model<F> {
+    /// What the backend does before it stores a present entry.
+    fn make_forget(&self, change: Change) {
+        let replaces = change == Change::Replaces && !self.flaws.no_break;
+        let maps = change == Change::Maps && !self.flaws.no_memory && self.remembered.is_any();
+        if replaces || maps {
+            self.flush(FlushScope::Everything);
+        }
+    }
+
+    fn exchange(&self, at: usize, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        self.content.exchange(at, index, current, new)?;
+        self.replaces(at, index, current, new);
+        self.noticed(at, index, new);
+        Ok(())
+    }
+
     /// Does `piece` for each part of a range that lies in one page: the frame, the offset in it, the part of the buffer.
     fn by_pages(
         &self,

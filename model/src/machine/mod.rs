@@ -2,7 +2,7 @@
 //!
 //! It has a hundred and sixty frames and three CPUs, one of which executes at a time; what the others have cached or loaded stays in
 //! force meanwhile. It watches the core while it works: a table that is read while some TLB could still write to it, an entry
-//! that replaces another without a break, a walk that leaves RAM are *violations*, which are remembered for the test to find. Other violations
+//! that replaces another without a break, be it one that went long ago, a walk that leaves RAM are *violations*, which are remembered for the test to find. Other violations
 //! depend on frame types; [`Model::judge`] looks for them, whenever a test asks.
 //!
 //! Hypercall arguments stand in a *window*, an address range that no guest's tables translate: a guest whose root maps
@@ -14,9 +14,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hyp_core::address::MachineFrame;
 use hyp_core::frame::{BootMemory, FrameRecord, Memory};
 use hyp_core::{Hypervisor, Vcpu};
+use hyp_el2::remembered::Remembered;
 
 use crate::format::Hardware;
 use crate::hardware::content::{self, Content, FIRST, FRAMES};
+use crate::hardware::former::Former;
 use crate::hardware::reach::{CPUS, Reach, TAGS};
 use crate::hardware::tlb::Tlb;
 
@@ -69,6 +71,7 @@ struct Cpu {
     /// Which vCPU of each domain it has run last.
     last: [Option<usize>; TAGS],
     reach: [Reach; TAGS],
+    former: [Former; TAGS],
     tlb: Tlb,
 }
 
@@ -85,6 +88,8 @@ pub struct Flaws {
     pub dirty_scrub: bool,
     /// Entries are replaced at once.
     pub no_break: bool,
+    /// Absent entries are filled at once, whatever TLBs may remember of them.
+    pub no_memory: bool,
     /// Flushes of everything reach this CPU only.
     pub flush_here_only: bool,
 }
@@ -123,6 +128,8 @@ pub struct Model<F: Hardware> {
     awaited: AtomicUsize,
     told: Mutex<Vec<String>>,
     flaws: Flaws,
+    /// The backend's own note of what TLBs may remember.
+    remembered: Remembered,
     format: std::marker::PhantomData<F>,
 }
 
@@ -147,6 +154,7 @@ impl<F: Hardware> Model<F> {
             awaited: AtomicUsize::new(NOWHERE),
             told: Mutex::new(Vec::new()),
             flaws,
+            remembered: Remembered::new(),
             format: std::marker::PhantomData,
         }
     }

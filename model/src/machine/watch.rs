@@ -6,16 +6,19 @@ use super::{Cpus, Model, WALKED, WRITABLE, lock};
 use crate::bits::Bits;
 use crate::format::Hardware;
 use crate::hardware::content::{self, slot};
+use crate::hardware::former::Former;
 use crate::hardware::reach::{Astray, CPUS, Reach, TAGS};
 
 impl<F: Hardware> Model<F> {
     pub(super) fn forget_all(&self, cpus: &mut Cpus, cpu: usize) {
         cpus.all[cpu].reach = [Reach::default(); TAGS];
+        cpus.all[cpu].former.iter_mut().for_each(Former::clear);
         cpus.all[cpu].tlb.clear();
     }
 
     pub(super) fn forget(&self, cpus: &mut Cpus, cpu: usize, tag: usize) {
         cpus.all[cpu].reach[tag] = Reach::default();
+        cpus.all[cpu].former[tag].clear();
         cpus.all[cpu].tlb.forget(tag);
     }
 
@@ -74,27 +77,30 @@ impl<F: Hardware> Model<F> {
 
     /// A store to an entry as hardware sees it.
     pub(super) fn store(&self, at: usize, index: usize, raw: u64) {
-        if F::BREAKS && self.watch[at].load(Relaxed) & WALKED != 0 {
-            self.check_break(at, index, raw);
-        }
+        self.replaces(at, index, self.content.read(at, index), raw);
         self.content.write(at, index, raw);
         self.noticed(at, index, raw);
     }
 
-    /// A walker that uses the table must not meet one present entry in place of another.
-    pub(super) fn check_break(&self, at: usize, index: usize, raw: u64) {
-        let old = self.content.read(at, index);
-        let cpus = lock(&self.cpus);
-        let rows = || cpus.all.iter().flat_map(|cpu| &cpu.reach);
-        let walked =
-            |level: u8| rows().any(|reach| reach.tables[usize::from(level)].iter().any(|set| set.has(at)));
+    /// An entry is about to be replaced: if walkers use it as one of a table's, they mustn't meet two that are present, and may go on
+    /// using the one that goes.
+    pub(super) fn replaces(&self, at: usize, index: usize, old: u64, new: u64) {
+        if !F::BREAKS || self.watch[at].load(Relaxed) & WALKED == 0 {
+            return;
+        }
+        let mut cpus = lock(&self.cpus);
         for level in (1..=F::LEVELS).filter(|level| index < F::entries(*level)) {
-            let reserved = level == F::LEVELS && F::reserved_root_slots().contains(&index);
-            if !reserved && F::conflict(level, old, raw) && walked(level) {
-                self.violate(format!(
-                    "no break before {raw:#x} replaces {old:#x} in mfn {:#x}",
-                    content::number(at)
-                ));
+            if level == F::LEVELS && F::reserved_root_slots().contains(&index) {
+                continue;
+            }
+            let caches = cpus.all.iter_mut().flat_map(|cpu| cpu.reach.iter().zip(&mut cpu.former));
+            for (_, former) in caches.filter(|(reach, _)| reach.walks(level, at)) {
+                let before = former.conflict::<F>((at, level, index), new);
+                if let Some(before) = before.or_else(|| F::conflict(level, old, new).then_some(old)) {
+                    let table = content::number(at);
+                    self.violate(format!("no break before {new:#x} replaces {before:#x} in mfn {table:#x}"));
+                }
+                former.take_in::<F>((at, level, index), (old, new));
             }
         }
     }
