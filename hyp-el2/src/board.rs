@@ -28,6 +28,7 @@ static FIRMWARE: AtomicU8 = AtomicU8::new(0);
 
 /// Remembers when the machine was entered, in counter ticks.
 pub fn set_boot_time(ticks: u64) {
+    // Relaxed: there are no other CPUs or guests yet. So is what reads it.
     BOOT_TIME.store(ticks, Ordering::Relaxed);
 }
 
@@ -38,6 +39,7 @@ pub fn set_firmware(conduit: Option<Conduit>) {
         Some(Conduit::Smc) => 1,
         Some(Conduit::Hvc) => 2,
     };
+    // Relaxed: as above; it is a number, and nothing is reached by it.
     FIRMWARE.store(number, Ordering::Relaxed);
 }
 

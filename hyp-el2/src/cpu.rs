@@ -35,6 +35,7 @@ static BOOT_CPU: Cpu = Cpu {
 
 /// Sets the boot CPU's data up; `stack_top` is a virtual address.
 pub fn initialise(stack_top: u64) -> &'static Cpu {
+    // Relaxed: this CPU itself reads it, at its next trap.
     BOOT_CPU.stack_top.store(stack_top, Ordering::Relaxed);
     TPIDR_EL2.set(ptr::from_ref(&BOOT_CPU).addr() as u64);
     &BOOT_CPU
@@ -56,6 +57,7 @@ impl Cpu {
 
     /// The vCPU that a guest's way in is for; `None`: there is none, or there is more to do than deal with it.
     pub fn entered(&self) -> Option<&'static Vcpu<El2>> {
+        // Relaxed: only this CPU writes it.
         let pointer = self.entered.load(Ordering::Relaxed);
         // SAFETY: it is null, or was copied from `current` by `set_entered`.
         unsafe { pointer.as_ref() }
@@ -72,13 +74,14 @@ impl Cpu {
 
     /// Whether the guest is shown an interrupt.
     pub fn virtual_interrupt(&self) -> bool {
+        // Relaxed: only this CPU writes it.
         self.virtual_interrupt.load(Ordering::Relaxed)
     }
 
     /// Shows the guest an interrupt, or none any more: it takes it when its PSTATE.I is clear. The return to the guest makes it
     /// visible.
     pub fn show_virtual_interrupt(&self, on: bool) {
-        // Only this CPU writes it, so no exchange is needed.
+        // Relaxed, and no exchange: only this CPU writes it.
         if self.virtual_interrupt() != on {
             self.virtual_interrupt.store(on, Ordering::Relaxed);
             HCR_EL2.modify(HCR_EL2::VI.val(u64::from(on)));
@@ -88,6 +91,7 @@ impl Cpu {
     /// Says whose registers are in this CPU.
     pub fn set_current(&self, vcpu: Option<&'static Vcpu<El2>>) {
         let pointer = vcpu.map_or(ptr::null_mut(), |vcpu| ptr::from_ref(vcpu).cast_mut());
+        // Relaxed, here and below: only this CPU reads it.
         self.current.store(pointer, Ordering::Relaxed);
         let domain = vcpu.and_then(|vcpu| HYPERVISOR.domain(vcpu.domain_id()));
         let pointer = domain.map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut());
@@ -98,6 +102,7 @@ impl Cpu {
     /// Nobody begins to measure stretches without asking for a new choice of who runs.
     pub fn set_entered(&self) {
         let measures = HYPERVISOR.measures_stretches();
+        // Relaxed: only this CPU reads and writes them.
         let pointer = if measures { ptr::null_mut() } else { self.current.load(Ordering::Relaxed) };
         self.entered.store(pointer, Ordering::Relaxed);
     }

@@ -66,6 +66,7 @@ fn describe(kind: &str) -> fmt::Result {
         let name = if number == 31 { "sp" } else { "x" };
         let end = if number % 4 == 3 { "\n" } else { "  " };
         let start = if number % 4 == 0 { "(PEN) " } else { "" };
+        // Relaxed: this CPU wrote them before it came here.
         let value = register.load(Ordering::Relaxed);
         match number {
             31 => write!(out, "{start}{name} {value:#x}{end}")?,

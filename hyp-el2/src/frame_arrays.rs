@@ -18,6 +18,7 @@ static M2P_ENTRY: AtomicU64 = AtomicU64::new(0);
 
 /// What stands in a reserved slot of a guest root.
 pub fn reserved_entry(slot: usize) -> u64 {
+    // Relaxed: set before there are guests, and never again.
     if slot == VmsaStage1::reserved_root_slots().start { M2P_ENTRY.load(Ordering::Relaxed) } else { 0 }
 }
 
@@ -75,6 +76,7 @@ fn expose_m2p(m2p: &Array<AtomicU64>, first: u64, load: u64) -> Result<(), NoRoo
     let window = El2::M2P_WINDOW.bytes() & ((1 << 48) - 1);
     let attributes = Attributes::raw(kernel_read_only_leaf());
     mapper::map(&mut pool, root, window + first * 8, m2p.start, m2p.size, attributes).map_err(|_| NoRoom)?;
+    // Relaxed: there are no other CPUs or guests yet.
     M2P_ENTRY.store(pool.read(root, VmsaStage1::reserved_root_slots().start), Ordering::Relaxed);
     Ok(())
 }

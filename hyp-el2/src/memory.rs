@@ -24,6 +24,7 @@ static LARGEST: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 pub fn set_ram(ranges: Ranges) {
     let size = |range: &Range| range.end.saturating_sub(range.start);
     if let Some(largest) = RAM.call_once(|| ranges).iter().max_by_key(size) {
+        // Relaxed: there are no other CPUs or guests yet.
         LARGEST.0.store(largest.start, Ordering::Relaxed);
         LARGEST.1.store(size(&largest), Ordering::Relaxed);
     }
@@ -184,7 +185,8 @@ impl FrameMemory for El2 {
 
     fn scrub_frame(&self, frame: MachineFrame) {
         if let Some(pointer) = frame_pointer(frame) {
-            // SAFETY: the frame is RAM in the direct map, and belongs to nobody while it is scrubbed.
+            // SAFETY: a whole frame of RAM in the direct map, to which nobody has a reference. Most are nobody's at the time; one that a guest
+            // has had cleared is its own, and its other vCPUs may use it meanwhile, which `zero` allows.
             unsafe { zero(pointer, PAGE_SIZE) };
             clean(pointer, PAGE_SIZE);
         }
@@ -192,18 +194,22 @@ impl FrameMemory for El2 {
 
     fn copy_frame(&self, from: MachineFrame, to: MachineFrame) {
         if let (Some(from), Some(to)) = (frame_pointer(from), frame_pointer(to)) {
-            // SAFETY: two frames of RAM in the direct map; if they are the same one, `copy` copes.
-            unsafe { ptr::copy(from, to, PAGE_SIZE) };
+            // SAFETY: two whole frames of RAM in the direct map, aligned, to which nobody has a reference; if they are the same one, each word
+            // is written with what it holds. Guests that own them may write at the same time: `copy_aligned` reads and writes each word
+            // once, by volatile accesses and assembly, so nothing but the copy's content depends on them.
+            unsafe { copy_aligned(from, to, PAGE_SIZE) };
             clean_to_unification(to, PAGE_SIZE);
         }
     }
 
     fn read_word(&self, frame: MachineFrame, index: usize) -> u64 {
+        // Acquire: a guest may have written something else before it, which is to be read next.
         entry(frame, index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn exchange_word(&self, frame: MachineFrame, index: usize, current: u64, new: u64) -> Result<(), u64> {
         let word = entry(frame, index).ok_or(0u64)?;
+        // SeqCst: promised to be ordered before and after everything else, since guests decide by several words (pending, masked, selected).
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
     }
 
@@ -317,21 +323,25 @@ fn bytes_of_words(log2: u64) -> usize {
 /// Zeroes memory a block at a time.
 ///
 /// # Safety
-/// The `size` bytes from `start` must be mapped Normal memory that nobody else uses; both multiples of 4096.
+/// The `size` bytes from `start` must be mapped Normal memory, both multiples of 4096, to which there is no reference. A guest may write there
+/// meanwhile: then its bytes or zeros stand there.
 pub unsafe fn zero(start: *mut u8, size: usize) {
     let zva: u64;
     // SAFETY: reads an ID register.
     unsafe { asm!("mrs {}, dczid_el0", out(reg) zva, options(nomem, nostack)) };
     if zva & 1 << 4 != 0 {
-        // SAFETY: the caller's promise.
-        unsafe { ptr::write_bytes(start, 0, size) };
+        for index in 0..size / 8 {
+            // SAFETY: the caller's promise. Volatile, as a guest may write to the same words.
+            unsafe { start.cast::<u64>().add(index).write_volatile(0) };
+        }
         return;
     }
     let step = bytes_of_words(zva);
     let mut at = start;
     let end = start.wrapping_add(size);
     while at < end {
-        // SAFETY: blocks are at most 2 KiB and aligned, so each lies within the range, by the caller's promise.
+        // SAFETY: blocks are at most 2 KiB and aligned, so each lies within the range, by the caller's promise. To the compiler, assembly that
+        // may write any memory; to a guest's CPU, stores.
         unsafe { asm!("dc zva, {}", in(reg) at, options(nostack)) };
         at = at.wrapping_add(step);
     }

@@ -77,6 +77,7 @@ enum Access {
 
 /// Switches the second stage on. All that any guest does is judged from now on.
 pub fn initialise(load: u64) {
+    // Relaxed, as wherever it is read: there are no other CPUs or guests yet, and it stays.
     LOAD.store(load, Ordering::Relaxed);
     // SAFETY: the second stage is for EL1 and EL0 only, no guest runs yet, and its root is set before one does.
     unsafe { asm!("msr vtcr_el2, {}", in(reg) VTCR, options(nostack)) };
@@ -87,6 +88,7 @@ pub fn initialise(load: u64) {
 
 /// Says where the M2P is, in bytes of machine memory.
 pub fn set_m2p(start: u64, size: u64) {
+    // Relaxed, as where they are read: as above.
     M2P_START.store(start, Ordering::Relaxed);
     M2P_SIZE.store(size, Ordering::Relaxed);
 }
@@ -110,6 +112,7 @@ pub fn forget() {
 fn forget_all() {
     let mut reachable = REACHABLE.lock();
     (reachable.count, reachable.tables) = (0, 1);
+    // Relaxed: under the lock; walkers are told by the barriers of the flush.
     POOL[0].0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     drop(reachable);
     flush();
@@ -122,6 +125,7 @@ fn flush() {
 
 /// Judges everything again that the guest can reach without asking.
 pub fn check(vcpu: &Vcpu<El2>) {
+    // Relaxed: a number to be told at the end.
     CHECKS.fetch_add(1, Ordering::Relaxed);
     let reachable = REACHABLE.lock();
     for leaf in reachable.leaves.iter().take(reachable.count) {
@@ -152,6 +156,7 @@ pub fn judge(vcpu: &Vcpu<El2>, syndrome: Syndrome) -> bool {
         (_, true) => Access::Write,
         _ => Access::Read,
     };
+    // Relaxed: a number to be told at the end.
     JUDGED.fetch_add(1, Ordering::Relaxed);
     match access {
         Access::Walk if !may_walk(vcpu, frame) => accuse(vcpu, frame, format_args!("is walked as a table")),
@@ -216,6 +221,7 @@ fn allow(frame: MachineFrame, access: Access) {
             let last = reachable.count;
             reachable.leaves[last] = leaf;
             reachable.count = count;
+            // Release: the tables on the way were written before.
             slot.store(leaf, Ordering::Release);
             drop(reachable);
             flush();
@@ -232,10 +238,12 @@ fn slot(reachable: &mut Reachable, frame: MachineFrame) -> Option<&'static Atomi
     let mut table = &POOL[0];
     for level in [2, 1] {
         let entry = &table.0[index(level)];
+        // Relaxed: all loads and stores but the walkers' are under the lock.
         if entry.load(Ordering::Relaxed) == 0 {
             let below = POOL.get(reachable.tables)?;
             reachable.tables += 1;
             below.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+            // Release: the table is empty before it can be walked.
             entry.store(machine_address(below) | 0b11, Ordering::Release);
         }
         let offset = (entry.load(Ordering::Relaxed) & ADDRESS) - root();

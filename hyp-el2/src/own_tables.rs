@@ -66,16 +66,19 @@ impl Pool {
 
 impl TableStore for Pool {
     fn allocate(&mut self) -> Option<u64> {
+        // Relaxed: each taker gets a number of its own, and that is all that is asked of it.
         let page = POOL.get(USED.fetch_add(1, Ordering::Relaxed))?;
         Some((ptr::from_ref(page).addr() as u64).wrapping_sub(self.offset))
     }
 
     fn read(&self, table: u64, index: usize) -> u64 {
+        // Relaxed: one CPU builds these tables.
         self.entry(table, index).map_or(0, |entry| entry.load(Ordering::Relaxed))
     }
 
     fn write(&mut self, table: u64, index: usize, raw: u64) {
         if let Some(entry) = self.entry(table, index) {
+            // Relaxed: walkers are told by barriers, when the tables are complete.
             entry.store(raw, Ordering::Relaxed);
         }
     }

@@ -31,6 +31,7 @@ const MOST_INPUT: usize = 64;
 
 /// Remembers which interrupts mean what.
 pub fn set_interrupts(tick: u32, uart: Option<u32>) {
+    // Relaxed, as where they are read: numbers, set before interrupts are taken.
     TICK.store(tick, Ordering::Relaxed);
     UART.store(uart.unwrap_or(0), Ordering::Relaxed);
 }

@@ -213,15 +213,17 @@ impl FrameMemory for X86 {
 
     fn scrub_frame(&self, frame: MachineFrame) {
         if let Some(page) = memory::page(frame) {
-            // SAFETY: a page of RAM; the core scrubs frames that nobody uses. Caches are coherent on x86.
+            // SAFETY: a whole page of RAM, to which nobody has a reference. Most are nobody's at the time; one that a guest has had cleared is
+            // its own, and its other vCPUs may use it meanwhile, which `zero` allows. Caches are coherent on x86.
             unsafe { memory::zero(page, PAGE_SIZE / 8) };
         }
     }
 
     fn copy_frame(&self, from: MachineFrame, to: MachineFrame) {
         if let (Some(from), Some(to)) = (memory::page(from), memory::page(to)) {
-            // SAFETY: two pages of RAM; `copy` allows that they are the same.
-            unsafe { from.cast_const().copy_to(to, PAGE_SIZE) };
+            // SAFETY: two whole pages of RAM, to which nobody has a reference; if they are the same one, each word is written with what it
+            // holds. Guests that own them may write at the same time, which `copy_page` allows.
+            unsafe { memory::copy_page(from.cast(), to.cast()) };
         }
     }
 

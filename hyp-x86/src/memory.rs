@@ -77,13 +77,26 @@ pub fn entry(table: MachineFrame, index: usize) -> Option<&'static AtomicU64> {
 /// Words that [`zero`] writes at a time.
 pub const ZERO_WORDS: usize = 16;
 
+/// Copies a page.
+///
+/// # Safety
+/// Both are whole pages of memory, aligned, to which there is no reference. Guests may write to either meanwhile: each word is read and written
+/// once, by volatile accesses, so that nothing but the copy's content depends on them.
+pub unsafe fn copy_page(from: *const u64, to: *mut u64) {
+    for index in 0..PAGE_SIZE / 8 {
+        // SAFETY: as the caller promises; the index is within a page.
+        unsafe { to.add(index).write_volatile(from.add(index).read_volatile()) };
+    }
+}
+
 /// Sets `words` 8-byte words from `start` on to zero.
 ///
 /// A loop of plain stores: an emulator runs it many times faster than a string instruction, which it takes
 /// one step at a time, and it costs hardly more instructions.
 ///
 /// # Safety
-/// The range is writable memory that nobody else uses, aligned to 8 bytes, and `words` is a multiple of [`ZERO_WORDS`].
+/// The range is writable memory, aligned to 8 bytes, to which there is no reference, and `words` is a multiple of [`ZERO_WORDS`]. A guest may
+/// write there meanwhile: then its bytes or zeros stand there. (To the compiler, assembly may write any memory.)
 pub unsafe fn zero(start: *mut u8, words: usize) {
     // SAFETY: as the caller promises.
     unsafe {
