@@ -34,12 +34,10 @@ impl Program {
 
     /// Has it answer `number` in a child, and checks the answer.
     pub fn answers(&self, number: u32, spoil: Spoil) -> Result<()> {
-        expect(child(|| self.start(number))?, spoil.status(i32::from(status::of(number))))
-    }
-
-    /// Becomes the program.
-    fn start(&self, number: u32) -> Result<i32> {
-        let words = [self.0.clone(), CString::new(number.to_string())?];
-        match execv(&words[0], &words).with_context(|| format!("starting {:?}", self.0))? {}
+        // Its words are ready before the fork: the child does nothing but become the program.
+        let words = [self.0.as_c_str(), &CString::new(number.to_string())?];
+        let child =
+            child(|| match execv(words[0], &words).with_context(|| format!("starting {:?}", self.0))? {})?;
+        expect(child, spoil.status(i32::from(status::of(number))))
     }
 }
