@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use aarch64_cpu::registers::{ELR_EL1, ESR_EL2, Readable, SPSR_EL1, VBAR_EL1};
 use hyp_core::hypercall::immediate;
-use hyp_core::paging::Budget;
 use hyp_core::{Next, Vcpu};
 use hyp_el2::injection;
 use hyp_el2::syndrome::Syndrome;
@@ -80,33 +79,17 @@ fn hypercall_of(
 #[inline(always)]
 fn carry_out(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext, number: u64) {
     match number {
-        number::MMU_UPDATE => change_tables(cpu, vcpu, context),
-        number::MMUEXT_OP => extended(cpu, vcpu, context),
+        number::MMU_UPDATE => at_once_or_fully::<{ number::MMU_UPDATE }>(cpu, vcpu, context),
+        number::MMUEXT_OP => at_once_or_fully::<{ number::MMUEXT_OP }>(cpu, vcpu, context),
         _ => carry_out_fully(cpu, vcpu, context),
     }
 }
 
+/// A hypercall that can nearly always be done at once. A function for each.
 #[inline(never)]
-fn change_tables(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext) {
-    if !is_done_at_once(cpu, vcpu, context, number::MMU_UPDATE) {
+fn at_once_or_fully<const NUMBER: u64>(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext) {
+    if !HYPERVISOR.is_done_at_once(cpu.domain(), vcpu, NUMBER, context.arguments()) {
         carry_out_fully(cpu, vcpu, context);
-    }
-}
-
-#[inline(never)]
-fn extended(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext) {
-    if !is_done_at_once(cpu, vcpu, context, number::MMUEXT_OP) {
-        carry_out_fully(cpu, vcpu, context);
-    }
-}
-
-/// What isn't done has spent nothing of its budget, so that [`carry_out_fully`] begins with a whole one.
-#[inline(always)]
-fn is_done_at_once(cpu: &Cpu, vcpu: &Vcpu<El2>, context: &GuestContext, number: u64) -> bool {
-    let budget = Budget::new(Budget::HYPERCALL);
-    match cpu.domain() {
-        Some(domain) => HYPERVISOR.at_once(domain, vcpu, number, context.arguments(), &budget),
-        None => false,
     }
 }
 

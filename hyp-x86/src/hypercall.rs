@@ -27,7 +27,7 @@ pub fn dispatch(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *co
     let number = frame.rax.get();
     // By itself, and before the others, since what the core does at once for it is all that it mostly needs.
     if number == number::MMU_UPDATE {
-        return change_tables(vcpu, context);
+        return at_once_or_fully::<{ number::MMU_UPDATE }>(vcpu, context);
     }
     // One comparison for all that have numbers above these.
     if number > AT_ONCE { carry_out(vcpu, context) } else { dispatch_other(vcpu, context) }
@@ -38,7 +38,7 @@ fn dispatch_other(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *
     let frame = &context.frame;
     let number = frame.rax.get();
     if number == number::MMUEXT_OP {
-        return extended(vcpu, context);
+        return at_once_or_fully::<{ number::MMUEXT_OP }>(vcpu, context);
     }
     if let Some(answer) = immediate(number, frame.rdi().get()) {
         frame.rax.set(answer);
@@ -63,31 +63,16 @@ const _: () = assert!(
     "they are asked for below it"
 );
 
+/// A hypercall that can nearly always be done at once. A function for each.
 #[inline(never)]
-fn change_tables(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
-    if is_done_at_once(vcpu, context, number::MMU_UPDATE) {
+fn at_once_or_fully<const NUMBER: u64>(
+    vcpu: &'static Vcpu<X86>,
+    context: &'static GuestContext,
+) -> *const GuestContext {
+    if HYPERVISOR.is_done_at_once(cpu::domain(), vcpu, NUMBER, &context.frame.arguments) {
         return trap::go_on(context);
     }
     carry_out(vcpu, context)
-}
-
-#[inline(never)]
-fn extended(vcpu: &'static Vcpu<X86>, context: &'static GuestContext) -> *const GuestContext {
-    if is_done_at_once(vcpu, context, number::MMUEXT_OP) {
-        return trap::go_on(context);
-    }
-    carry_out(vcpu, context)
-}
-
-/// What isn't done has spent nothing of its budget, so that [`carry_out`] begins with a whole one.
-#[inline(always)]
-fn is_done_at_once(vcpu: &'static Vcpu<X86>, context: &GuestContext, number: u64) -> bool {
-    let budget = Budget::new(Budget::HYPERCALL);
-    // No closure: that would be a function of its own.
-    match cpu::domain() {
-        Some(domain) => HYPERVISOR.at_once(domain, vcpu, number, &context.frame.arguments, &budget),
-        None => false,
-    }
 }
 
 /// What kernels ask for whenever they change from one process to another, and what concerns registers alone: no domain comes into it, no budget,

@@ -63,6 +63,15 @@ pub fn stretches(text: &str) -> impl Iterator<Item = (&str, u64)> {
     })
 }
 
+/// Whether all operations were done, however long they went on: for a hypervisor that judges each access besides.
+pub fn every_operation_was_measured(text: &str) -> Result<(), String> {
+    let is_missing = |operation: &&&str| !stretches(text).any(|(name, _)| name == **operation);
+    match OPERATIONS.iter().find(is_missing) {
+        Some(operation) => Err(format!("{operation} was not measured")),
+        None => Ok(()),
+    }
+}
+
 fn every_stretch_is_short(text: &str) -> Result<(), String> {
     are_short(text, &OPERATIONS)?;
     roots_have_one_budget(text)

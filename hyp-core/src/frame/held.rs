@@ -78,12 +78,7 @@ impl FrameTable {
         machine: &'a M,
     ) -> Result<HeldFrame<'a, M>, FrameError> {
         let record = self.record(frame)?;
-        Self::get_record(frame, record, owner)?;
-        if !record.take_writable() {
-            self.lock_writable(frame, machine).inspect_err(|_| {
-                self.put_record(frame, record, machine);
-            })?;
-        }
+        self.get_writable_record(frame, record, owner, machine)?;
         Ok(HeldFrame { frames: self, machine, record, frame, writable: true })
     }
 }

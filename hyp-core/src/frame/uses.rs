@@ -73,13 +73,24 @@ impl FrameTable {
         owner: DomainId,
         machine: &M,
     ) -> Result<(), FrameError> {
-        let record = self.record(frame)?;
+        self.get_writable_record(frame, self.record(frame)?, owner, machine)
+    }
+
+    /// As [`Self::get_writable`], of a record that is found already.
+    #[inline(always)]
+    pub(super) fn get_writable_record<M: Machine>(
+        &self,
+        frame: MachineFrame,
+        record: &FrameRecord,
+        owner: DomainId,
+        machine: &M,
+    ) -> Result<(), FrameError> {
         Self::get_record(frame, record, owner)?;
         if record.take_writable() {
             return Ok(());
         }
         self.lock_writable(frame, machine).inspect_err(|_| {
-            self.put(frame, machine);
+            self.put_record(frame, record, machine);
         })
     }
 
@@ -102,11 +113,7 @@ impl FrameTable {
     }
 
     #[cold]
-    pub(super) fn lock_writable<M: Machine>(
-        &self,
-        frame: MachineFrame,
-        machine: &M,
-    ) -> Result<(), FrameError> {
+    fn lock_writable<M: Machine>(&self, frame: MachineFrame, machine: &M) -> Result<(), FrameError> {
         self.lock_type(frame, FrameType::Writable, machine).map(drop)
     }
 

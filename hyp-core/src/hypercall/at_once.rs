@@ -42,6 +42,24 @@ impl<M: Machine> Hypervisor<M> {
         done
     }
 
+    /// As [`Self::at_once`], as the first that is done about a hypercall. What isn't done has spent nothing of the budget that it had here, so that
+    /// the hypercall is carried out with a whole one.
+    #[inline(always)]
+    pub fn is_done_at_once(
+        &self,
+        domain: Option<&Domain<M>>,
+        vcpu: &Vcpu<M>,
+        number: u64,
+        arguments: &Arguments,
+    ) -> bool {
+        let budget = Budget::new(Budget::HYPERCALL);
+        // No closure: that would be a function of its own.
+        match domain {
+            Some(domain) => self.at_once(domain, vcpu, number, arguments, &budget),
+            None => false,
+        }
+    }
+
     /// As `mmu_update`, of one leaf of the caller's: whether it is done.
     #[inline(always)]
     fn update_at_once(&self, domain: &Domain<M>, arguments: &Arguments, budget: &Budget) -> bool {
