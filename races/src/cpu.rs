@@ -185,6 +185,7 @@ impl Machine for Cpus {
     const PLATFORM: &'static str = "loom";
     const ASSISTS: u64 = 0;
     const SHARED_INFO: SharedInfoLayout = Fake::SHARED_INFO;
+    const ELF_MACHINE: u16 = Fake::ELF_MACHINE;
 
     fn root_of(_: GuestVirtual, _: Option<MachineFrame>, _: Option<MachineFrame>) -> Option<MachineFrame> {
         None
