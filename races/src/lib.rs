@@ -8,6 +8,8 @@
 pub use hyp_core::{address, machine};
 
 pub mod cpu;
+// What only the backends and the tables use has no user here.
+#[allow(dead_code)]
 #[path = "../../hyp-core/src/frame/mod.rs"]
 pub mod frame;
 #[path = "../../hyp-el2/src/remembered.rs"]
