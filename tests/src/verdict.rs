@@ -11,7 +11,7 @@ pub const HYPERVISOR: &str = "(PEN) ";
 /// With what the hypervisor's reports on itself begin: its panic and fault handlers write them, each on a line of its own.
 const OWN_FAULTS: [&str; 2] = ["hypervisor panic", "hypervisor fault"];
 /// With what the hypervisor's errors begin after which nothing more will come, and with what the others of them end.
-const LAST_ERRORS: [&str; 2] = ["the control domain", "there is no boot module"];
+const LAST_ERRORS: [&str; 2] = ["the first domain", "there is no boot module"];
 const STOPS: [&str; 2] = ["; the machine stops", " has crashed: the machine stops"];
 
 /// With what a Linux ramdisk's verdicts begin (`workloads/init`).

@@ -225,6 +225,8 @@ impl<F: Hardware> Session<F> {
                 Err(again) => arguments = again,
             }
             self.tally.preempted += 1;
+            // An entry of a multicall that is done may have mapped a grant.
+            self.follow_the_grants();
             self.judge()?;
         }
         Err(format!("{operation:x?} does not end"))
