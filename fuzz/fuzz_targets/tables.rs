@@ -55,7 +55,11 @@ fn tables(rig: &Rig, input: &Input) {
     }
     for (index, level) in input.asked.iter().take(16) {
         let frame = rig.pool(1, u64::from(*index) % FEW);
-        let _ = if level & 0x80 == 0 { rig.pin(1, frame, u32::from(*level) % 5 + 1) } else { rig.unpin(1, frame) };
+        let _ = if level & 0x80 == 0 {
+            rig.pin(1, frame, u32::from(*level) % 5 + 1)
+        } else {
+            rig.unpin(1, frame)
+        };
         rig.check();
     }
 }

@@ -309,7 +309,8 @@ pub fn with_rig(action: impl FnOnce(&Rig)) {
         *served.borrow_mut() = if count >= INPUTS { 0 } else { count + 1 };
         count == 0
     });
-    let rig = RIG.with(RefCell::take).filter(|_| !fresh).filter(usable).unwrap_or_else(|| Rig::new(DOMAINS - 1));
+    let rig =
+        RIG.with(RefCell::take).filter(|_| !fresh).filter(usable).unwrap_or_else(|| Rig::new(DOMAINS - 1));
     action(&rig);
     RIG.with(|slot| slot.replace(Some(rig)));
 }
