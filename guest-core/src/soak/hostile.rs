@@ -160,11 +160,29 @@ fn extended<A: Architecture>(claims: &mut Claims<'_, A>, tally: &mut Tally) {
         };
         operation.copy_from_slice(&[u64::from(command), argument, claims.argument()]);
     }
+    new_root_first(&mut operations, claims.guest.root_frame());
     let length = claims.random.below(BATCH as u64) + 1;
     let list = claims.store(&operations[..3 * length as usize]);
     let done = if claims.random.once_in(2) { 0 } else { claims.address() };
     let arguments = [claims.pointer(list), claims.count(length), done, claims.domain()];
     issue(claims, tally, number::MMUEXT_OP, &arguments);
+}
+
+/// Another root comes first, and is the only one: a page that is good for a root may be cleared by what comes before it. A kernel whose own
+/// fault handlers aren't mapped any more is caught in one fault for ever.
+fn new_root_first(operations: &mut [u64], own: u64) {
+    let is_another = |operation: &[u64; 3]| {
+        [MMUEXT_NEW_BASEPTR, MMUEXT_NEW_USER_BASEPTR].contains(&(operation[0] as u32)) && operation[1] != own
+    };
+    let (operations, _) = operations.as_chunks_mut::<3>();
+    if let Some(at) = operations.iter().position(is_another) {
+        operations.swap(0, at);
+    }
+    operations
+        .iter_mut()
+        .skip(1)
+        .filter(|operation| is_another(operation))
+        .for_each(|operation| operation[1] = own);
 }
 
 /// A root to live under, made of a page of the arena now and then.
