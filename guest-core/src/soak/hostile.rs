@@ -9,7 +9,6 @@ use crate::guest::Guest;
 use crate::hypercalls::{self, call, mmuext, update_va_mapping};
 use crate::pages::linear_address;
 use crate::{say, words};
-use penumbra_abi::Errno;
 use penumbra_abi::hypercall as number;
 use penumbra_abi::memory::{XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP};
 use penumbra_abi::mmu::{
@@ -17,6 +16,7 @@ use penumbra_abi::mmu::{
     MMUEXT_PIN_L1_TABLE, MMUEXT_UNPIN_TABLE,
 };
 use penumbra_abi::sched::{SCHEDOP_BLOCK, SCHEDOP_POLL, SCHEDOP_SHUTDOWN, SHUTDOWN_POWEROFF};
+use penumbra_abi::{DOMID_SELF, Errno};
 
 /// Operations, if the command line says nothing.
 const OPERATIONS: u64 = 20_000;
@@ -160,7 +160,13 @@ fn extended<A: Architecture>(claims: &mut Claims<'_, A>, tally: &mut Tally) {
         };
         operation.copy_from_slice(&[u64::from(command), argument, claims.argument()]);
     }
-    new_root_first(&mut operations, claims.guest.root_frame());
+    let own = claims.guest.root_frame();
+    for operation in operations.chunks_exact_mut(3) {
+        if operation[0] == u64::from(MMUEXT_NEW_BASEPTR) && operation[1] != own {
+            visit_root(claims, tally, operation[1]);
+            operation[1] = own;
+        }
+    }
     let length = claims.random.below(BATCH as u64) + 1;
     let list = claims.store(&operations[..3 * length as usize]);
     let done = if claims.random.once_in(2) { 0 } else { claims.address() };
@@ -168,21 +174,15 @@ fn extended<A: Architecture>(claims: &mut Claims<'_, A>, tally: &mut Tally) {
     issue(claims, tally, number::MMUEXT_OP, &arguments);
 }
 
-/// Another root comes first, and is the only one: a page that is good for a root may be cleared by what comes before it. A kernel whose own
-/// fault handlers aren't mapped any more is caught in one fault for ever.
-fn new_root_first(operations: &mut [u64], own: u64) {
-    let is_another = |operation: &[u64; 3]| {
-        [MMUEXT_NEW_BASEPTR, MMUEXT_NEW_USER_BASEPTR].contains(&(operation[0] as u32)) && operation[1] != own
-    };
-    let (operations, _) = operations.as_chunks_mut::<3>();
-    if let Some(at) = operations.iter().position(is_another) {
-        operations.swap(0, at);
+/// Another root, and at once the own one again: what comes before might clear its page, and what comes later its entries. A kernel whose own fault
+/// handlers aren't mapped any more is caught in one fault for ever. Nothing of it stays in memory, where a wild list could find it.
+fn visit_root<A: Architecture>(claims: &mut Claims<'_, A>, tally: &mut Tally, root: u64) {
+    let (enter, own) = (u64::from(MMUEXT_NEW_BASEPTR), claims.guest.root_frame());
+    let list = claims.store(&[enter, root, 0, enter, own, 0]);
+    if claims.is_good_root(root) {
+        issue(claims, tally, number::MMUEXT_OP, &[list, 2, 0, u64::from(DOMID_SELF)]);
     }
-    operations
-        .iter_mut()
-        .skip(1)
-        .filter(|operation| is_another(operation))
-        .for_each(|operation| operation[1] = own);
+    A::try_write_word(list + 8, own);
 }
 
 /// A root to live under, made of a page of the arena now and then.
