@@ -5,6 +5,8 @@
 //! the answer back. What a device *is* stands here, as plain safe code without any hardware, so that it runs, is tested and is fuzzed
 //! on any host. All of a guest's values are claims: any offset, width and value may be passed, none panics.
 
+pub mod board;
+
 /// How many bytes an access moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Width {
