@@ -6,6 +6,8 @@
 //! on any host. All of a guest's values are claims: any offset, width and value may be passed, none panics.
 
 pub mod board;
+pub mod pl011;
+pub mod pl031;
 
 /// How many bytes an access moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
