@@ -28,6 +28,9 @@ impl Place {
     }
 }
 
+/// How many vCPUs a domain has at most. A vCPU's affinity (`MPIDR_EL1`, Aff0) is its number.
+pub const MAX_VCPUS: usize = 8;
+
 /// The interrupt controller's distributor, version 2 or 3.
 pub const DISTRIBUTOR: Place = Place { start: 0x0800_0000, size: 0x1_0000 };
 /// The CPU interface of version 2.

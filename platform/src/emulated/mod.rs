@@ -8,6 +8,7 @@
 pub mod board;
 pub mod pl011;
 pub mod pl031;
+pub mod tree;
 
 /// How many bytes an access moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
