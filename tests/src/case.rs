@@ -22,7 +22,7 @@ pub enum Hypervisor {
     PenumbraOnDisc,
     /// The Xen that Debian ships, unchanged.
     DebianXen,
-    /// Nothing: a kernel has the machine for itself, our guest kernel (aarch64) or Debian's (x86-64); [`Case::words`] are its own.
+    /// Nothing: a kernel has the machine for itself, Debian's where its ramdisk is a module, else our guest kernel (aarch64); [`Case::words`] are its own.
     Nothing,
 }
 
@@ -49,7 +49,7 @@ pub enum File {
     Packed(Packing, Damage),
     /// Not a kernel: 9 MiB of zeros.
     LargeRamdisk,
-    /// Debian's Linux kernel, as its package brings it (x86-64).
+    /// Debian's Linux kernel, as its package brings it.
     DebianKernel,
     /// GRUB's own image for Xen's paravirtual guests, as its package brings it (x86-64).
     DebianGrub,
@@ -202,6 +202,8 @@ pub struct Case {
     pub gic: u8,
     /// The processor, where it isn't the usual one.
     pub cpu: Option<&'static str>,
+    /// How many processors it has.
+    pub cpus: u32,
     /// Instructions are counted: each takes a nanosecond of the machine's time.
     pub icount: bool,
     /// What boots.
@@ -237,6 +239,7 @@ impl Case {
             memory: 512,
             gic: 3,
             cpu: None,
+            cpus: 1,
             icount: false,
             hypervisor: Hypervisor::Penumbra,
             words: "dom0_mem=64M",

@@ -1,9 +1,9 @@
-//! Debian's own kernel, with a ramdisk that checks itself (`workloads/init`): on the bare machine, on Debian's Xen and on Penumbra the same two
+//! Debian's own kernel for x86-64, with a ramdisk that checks itself (`workloads/init`): on the bare machine, on Debian's Xen and on Penumbra the same two
 //! files, so that what differs is the hypervisor.
 
 use crate::case::{Board, Case, End, File, Hypervisor};
 use crate::console::SWITCH;
-use crate::{table, verdict};
+use crate::{stock, table, verdict};
 
 /// The shell's prompt.
 const PROMPT: &str = "# ";
@@ -39,8 +39,8 @@ const SUM: &str = "echo sum $((6 * 111))\r";
 
 /// All of them.
 pub fn cases(board: Board) -> Vec<Case> {
-    if board != Board::Q35 {
-        return Vec::new();
+    if board == Board::Virt {
+        return stock::cases();
     }
     vec![
         natively("debian/self-check-on-the-bare-machine", SELF_CHECK.0).says(&CHECKED),

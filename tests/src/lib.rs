@@ -15,6 +15,7 @@ mod own_fault;
 mod packed;
 pub mod soak;
 mod stacks;
+mod stock;
 pub mod stretch;
 pub mod table;
 pub mod verdict;

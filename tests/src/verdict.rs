@@ -45,8 +45,17 @@ pub fn of_the_soak(text: &str) -> Option<Verdict> {
 
 /// The first domain's verdict on itself, where it is a Linux with our ramdisk: a failure if any of its tests failed.
 pub fn of_linux(text: &str) -> Option<Verdict> {
-    let verdict = |line| LINUX.iter().find_map(|topic| str::strip_prefix(line, topic));
-    let verdicts: Vec<Verdict> = lines_of(text, CONTROL).filter_map(verdict).map(read).collect();
+    linux(lines_of(text, CONTROL))
+}
+
+/// The same of a Linux whose words reach the serial line as they are: the only domain, with a UART of its own.
+pub fn of_linux_alone(text: &str) -> Option<Verdict> {
+    linux(text.lines().map(str::trim_end))
+}
+
+fn linux<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Verdict> {
+    let verdict = |line: &'a str| LINUX.iter().find_map(|topic| line.strip_prefix(topic));
+    let verdicts: Vec<Verdict> = lines.filter_map(verdict).map(read).collect();
     verdicts.iter().find(|verdict| **verdict != Verdict::Pass).or(verdicts.last()).cloned()
 }
 
@@ -119,6 +128,8 @@ mod tests {
     fn a_linux_passes_if_none_of_its_tests_failed() {
         assert_eq!(of_linux("(d1) SELF-CHECK: PASS\nSELF-CHECK: PASS\n"), None);
         assert_eq!(of_linux("(d0) SELF-CHECK: PASS\n(d0) WORKLOADS: PASS\n"), Some(Verdict::Pass));
+        assert_eq!(of_linux_alone("SELF-CHECK: PASS\r\n"), Some(Verdict::Pass));
+        assert_eq!(of_linux_alone("(d0) SELF-CHECK: PASS\n(PEN) SELF-CHECK: PASS\n"), None);
         let failed = Some(Verdict::Fail("3 of 4".into()));
         assert_eq!(of_linux("(d0) SELF-CHECK: FAIL 3 of 4\n(d0) WORKLOADS: PASS\n"), failed);
     }

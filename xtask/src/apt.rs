@@ -1,7 +1,10 @@
 //! Debian packages, fetched by apt and unpacked into the target folder; nothing of them is installed, and no root is needed while apt's lists
 //! are there.
 //!
-//! A package stands in `target/penumbra/debian/NAME` once and for all, with its version in a file beside its content. Everything is made under
+//! Those of x86-64 are asked for as this system knows them. Those of AArch64 are for machines that mostly know no such architecture, and need
+//! not: apt gets lists of its own for them, in the target folder, from the same sources, and doesn't look at what is installed.
+//!
+//! A package stands in `target/penumbra/debian/NAME` (AArch64: `debian/arm64/NAME`) once and for all, with its version in a file beside its content. Everything is made under
 //! another name first, so that an interrupted download leaves nothing that looks whole, and under a lock, so that two calls don't
 //! fetch the same. Whoever wants a newer version removes the folder; what is made of a package stands inside, so that it goes as well.
 
@@ -13,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cli::Arch;
 use crate::process;
 use crate::progress::Step;
 use crate::setup;
@@ -36,9 +40,13 @@ pub fn is_there(cache: &Path, name: &str) -> bool {
     cache.join(name).join(VERSION).exists()
 }
 
-/// Where packages are kept, and what is made of them.
-pub fn cache() -> Result<PathBuf> {
-    workspace::folder(workspace::artefacts()?.join("debian"))
+/// Where an architecture's packages are kept, and what is made of them.
+pub fn cache(arch: Arch) -> Result<PathBuf> {
+    let debian = workspace::artefacts()?.join("debian");
+    workspace::folder(match arch {
+        Arch::Aarch64 => debian.join("arm64"),
+        Arch::X86_64 => debian,
+    })
 }
 
 /// Whether this system's package manager could bring Debian's packages.
@@ -48,22 +56,25 @@ fn can_be_had() -> bool {
 
 /// Why the package can't be had here, if that is so. Trouble on the way (no network, no root) is no such reason: who then asks for the package
 /// is told. The answer is found once.
-pub fn obstacle(name: &'static str) -> Option<String> {
-    static ANSWERS: Mutex<BTreeMap<&'static str, Option<String>>> = Mutex::new(BTreeMap::new());
+pub fn obstacle(arch: Arch, name: &'static str) -> Option<String> {
+    static ANSWERS: Mutex<BTreeMap<String, Option<String>>> = Mutex::new(BTreeMap::new());
     let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
-    answers.entry(name).or_insert_with(|| find_obstacle(name)).clone()
+    answers.entry(qualified(arch, name)).or_insert_with(|| find_obstacle(arch, name)).clone()
 }
 
-fn find_obstacle(name: &str) -> Option<String> {
-    if cache().is_ok_and(|cache| is_there(&cache, name)) {
+fn find_obstacle(arch: Arch, name: &str) -> Option<String> {
+    if cache(arch).is_ok_and(|cache| is_there(&cache, name)) {
         return None;
     }
     if !can_be_had() {
         return Some(format!("{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks"));
     }
-    let ask =
-        || run(Command::new("apt-cache").args(["show", &qualified(name)])).is_ok_and(|text| !text.is_empty());
-    (!known(ask, update)).then(|| format!("this system's package manager knows no {name}"))
+    let ask = || {
+        apt("apt-cache", arch)
+            .and_then(|mut apt| run(apt.args(["show", &qualified(arch, name)])))
+            .is_ok_and(|text| !text.is_empty())
+    };
+    (!known(ask, || update(arch))).then(|| format!("this system's package manager knows no {name}"))
 }
 
 /// Whether the lists have a package, or may have it: fresh ones are asked before that is denied.
@@ -72,28 +83,59 @@ fn known(mut ask: impl FnMut() -> bool, update: impl FnOnce() -> Result<()>) -> 
 }
 
 /// Brings fresh lists.
-fn update() -> Result<()> {
-    run(setup::as_root()?.args(["apt-get", "update"])).map(drop)
+fn update(arch: Arch) -> Result<()> {
+    match arch {
+        // They are ours: nobody has to be root.
+        Arch::Aarch64 => run(apt("apt-get", arch)?.arg("update")).map(drop),
+        Arch::X86_64 => run(setup::as_root()?.args(["apt-get", "update"])).map(drop),
+    }
+}
+
+/// One of apt's programs, which looks at the lists that have this architecture's packages.
+fn apt(program: &str, arch: Arch) -> Result<Command> {
+    let mut command = Command::new(program);
+    if arch == Arch::Aarch64 {
+        let state = workspace::folder(cache(arch)?.join("apt"))?;
+        workspace::folder(state.join("lists/partial"))?;
+        workspace::folder(state.join("archives/partial"))?;
+        // What is installed here is another architecture's.
+        let status = state.join("status");
+        workspace::replace(&status, b"")?;
+        let options = [
+            format!("Dir::State={}", state.display()),
+            format!("Dir::State::status={}", status.display()),
+            format!("Dir::Cache={}", state.display()),
+            "APT::Architecture=arm64".into(),
+            "APT::Architectures=arm64".into(),
+            // The user whom apt becomes may not write to the target folder.
+            "APT::Sandbox::User=".into(),
+        ];
+        for option in &options {
+            command.args(["-o", option]);
+        }
+    }
+    Ok(command)
 }
 
 /// Holds others off, in this process and in others, until it is dropped.
 pub fn lock() -> Result<File> {
-    workspace::lock(&cache()?.join("lock"), || {
+    workspace::lock(&cache(Arch::X86_64)?.join("lock"), || {
         eprintln!("waiting for another call that is fetching packages ...")
     })
 }
 
 /// The package `name`, fetched unless it is there. The caller holds the [`lock`].
-pub fn package(name: &str, _lock: &File) -> Result<Package> {
-    let folder = cache()?.join(name);
+pub fn package(arch: Arch, name: &str, _lock: &File) -> Result<Package> {
+    let folder = cache(arch)?.join(name);
     let files = folder.join("files");
     if let Ok(version) = fs::read_to_string(folder.join(VERSION)) {
         return Ok(Package { folder, files, version: version.trim().to_owned() });
     }
     ensure!(can_be_had(), "{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks");
-    let partial = cache()?.join(format!("{name}.partial"));
+    let partial = cache(arch)?.join(format!("{name}.partial"));
     remove(&partial)?;
-    let version = Step::around(format!("fetching {name}: apt-get download"), |_| fetch(name, &partial))?;
+    let version =
+        Step::around(format!("fetching {name}: apt-get download"), |_| fetch(arch, name, &partial))?;
     remove(&folder)?;
     fs::rename(&partial, &folder).with_context(|| format!("cannot name {}", folder.display()))?;
     Ok(Package { folder, files, version })
@@ -107,9 +149,10 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 /// Downloads and unpacks; the file that tells the version comes last.
-fn fetch(name: &str, folder: &Path) -> Result<String> {
+fn fetch(arch: Arch, name: &str, folder: &Path) -> Result<String> {
     let folder = workspace::folder(folder.to_owned())?;
-    with_lists(|| run(Command::new("apt-get").args(["download", &qualified(name)]).current_dir(&folder)))
+    let wanted = qualified(arch, name);
+    with_lists(arch, || run(apt("apt-get", arch)?.args(["download", &wanted]).current_dir(&folder)))
         .with_context(|| format!("cannot fetch {name}"))?;
     let mut found = fs::read_dir(&folder).context("cannot read the package's folder")?.flatten();
     let archive = found.find(|file| file.path().extension().is_some_and(|end| end == "deb"));
@@ -123,10 +166,10 @@ fn fetch(name: &str, folder: &Path) -> Result<String> {
 }
 
 /// The first package that `name` depends on, whose name begins with `prefix`: what a metapackage stands for.
-pub fn dependency(name: &str, prefix: &str) -> Result<String> {
+pub fn dependency(arch: Arch, name: &str, prefix: &str) -> Result<String> {
     ensure!(can_be_had(), "{name} comes from Debian, by apt-get and dpkg-deb, which this system lacks");
-    let found = with_lists(|| {
-        let text = run(Command::new("apt-cache").args(["depends", "--important", &qualified(name)]))?;
+    let found = with_lists(arch, || {
+        let text = run(apt("apt-cache", arch)?.args(["depends", "--important", &qualified(arch, name)]))?;
         first_dependency(&text, prefix).with_context(|| format!("apt knows no package {name}"))
     });
     found.with_context(|| format!("cannot find out what {name} is"))
@@ -139,18 +182,21 @@ fn first_dependency(text: &str, prefix: &str) -> Option<String> {
     Some(name.split(':').next().unwrap_or(name).to_owned())
 }
 
-/// Packages are those of amd64, whatever this computer is.
-fn qualified(name: &str) -> String {
-    format!("{name}:amd64")
+/// Packages are those of the machine that is emulated, whatever this computer is.
+fn qualified(arch: Arch, name: &str) -> String {
+    match arch {
+        Arch::Aarch64 => format!("{name}:arm64"),
+        Arch::X86_64 => format!("{name}:amd64"),
+    }
 }
 
 /// Tries again with fresh lists: a new machine may have none yet, or old ones.
-fn with_lists<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+fn with_lists<T>(arch: Arch, mut work: impl FnMut() -> Result<T>) -> Result<T> {
     let first = match work() {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    if let Err(error) = update() {
+    if let Err(error) = update(arch) {
         bail!("{first:#}; and the package lists could not be updated: {error:#}");
     }
     work()

@@ -42,6 +42,8 @@ pub struct Machine {
     pub gic: u8,
     /// The processor, where it isn't the usual one (cortex-a72, qemu64).
     pub cpu: Option<&'static str>,
+    /// How many processors there are.
+    pub cpus: u32,
     /// `hypervisor` is a kernel that has the machine for itself; on aarch64 there is no EL2 then.
     pub bare: bool,
     /// Count instructions: one is one nanosecond of guest time.
@@ -63,6 +65,9 @@ impl Machine {
         // Nobody here uses a network card, and on Arm its ROM is in a package that the emulator's only recommends.
         command.args(["-nic", "none"]);
         command.args(["-m", &self.memory.to_string()]);
+        if self.cpus > 1 {
+            command.args(["-smp", &self.cpus.to_string()]);
+        }
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
             // The time of day is of the machine's own time, and begins on the same day: whatever depends on it is the same each time.
@@ -85,6 +90,9 @@ impl Machine {
         let virtualization = if self.bare { "off" } else { "on" };
         let machine = format!("virt,virtualization={virtualization},gic-version={}", self.gic);
         command.args(["-M", &machine, "-cpu", self.cpu.unwrap_or("cortex-a72")]);
+        if self.bare {
+            return self.ramdisk(command);
+        }
         for (module, address) in self.modules.iter().zip(self.module_addresses()?) {
             let file = doubled_commas(&name(module)?);
             let words = doubled_commas(&module.words);
@@ -114,14 +122,18 @@ impl Machine {
         Ok(addresses)
     }
 
+    /// A Linux kernel that has the machine for itself takes one ramdisk, whose name is no list.
+    fn ramdisk(&self, command: &mut Command) -> Result<()> {
+        for module in &self.modules {
+            command.args(["-initrd", &name(module)?]);
+        }
+        Ok(())
+    }
+
     fn q35(&self, command: &mut Command) -> Result<()> {
         command.args(["-M", "q35", "-cpu", self.cpu.unwrap_or("qemu64")]);
         if self.bare {
-            // A Linux kernel takes one ramdisk, whose name is no list.
-            for module in &self.modules {
-                command.args(["-initrd", &name(module)?]);
-            }
-            return Ok(());
+            return self.ramdisk(command);
         }
         let mut list = Vec::new();
         for module in &self.modules {
@@ -165,6 +177,7 @@ mod tests {
             memory,
             gic: 2,
             cpu: None,
+            cpus: 1,
             bare: false,
             icount: false,
             hypervisor: "hyp".into(),
@@ -195,9 +208,10 @@ mod tests {
 
     #[test]
     fn a_bare_machine_has_no_second_exception_level_and_a_processor_can_be_chosen() {
-        let machine = Machine { bare: true, cpu: Some("max"), ..machine(Arch::Aarch64, 256) };
+        let machine = Machine { bare: true, cpu: Some("max"), cpus: 4, ..machine(Arch::Aarch64, 256) };
         let line = arguments(&machine);
         assert!(line.contains("virtualization=off") && line.contains("-cpu\nmax"), "{line}");
+        assert!(line.contains("-smp\n4") && line.contains("-initrd\n") && !line.contains("guest-loader"));
     }
 
     #[test]

@@ -80,11 +80,19 @@ pub struct Workloads {
     pub answer: PathBuf,
 }
 
+/// The programs for a Linux guest of this architecture, unless no library for them can be had: then a ramdisk does without.
+pub fn workloads(arch: Arch) -> Result<Option<Workloads>> {
+    match arch {
+        Arch::Aarch64 => Ok(None),
+        Arch::X86_64 => pc_workloads().map(Some),
+    }
+}
+
 /// Compiles the programs for an x86-64 Linux guest into static executables, and returns where they are.
 ///
 /// On an x86-64 computer with glibc that is the host's own target, linked statically: nothing has to be installed. Others need
 /// the target's library and a linker for it.
-pub fn workloads() -> Result<Workloads> {
+fn pc_workloads() -> Result<Workloads> {
     let target = if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
         "x86_64-unknown-linux-gnu"
     } else {

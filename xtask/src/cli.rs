@@ -87,6 +87,17 @@ pub enum Mode {
     Stage2,
 }
 
+impl Mode {
+    /// As a hypervisor's command line has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Direct => "direct",
+            Mode::Shadow => "shadow",
+            Mode::Stage2 => "stage-2",
+        }
+    }
+}
+
 /// Which kernel a benchmark runs in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum BenchGuest {
@@ -108,10 +119,10 @@ pub struct RunOptions {
     /// The machine: `virt` (aarch64) or `q35` (x86_64)
     #[arg(long, value_enum, default_value = "aarch64")]
     pub arch: Arch,
-    /// Memory mode of the domains
-    #[arg(long, value_enum, default_value = "direct")]
-    pub mode: Mode,
-    /// The first domain's kernel: `builtin`, `debian` (fetched by apt; x86_64), or a file
+    /// Memory mode of the first domain (its kernel's own, if nothing is said: stage-2 for those of aarch64 that aren't paravirtual)
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// The first domain's kernel: `builtin`, `debian` (fetched by apt), or a file
     #[arg(long, value_name = "builtin|debian|FILE", default_value = "builtin")]
     pub guest: String,
     /// The first domain's initial ramdisk; with `debian`, instead of the one that is made for it
@@ -290,7 +301,7 @@ mod tests {
                     --dom0-mem 100 --vcpus 2 --cpus 2 --gic 2 --domains d --hyp-append x=y --timeout 9 --log l --icount";
         let Ok(cli) = Cli::try_parse_from(line.split_whitespace()) else { panic!("refused") };
         let Command::Run(options) = cli.command else { panic!("another command") };
-        assert_eq!((options.arch, options.mode, options.mem), (Arch::X86_64, Mode::Stage2, 512));
+        assert_eq!((options.arch, options.mode, options.mem), (Arch::X86_64, Some(Mode::Stage2), 512));
         assert_eq!(options.dom0_mem, Some(100));
         assert_eq!(options.append.as_deref(), Some("-v"));
     }

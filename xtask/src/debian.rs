@@ -1,7 +1,7 @@
 //! Debian's own kernel as a guest: the package's file as it is, and a ramdisk that is busybox, this project's `workload`
 //! programs and a script (`workloads/init`).
 //!
-//! The same two files boot on the bare machine, on Debian's Xen and on Penumbra; only the console's name on the kernel's
+//! The same two files of an architecture boot on the bare machine, on Debian's Xen and on Penumbra; only the console's name on the kernel's
 //! command line differs.
 
 use std::fs;
@@ -13,24 +13,35 @@ use machine_tests::case::File;
 
 use crate::apt;
 use crate::build::{self, Workloads};
+use crate::cli::Arch;
 use crate::ramdisk::Ramdisk;
 use crate::workspace;
 
-/// The package that always depends on Debian's newest kernel, and what that one's name begins with.
-const KERNEL: (&str, &str) = ("linux-image-amd64", "linux-image-");
+/// What the name of a kernel's package begins with.
+const KERNEL: &str = "linux-image-";
 /// The package with GRUB's image for Xen's paravirtual guests, and where it is there.
 const GRUB: (&str, &str) = ("grub-xen-host", "usr/lib/grub-xen/grub-x86_64-xen.bin");
 /// One program with everything that a shell needs.
 const BUSYBOX: &str = "busybox-static";
-/// Where a guest's kernel has its console, on its command line.
+/// Where a paravirtual guest's kernel has its console, on its command line.
 pub const CONSOLE: &str = "console=hvc0";
+/// The same where the kernel has a machine of its own (stage-2 mode, and the `virt` machine): its UART, from the first line on.
+pub const UART: &str = "console=ttyAMA0 earlycon=pl011,0x9000000";
 /// The ramdisk's first process.
 const INIT: &str = "workloads/init";
+
+/// The package that always depends on Debian's newest kernel.
+fn newest_kernel(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Aarch64 => "linux-image-arm64",
+        Arch::X86_64 => "linux-image-amd64",
+    }
+}
 
 /// The guest's two files.
 #[derive(Clone, Debug)]
 pub struct Debian {
-    /// The kernel, a bzImage.
+    /// The kernel: a bzImage (x86-64), or an Image (AArch64).
     pub kernel: PathBuf,
     /// The initial ramdisk.
     pub ramdisk: PathBuf,
@@ -38,32 +49,34 @@ pub struct Debian {
     pub name: String,
 }
 
-/// Sees to both files, at the first call; whoever asks meanwhile waits.
-pub fn ready() -> Result<Debian> {
-    static READY: Mutex<Option<Debian>> = Mutex::new(None);
+/// Sees to both files of an architecture, at the first call; whoever asks meanwhile waits.
+pub fn ready(arch: Arch) -> Result<Debian> {
+    static READY: Mutex<Vec<(Arch, Debian)>> = Mutex::new(Vec::new());
     let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
-    if ready.is_none() {
-        *ready = Some(make()?);
+    if let Some((_, debian)) = ready.iter().find(|(known, _)| *known == arch) {
+        return Ok(debian.clone());
     }
-    ready.clone().context("there is no guest, though it was made")
+    let debian = make(arch)?;
+    ready.push((arch, debian.clone()));
+    Ok(debian)
 }
 
 /// GRUB as a guest.
 pub fn grub() -> Result<PathBuf> {
     let (package, file) = GRUB;
-    Ok(apt::package(package, &apt::lock()?)?.files.join(file))
+    Ok(apt::package(Arch::X86_64, package, &apt::lock()?)?.files.join(file))
 }
 
-fn make() -> Result<Debian> {
-    let workloads = build::workloads()?;
+fn make(arch: Arch) -> Result<Debian> {
+    let workloads = build::workloads(arch)?;
     let lock = apt::lock()?;
-    let package = kernel_package(&lock)?;
-    let kernel = apt::package(&package, &lock)?;
-    let busybox = apt::package(BUSYBOX, &lock)?;
-    let ramdisk = apt::cache()?.join("initramfs.cpio.gz");
-    let content = content(&busybox.files.join("bin/busybox"), &workloads)?;
+    let package = kernel_package(arch, &lock)?;
+    let kernel = apt::package(arch, &package, &lock)?;
+    let busybox = apt::package(arch, BUSYBOX, &lock)?;
+    let ramdisk = apt::cache(arch)?.join("initramfs.cpio.gz");
+    let content = content(&busybox.files.join("bin/busybox"), workloads.as_ref())?;
     workspace::replace(&ramdisk, &content)?;
-    let release = package.trim_start_matches(KERNEL.1);
+    let release = package.trim_start_matches(KERNEL);
     let image = kernel.files.join(format!("boot/vmlinuz-{release}"));
     Ok(Debian { kernel: image, ramdisk, name: format!("{package} {}", kernel.version) })
 }
@@ -72,12 +85,13 @@ fn make() -> Result<Debian> {
 const MEMORY: &str = "kernel-package";
 
 /// Which package the kernel is in; remembered, so that a cache that is whole needs neither apt nor its lists.
-fn kernel_package(lock: &fs::File) -> Result<String> {
-    let cache = apt::cache()?;
+fn kernel_package(arch: Arch, lock: &fs::File) -> Result<String> {
+    let cache = apt::cache(arch)?;
     if let Some(name) = remembered(&cache) {
         return Ok(name);
     }
-    let name = newest(|| apt::dependency(KERNEL.0, KERNEL.1), |name| apt::package(name, lock).map(drop))?;
+    let resolve = || apt::dependency(arch, newest_kernel(arch), KERNEL);
+    let name = newest(resolve, |name| apt::package(arch, name, lock).map(drop))?;
     workspace::replace(&cache.join(MEMORY), name.as_bytes())?;
     Ok(name)
 }
@@ -97,16 +111,16 @@ fn newest(
 }
 
 /// Why this system can't bring these files of a guest's, if that is so.
-pub fn obstacle(file: File) -> Option<String> {
-    let cache = apt::cache().ok()?;
-    let kernel = if remembered(&cache).is_some() { None } else { Some(KERNEL.0) };
+pub fn obstacle(arch: Arch, file: File) -> Option<String> {
+    let cache = apt::cache(arch).ok()?;
+    let kernel = if remembered(&cache).is_some() { None } else { Some(newest_kernel(arch)) };
     let wanted = match file {
         File::DebianKernel => vec![kernel],
         File::DebianRamdisk => vec![kernel, Some(BUSYBOX)],
         File::DebianGrub => vec![Some(GRUB.0)],
         _ => Vec::new(),
     };
-    wanted.into_iter().flatten().find_map(apt::obstacle)
+    wanted.into_iter().flatten().find_map(|name| apt::obstacle(arch, name))
 }
 
 /// The name that is remembered, for as long as the package is there: Debian may have a newer one, and not this one any more.
@@ -116,7 +130,7 @@ fn remembered(cache: &Path) -> Option<String> {
 }
 
 /// The ramdisk's files.
-fn content(busybox: &Path, workloads: &Workloads) -> Result<Vec<u8>> {
+fn content(busybox: &Path, workloads: Option<&Workloads>) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut ramdisk = Ramdisk::new();
     ["bin", "dev", "proc", "sys", "tmp", "root"].iter().try_for_each(|name| ramdisk.folder(name))?;
@@ -124,8 +138,10 @@ fn content(busybox: &Path, workloads: &Workloads) -> Result<Vec<u8>> {
     ramdisk.device("dev/null", 1, 3)?;
     ramdisk.program("bin/busybox", &read(busybox)?)?;
     ramdisk.link("bin/sh", "busybox")?;
-    ramdisk.program("bin/workload", &read(&workloads.workload)?)?;
-    ramdisk.program("bin/answer", &read(&workloads.answer)?)?;
+    if let Some(workloads) = workloads {
+        ramdisk.program("bin/workload", &read(&workloads.workload)?)?;
+        ramdisk.program("bin/answer", &read(&workloads.answer)?)?;
+    }
     ramdisk.program("init", &read(&workspace::root().join(INIT))?)?;
     ramdisk.compressed()
 }

@@ -42,7 +42,7 @@ impl Guest {
         let Some(choice) = &options.guest else { return Ok(None) };
         let words = options.append.clone();
         if choice == "debian" {
-            let Debian { kernel, ramdisk, name } = debian::ready()?;
+            let Debian { kernel, ramdisk, name } = debian::ready(Arch::X86_64)?;
             let ramdisk = options.initrd.clone().unwrap_or(ramdisk);
             let words = words.unwrap_or_else(|| format!("{} then=shell", debian::CONSOLE));
             return Ok(Some(Guest { name, kernel, ramdisk: Some(ramdisk), words }));

@@ -20,6 +20,7 @@ mod files;
 mod house;
 mod image;
 mod iso;
+mod kernel;
 mod machines;
 mod model;
 mod process;

@@ -107,7 +107,11 @@ impl Subject {
     fn new(options: &ProfileOptions, artefacts: &Artefacts) -> Result<Subject> {
         if options.guest == BenchGuest::Debian {
             let machine = bench::linux_machine(artefacts, &format!("test=profile row={}", options.row))?;
-            return Ok(Subject { machine, program: build::workloads()?.workload, counter: bench::COUNTER });
+            return Ok(Subject {
+                machine,
+                program: build::workloads(Arch::X86_64)?.context("no workloads")?.workload,
+                counter: bench::COUNTER,
+            });
         }
         let words = format!("profile={} then=reboot", options.row);
         let machine = bench::machine(options.arch, artefacts.hypervisor.clone(), artefacts, &words, "");

@@ -11,6 +11,7 @@ use crate::boot::{Kind, Machine, Module};
 use crate::cli::{Arch, Mode, RunOptions};
 use crate::debian::{self, Debian, Task};
 use crate::image::{self, Artefacts};
+use crate::kernel;
 use crate::qemu::{self, Ending, Keyboard, Outcome, Session};
 use crate::setup;
 use crate::terminal;
@@ -59,15 +60,7 @@ fn end_keys(guest: &str) -> (&'static [u8], &'static str) {
 
 /// One clear line for each thing that is described but not there yet.
 fn refuse_what_comes_later(options: &RunOptions) -> Result<()> {
-    match options.mode {
-        Mode::Direct => {}
-        Mode::Shadow => bail!("--mode shadow is not there yet: today every domain runs in direct mode"),
-        Mode::Stage2 => bail!("--mode stage-2 is not there yet: today every domain runs in direct mode"),
-    }
-    ensure!(
-        options.guest != "debian" || options.arch == Arch::X86_64,
-        "--guest debian is there for x86_64 only: add --arch x86_64"
-    );
+    ensure!(options.mode != Some(Mode::Shadow), "--mode shadow is not there yet");
     ensure!(options.cpus == 1, "--cpus {}: the hypervisor uses one CPU today", options.cpus);
     ensure!(
         options.domains.is_none(),
@@ -79,6 +72,7 @@ fn refuse_what_comes_later(options: &RunOptions) -> Result<()> {
 /// Mistakes that clap cannot see.
 fn check(options: &RunOptions) -> Result<()> {
     ensure!(options.arch == Arch::Aarch64 || options.gic.is_none(), "--gic is for aarch64 only");
+    check_mode(options)?;
     ensure!(
         options.mem >= LEAST_MEMORY,
         "--mem {}: below {LEAST_MEMORY} MiB the hypervisor and what the boot loader brings have no room, and nobody could say so",
@@ -94,6 +88,27 @@ fn check(options: &RunOptions) -> Result<()> {
         workspace::is_file(file)?;
     }
     options.log.as_deref().map_or(Ok(()), check_log)
+}
+
+/// Whether the kernel can be run in the mode that was asked for, as far as that is known of the kernels that need no file.
+fn check_mode(options: &RunOptions) -> Result<()> {
+    match (options.mode, options.guest.as_str()) {
+        (Some(Mode::Stage2), _) if options.arch != Arch::Aarch64 => {
+            bail!("--mode stage-2 is for aarch64 only")
+        }
+        (Some(Mode::Stage2), "builtin") => {
+            bail!("--mode stage-2: the builtin guest is paravirtual; add --guest debian, or a file")
+        }
+        (Some(Mode::Direct), "debian") if options.arch == Arch::Aarch64 => {
+            bail!("--mode direct: Debian's kernel for aarch64 is not paravirtual, it needs --mode stage-2")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the first domain has a machine of its own, with a UART that reaches the serial line as it is.
+fn has_own_machine(options: &RunOptions) -> bool {
+    options.arch == Arch::Aarch64 && options.guest == "debian"
 }
 
 /// Whether a log can be written there, as far as that can be told beforehand.
@@ -130,6 +145,8 @@ enum Topic {
     Soak,
     /// Linux, on itself.
     Linux,
+    /// The same, where it has the serial line for itself.
+    LinuxAlone,
 }
 
 impl Topic {
@@ -140,7 +157,7 @@ impl Topic {
                 Topic::Tour => word == "tour",
                 Topic::Tests => word.starts_with("test="),
                 Topic::Soak => word == "soak=control",
-                Topic::Linux => false,
+                Topic::Linux | Topic::LinuxAlone => false,
             })
         };
         [Topic::Tour, Topic::Tests, Topic::Soak].into_iter().filter(asks).collect()
@@ -151,7 +168,7 @@ impl Topic {
             Topic::Tour => "tour",
             Topic::Tests => "guest's test",
             Topic::Soak => "soak",
-            Topic::Linux => "guest's check",
+            Topic::Linux | Topic::LinuxAlone => "guest's check",
         }
     }
 
@@ -161,6 +178,7 @@ impl Topic {
             Topic::Tests => verdict::of_the_tests(text),
             Topic::Soak => verdict::of_the_soak(text),
             Topic::Linux => verdict::of_linux(text),
+            Topic::LinuxAlone => verdict::of_linux_alone(text),
         }
     }
 }
@@ -169,12 +187,12 @@ fn first_domain(options: &RunOptions, artefacts: &Artefacts, interactive: bool) 
     let words = options.append.clone();
     let (kernel, ramdisk, words, wanted) = match (options.guest.as_str(), kernel_file(options)) {
         ("debian", _) => {
-            let Debian { kernel, ramdisk, name } = debian::ready()?;
+            let Debian { kernel, ramdisk, name } = debian::ready(options.arch)?;
             println!("guest: Debian's {name}");
             let (words, wanted) = debian_words(options, interactive);
             (kernel, Some(ramdisk), words, wanted.into_iter().collect())
         }
-        (_, Some(file)) => (absolute(&file)?, None, words.unwrap_or_default(), Vec::new()),
+        (_, Some(file)) => (kernel::unpacked(&file)?, None, words.unwrap_or_default(), Vec::new()),
         (_, None) => {
             let tour = if interactive { "tour then=shell" } else { "tour then=poweroff" };
             let words = words.unwrap_or_else(|| tour.into());
@@ -191,19 +209,24 @@ fn first_domain(options: &RunOptions, artefacts: &Artefacts, interactive: bool) 
 /// The command line of Debian's kernel: its console, what the ramdisk is to do, and the person's words, which count more.
 fn debian_words(options: &RunOptions, interactive: bool) -> (String, Option<Topic>) {
     let own = options.append.as_deref().unwrap_or_default();
+    let (console, topic) = if has_own_machine(options) {
+        (debian::UART, Topic::LinuxAlone)
+    } else {
+        (debian::CONSOLE, Topic::Linux)
+    };
     // Who says what is to be done, or brings a ramdisk of another kind, is not to be told otherwise.
     let decided = ["test=", "then="].iter().any(|word| own.split(' ').any(|own| own.starts_with(word)));
     // Of its tasks, these two end with a verdict.
     let checks = ["test=self", "test=workloads"].iter().any(|task| own.split(' ').any(|own| own == *task));
     let (task, verdict) = match (decided || options.initrd.is_some(), interactive) {
-        (true, _) => (String::new(), (checks && options.initrd.is_none()).then_some(Topic::Linux)),
+        (true, _) => (String::new(), (checks && options.initrd.is_none()).then_some(topic)),
         (false, true) => (Task::Shell.words(), None),
         (false, false) => {
             let check = Task::SelfCheck { memory: first_memory(options), vcpus: options.vcpus };
-            (check.words(), Some(Topic::Linux))
+            (check.words(), Some(topic))
         }
     };
-    let words = [debian::CONSOLE, &task, own];
+    let words = [console, &task, own];
     (words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" "), verdict)
 }
 
@@ -217,6 +240,7 @@ fn machine(options: &RunOptions, artefacts: &Artefacts, first: &First) -> Machin
         memory: options.mem,
         gic: options.gic.unwrap_or(3),
         cpu: None,
+        cpus: 1,
         bare: false,
         icount: options.icount,
         hypervisor: artefacts.hypervisor.clone(),
@@ -228,8 +252,10 @@ fn machine(options: &RunOptions, artefacts: &Artefacts, first: &First) -> Machin
 fn hypervisor_words(options: &RunOptions) -> String {
     let console = options.arch.console_words();
     let vcpus = if options.vcpus == 1 { String::new() } else { format!("dom0_max_vcpus={} ", options.vcpus) };
+    let mode = options.mode.filter(|_| options.arch == Arch::Aarch64 && options.guest != "builtin");
+    let mode = mode.map(|mode| format!("mode={} ", mode.word())).unwrap_or_default();
     let more = options.hyp_append.as_deref().unwrap_or_default();
-    format!("{console}dom0_mem={}M {vcpus}{more}", first_memory(options)).trim_end().to_owned()
+    format!("{console}dom0_mem={}M {vcpus}{mode}{more}", first_memory(options)).trim_end().to_owned()
 }
 
 fn absolute(file: &Path) -> Result<PathBuf> {
@@ -273,7 +299,11 @@ fn judge(options: &RunOptions, interactive: bool, wanted: &[Topic], outcome: &Ou
         bail!("the hypervisor stopped: {line} (log: {log})");
     }
     // A verdict counts even where nobody asked for it: a person may have, at the guest's prompt.
-    let usual = if options.guest == "debian" { Topic::Linux } else { Topic::Tour };
+    let usual = match options.guest.as_str() {
+        "debian" if has_own_machine(options) => Topic::LinuxAlone,
+        "debian" => Topic::Linux,
+        _ => Topic::Tour,
+    };
     let left = interactive && outcome.ending != Ending::TimedOut;
     let mut passed = false;
     for topic in wanted.iter().copied().chain((!wanted.contains(&usual)).then_some(usual)) {
@@ -309,7 +339,8 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     fn options(line: &str) -> RunOptions {
-        let words = ["xtask", "run", "--arch", "x86_64"].into_iter().chain(line.split_whitespace());
+        let arch = if line.contains("--arch") { [].as_slice() } else { &["--arch", "x86_64"] };
+        let words = ["xtask", "run"].into_iter().chain(arch.iter().copied()).chain(line.split_whitespace());
         match Cli::parse_from(words).command {
             Command::Run(options) => options,
             _ => panic!("another command"),
@@ -322,6 +353,31 @@ mod tests {
         assert_eq!(words, "console=hvc0 test=self expect_memory=512 expect_vcpus=2 then=poweroff");
         assert_eq!(verdict, Some(Topic::Linux));
         assert_eq!(debian_words(&options("--guest debian"), true), ("console=hvc0 then=shell".into(), None));
+    }
+
+    #[test]
+    fn a_kernel_with_a_machine_of_its_own_has_its_uart_there() {
+        let own = options("--arch aarch64 --guest debian");
+        let (words, verdict) = debian_words(&own, false);
+        assert!(words.starts_with("console=ttyAMA0 earlycon=pl011,0x9000000 test=self "), "{words}");
+        assert_eq!(verdict, Some(Topic::LinuxAlone));
+        assert_eq!(hypervisor_words(&own), "dom0_mem=512M");
+        let told = options("--arch aarch64 --guest file --mode stage-2 --vcpus 4");
+        assert_eq!(hypervisor_words(&told), "dom0_mem=512M dom0_max_vcpus=4 mode=stage-2");
+    }
+
+    #[test]
+    fn a_mode_that_the_kernel_is_not_made_for_is_refused() {
+        for line in
+            ["--mode stage-2", "--arch aarch64 --mode stage-2", "--arch aarch64 --guest debian --mode direct"]
+        {
+            assert!(check(&options(line)).is_err(), "{line} was taken");
+        }
+        for line in
+            ["--mode direct", "--arch aarch64 --guest debian", "--arch aarch64 --guest debian --mode stage-2"]
+        {
+            assert!(check(&options(line)).is_ok(), "{line} was refused");
+        }
     }
 
     #[test]

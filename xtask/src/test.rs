@@ -193,7 +193,7 @@ pub fn run(case: &Case, parts: &[Parts], patience: u32) -> Result<Fate> {
 /// Why a case cannot be tried here.
 fn obstacle(case: &Case) -> Option<String> {
     if case.hypervisor == Hypervisor::DebianXen
-        && let Some(why) = xen::obstacle()
+        && let Some(why) = xen::obstacle(arch(case.board))
     {
         return Some(why);
     }
@@ -202,7 +202,7 @@ fn obstacle(case: &Case) -> Option<String> {
     {
         return Some(format!("what makes discs cannot be had on this system: {error:#}"));
     }
-    if let Some(why) = case.modules.iter().find_map(|(file, _)| debian::obstacle(*file)) {
+    if let Some(why) = case.modules.iter().find_map(|(file, _)| debian::obstacle(arch(case.board), *file)) {
         return Some(why);
     }
     let available = available_memory()?;
@@ -235,22 +235,29 @@ fn machine(case: &Case, parts: &Parts) -> Result<Machine> {
         memory: case.memory,
         gic: case.gic,
         cpu: case.cpu,
+        cpus: case.cpus,
         bare: case.hypervisor == Hypervisor::Nothing,
         icount: case.icount,
         hypervisor: match case.hypervisor {
             Hypervisor::Penumbra => artefacts.hypervisor.clone(),
             Hypervisor::PenumbraWithOracle => parts.oracle.clone().context("the oracle was not built")?,
-            Hypervisor::Nothing if arch == Arch::X86_64 => debian::ready()?.kernel,
+            Hypervisor::Nothing if runs_linux(case) => debian::ready(arch)?.kernel,
             Hypervisor::Nothing => artefacts.guest.with_extension("img"),
-            Hypervisor::DebianXen => xen::hypervisor()?,
+            Hypervisor::DebianXen => xen::hypervisor(arch)?,
             Hypervisor::PenumbraOnDisc => disc(artefacts, &modules, case)?,
         },
         words: match case.hypervisor {
             Hypervisor::Nothing => case.words.into(),
+            Hypervisor::DebianXen => format!("{}{}", xen::console_words(arch), case.words),
             _ => format!("{}{}", arch.console_words(), case.words),
         },
         modules: if case.hypervisor == Hypervisor::PenumbraOnDisc { Vec::new() } else { modules },
     })
+}
+
+/// Whether a machine without a hypervisor is Debian's kernel's: then it has the ramdisk.
+fn runs_linux(case: &Case) -> bool {
+    case.modules.iter().any(|(file, _)| *file == File::DebianRamdisk)
 }
 
 /// A disc for this case: the modules, if there are any, are those of the menu's second entry.
@@ -281,9 +288,9 @@ fn content(file: File, guest: &Path, case: &Case) -> Result<PathBuf> {
         File::Packed(packing, damage) => files::packed(&whole()?, packing, damage),
         File::Ramdisk => case::ramdisk(),
         File::LargeRamdisk => vec![0; 9 << 20],
-        File::DebianKernel => return Ok(debian::ready()?.kernel),
+        File::DebianKernel => return Ok(debian::ready(arch(case.board))?.kernel),
         File::DebianGrub => return debian::grub(),
-        File::DebianRamdisk => return Ok(debian::ready()?.ramdisk),
+        File::DebianRamdisk => return Ok(debian::ready(arch(case.board))?.ramdisk),
     };
     let folder = workspace::folder(workspace::artefacts()?.join("modules"))?;
     let path = folder.join(file_name(case));

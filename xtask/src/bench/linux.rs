@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::machines::{MEMORY, Reading, Readings, readings, run_until};
@@ -116,7 +116,7 @@ impl Line {
 
 /// Runs the three, and puts their rows beside each other.
 pub fn measure(artefacts: &Artefacts) -> Result<Vec<Line>> {
-    let guest = debian::ready()?;
+    let guest = debian::ready(Arch::X86_64)?;
     let mut native = machine(&guest, "ttyS0", BENCH);
     native.hypervisor = guest.kernel.clone();
     native.words = native.modules.remove(0).words;
@@ -124,9 +124,9 @@ pub fn measure(artefacts: &Artefacts) -> Result<Vec<Line>> {
     native.memory = GUEST;
     let ours = ours(artefacts, BENCH)?;
     let mut theirs = machine(&guest, "hvc0", BENCH);
-    theirs.hypervisor = xen::hypervisor()?;
+    theirs.hypervisor = xen::hypervisor(Arch::X86_64)?;
     theirs.words.push_str(" spec-ctrl=no");
-    let program = build::workloads()?.workload;
+    let program = build::workloads(Arch::X86_64)?.context("no workloads")?.workload;
     let started = |what: &str, machine, name| {
         Step::around(format!("counting {what}'s start"), |_| start::executed(machine, &program, name))
             .map(Some)
@@ -144,7 +144,7 @@ pub fn measure(artefacts: &Artefacts) -> Result<Vec<Line>> {
 
 /// Penumbra with this guest, which is told its task.
 pub fn ours(artefacts: &Artefacts, task: &str) -> Result<Machine> {
-    let machine = machine(&debian::ready()?, "hvc0", task);
+    let machine = machine(&debian::ready(Arch::X86_64)?, "hvc0", task);
     Ok(Machine { hypervisor: artefacts.hypervisor.clone(), ..machine })
 }
 
@@ -170,6 +170,7 @@ fn machine(guest: &Debian, console: &str, task: &str) -> Machine {
         memory: MEMORY,
         gic: 3,
         cpu: None,
+        cpus: 1,
         bare: false,
         icount: true,
         hypervisor: Default::default(),

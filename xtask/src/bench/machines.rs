@@ -51,8 +51,8 @@ pub struct Measured {
 pub fn measure(arch: Arch, artefacts: &Artefacts) -> Result<Measured> {
     let ours = machine(arch, artefacts.hypervisor.clone(), artefacts, WORDS, "");
     let penumbra = Step::around(format!("counting {arch}'s operations"), |_| run(&ours, "penumbra"))?;
-    let xen = if arch == Arch::X86_64 && xen::obstacle().is_none() {
-        let reference = machine(arch, xen::hypervisor()?, artefacts, WORDS, " spec-ctrl=no");
+    let xen = if arch == Arch::X86_64 && xen::obstacle(arch).is_none() {
+        let reference = machine(arch, xen::hypervisor(arch)?, artefacts, WORDS, " spec-ctrl=no");
         Some(Step::around("counting the same on Debian's Xen 4.17", |_| run(&reference, "xen"))?)
     } else {
         None
@@ -73,6 +73,7 @@ pub fn machine(arch: Arch, hypervisor: PathBuf, artefacts: &Artefacts, guest: &s
         memory: MEMORY,
         gic: 3,
         cpu: None,
+        cpus: 1,
         bare: false,
         icount: true,
         hypervisor,
