@@ -22,7 +22,7 @@ use crate::toolchain;
 use crate::workspace;
 
 /// The fuzz targets.
-pub const TARGETS: [&str; 9] = [
+pub const TARGETS: [&str; 10] = [
     "hypercalls",
     "tables",
     "image",
@@ -32,6 +32,7 @@ pub const TARGETS: [&str; 9] = [
     "command_line",
     "emulate",
     "unpack",
+    "board",
 ];
 /// Targets that run at the same time.
 const AT_ONCE: usize = 2;
