@@ -10,6 +10,17 @@ const MEMORY: u64 = 512;
 /// What the self check says.
 const CHECKED: [&str; 5] =
     ["Linux penumbra ", "memory: ", "processes: 300", "a second: ", "SELF-CHECK: PASS"];
+/// What the workloads say, but for those that this machine can't run.
+const WORKED: [&str; 8] = [
+    "WORKLOAD fork-storm ok",
+    "WORKLOAD mappings ok",
+    "WORKLOAD copy-on-write ok",
+    "WORKLOAD exec ok",
+    "WORKLOAD threads ok",
+    "WORKLOAD faults ok",
+    "WORKLOAD memory-pressure ok",
+    "WORKLOADS: PASS",
+];
 /// Lines of 64 bytes each, by the console in each direction: 64 KiB.
 const LINES: usize = 1024;
 
@@ -24,6 +35,11 @@ pub fn cases() -> Vec<Case> {
         named("self-check-on-the-bare-machine-with-gic-2", alone(2, 1, one)).says(&CHECKED),
         named("self-check-on-the-bare-machine-with-four-cpus", alone(3, 4, four)).says(&CHECKED),
         named("self-check-on-the-bare-machine-with-four-cpus-and-gic-2", alone(2, 4, four)).says(&CHECKED),
+        named(
+            "workloads-on-the-bare-machine",
+            natively("console=ttyAMA0 test=workloads may_skip=balloon+debugging then=poweroff"),
+        )
+        .says(&WORKED),
         pasted(natively(
             "console=ttyAMA0 test=self expect_memory=512 expect_vcpus=1 expect_lines=1024 then=poweroff",
         )),

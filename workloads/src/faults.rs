@@ -45,8 +45,10 @@ extern "C" fn mend(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) 
     }
 }
 
-extern "C" fn count(_signal: c_int) {
+/// Counts a breakpoint, and has the program go on behind it.
+extern "C" fn count(_signal: c_int, _info: *mut siginfo_t, context: *mut c_void) {
     FAULTS.fetch_add(1, Ordering::Relaxed);
+    instruction::step_over_breakpoint(context);
 }
 
 pub fn run(spoil: Spoil) -> Result<Fate> {
@@ -95,7 +97,7 @@ fn set(signal: Signal, handler: SigHandler) -> Result<()> {
 
 /// A trap that is handled, and returned from behind its instruction.
 fn breakpoints() -> Result<()> {
-    set(Signal::SIGTRAP, SigHandler::Handler(count))?;
+    set(Signal::SIGTRAP, SigHandler::SigAction(count))?;
     FAULTS.store(0, Ordering::Relaxed);
     for _ in 0..BREAKPOINTS {
         instruction::breakpoint();
@@ -147,6 +149,7 @@ fn dies(signal: Signal, deed: impl FnOnce()) -> Result<()> {
 mod instruction {
     use std::arch::asm;
 
+    use nix::libc::c_void;
     use nix::sys::signal::Signal;
 
     /// A general protection fault.
@@ -156,6 +159,9 @@ mod instruction {
         // SAFETY: the trap's handler, if there is one, returns behind the instruction and changes nothing.
         unsafe { asm!("int3", options(nomem, nostack)) }
     }
+
+    /// The trap comes from behind the instruction.
+    pub fn step_over_breakpoint(_context: *mut c_void) {}
 
     pub fn undefined() {
         // SAFETY: the kernel ends the process.
@@ -178,14 +184,21 @@ mod instruction {
 mod instruction {
     use std::arch::asm;
 
+    use nix::libc::{c_void, ucontext_t};
     use nix::sys::signal::Signal;
 
     /// An undefined instruction at EL0.
     pub const PRIVILEGED_SIGNAL: Signal = Signal::SIGILL;
 
     pub fn breakpoint() {
-        // SAFETY: without a handler that steps over it the kernel ends the process.
+        // SAFETY: the trap's handler, if there is one, steps over the instruction and changes nothing.
         unsafe { asm!("brk #0", options(nomem, nostack)) }
+    }
+
+    /// The trap comes from the instruction itself.
+    pub fn step_over_breakpoint(context: *mut c_void) {
+        // SAFETY: the kernel hands a handler set with SA_SIGINFO the state to which it returns, which nobody else uses meanwhile.
+        unsafe { (*context.cast::<ucontext_t>()).uc_mcontext.pc += 4 }
     }
 
     pub fn undefined() {

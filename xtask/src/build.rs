@@ -1,7 +1,6 @@
-//! Compiling the bare-metal programs, and those for a Linux guest.
+//! Compiling the bare-metal programs.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::Result;
 
@@ -67,49 +66,4 @@ fn folder(profile: Profile) -> &'static str {
         Profile::Release => "release",
         Profile::Dev => "debug",
     }
-}
-
-/// The package of the programs for a Linux guest.
-const WORKLOADS: &str = "workloads";
-
-/// The programs for a Linux guest.
-pub struct Workloads {
-    /// That which has them all, but for
-    pub workload: PathBuf,
-    /// the small one that it starts.
-    pub answer: PathBuf,
-}
-
-/// The programs for a Linux guest of this architecture, unless no library for them can be had: then a ramdisk does without.
-pub fn workloads(arch: Arch) -> Result<Option<Workloads>> {
-    match arch {
-        Arch::Aarch64 => Ok(None),
-        Arch::X86_64 => pc_workloads().map(Some),
-    }
-}
-
-/// Compiles the programs for an x86-64 Linux guest into static executables, and returns where they are.
-///
-/// On an x86-64 computer with glibc that is the host's own target, linked statically: nothing has to be installed. Others need
-/// the target's library and a linker for it.
-fn pc_workloads() -> Result<Workloads> {
-    let target = if cfg!(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu")) {
-        "x86_64-unknown-linux-gnu"
-    } else {
-        "x86_64-unknown-linux-musl"
-    };
-    toolchain::need_target(target)?;
-    let folder = workspace::target().join("static");
-    let mut command = Command::new(toolchain::cargo());
-    command.current_dir(workspace::root()).args(["build", "--release", "--package", WORKLOADS]);
-    command.args(["--target", target, "--target-dir"]).arg(&folder);
-    // Programs of their own size at a fixed address: what they cost to start is then the same on every computer.
-    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Crelocation-model=static -Cstrip=debuginfo");
-    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
-    if !cfg!(target_arch = "x86_64") {
-        command.args(["--config", &format!("target.{target}.linker=\"rust-lld\"")]);
-    }
-    process::step("building the workloads for a Linux guest", &mut command)?;
-    let folder = folder.join(target).join(self::folder(Profile::Release));
-    Ok(Workloads { workload: folder.join("workload"), answer: folder.join("answer") })
 }

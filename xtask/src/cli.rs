@@ -103,7 +103,7 @@ impl Mode {
 pub enum BenchGuest {
     /// Our guest kernel: single hypercalls and faults
     Builtin,
-    /// Debian's kernel, natively, on Xen and on Penumbra (x86_64)
+    /// Debian's kernel, natively, on Xen and on Penumbra (x86_64 unless told)
     Debian,
 }
 

@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use machine_tests::case::File;
 
 use crate::apt;
-use crate::build::{self, Workloads};
 use crate::cli::Arch;
 use crate::ramdisk::Ramdisk;
+use crate::workloads::{self, Workloads};
 use crate::workspace;
 
 /// What the name of a kernel's package begins with.
@@ -68,7 +68,7 @@ pub fn grub() -> Result<PathBuf> {
 }
 
 fn make(arch: Arch) -> Result<Debian> {
-    let workloads = build::workloads(arch)?;
+    let workloads = workloads::wanted(arch)?;
     let lock = apt::lock()?;
     let package = kernel_package(arch, &lock)?;
     let kernel = apt::package(arch, &package, &lock)?;

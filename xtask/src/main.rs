@@ -36,6 +36,7 @@ mod soak;
 mod terminal;
 mod test;
 mod toolchain;
+mod workloads;
 mod workspace;
 mod xen;
 

@@ -26,6 +26,7 @@ use crate::qemu::{self, Keyboard, Session};
 use crate::script;
 use crate::setup;
 use crate::toolchain::Toolchain;
+use crate::workloads;
 use crate::workspace;
 
 /// In seconds. Logging every instruction is slow.
@@ -106,10 +107,11 @@ struct Subject {
 impl Subject {
     fn new(options: &ProfileOptions, artefacts: &Artefacts) -> Result<Subject> {
         if options.guest == BenchGuest::Debian {
-            let machine = bench::linux_machine(artefacts, &format!("test=profile row={}", options.row))?;
+            let machine =
+                bench::linux_machine(options.arch, artefacts, &format!("test=profile row={}", options.row))?;
             return Ok(Subject {
                 machine,
-                program: build::workloads(Arch::X86_64)?.context("no workloads")?.workload,
+                program: workloads::needed(options.arch)?.workload,
                 counter: bench::COUNTER,
             });
         }

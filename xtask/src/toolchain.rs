@@ -161,6 +161,11 @@ pub fn need_target(target: &str) -> Result<()> {
     )
 }
 
+/// The same where there is another way: whether it could be had.
+pub fn may_have_target(target: &str) -> Result<bool> {
+    Ok(has_target(target)? || add_target(target)?)
+}
+
 /// Lets rustup download the target. A failure is remembered for this compiler, so that it costs its time once.
 fn add_target(target: &str) -> Result<bool> {
     let Ok(rustup) = which::which("rustup") else { return Ok(false) };
@@ -197,6 +202,15 @@ fn debian() -> Result<Library> {
     Ok(Library::Debian)
 }
 
+/// Debian's compiler, whose library Debian has for other architectures, too.
+pub fn debian_compiler() -> Result<&'static Path> {
+    let rustc = Path::new(DEBIAN_RUSTC);
+    if !rustc.exists() {
+        setup::packages("a compiler whose library is there for arm64", &["rustc-web"])?;
+    }
+    Ok(rustc)
+}
+
 /// The major and minor number in `rustc 1.96.0 (...)`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split_whitespace().nth(1)?.split('.');
@@ -214,7 +228,7 @@ fn debian_clippy() -> Result<Command> {
 }
 
 /// A linker for bare-metal ELF: the active toolchain's `rust-lld`, or the system's `ld.lld`.
-fn linker() -> Result<PathBuf> {
+pub fn linker() -> Result<PathBuf> {
     let sysroot = ask(&active_rustc(), &["--print", "sysroot"])?;
     let host = ask(&active_rustc(), &["--print", "host-tuple"])?;
     let carried = Path::new(&sysroot).join(format!("lib/rustlib/{host}/bin/rust-lld"));

@@ -66,21 +66,20 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
 
 /// `cargo xtask bench --guest debian`.
 fn stock(options: &BenchOptions) -> Result<()> {
-    ensure!(
-        options.arch.is_none_or(|arch| arch == Arch::X86_64),
-        "--guest debian is there for x86_64 only: add --arch x86_64"
-    );
-    setup::emulators(&[Arch::X86_64])?;
-    let lines = linux::measure(&image::artefacts(Arch::X86_64, Profile::Release)?)?;
+    let arch = options.arch.unwrap_or(Arch::X86_64);
+    setup::emulators(&[arch])?;
+    let lines = linux::measure(arch, &image::artefacts(arch, Profile::Release)?)?;
     linux::print(&lines);
     if let Some(file) = &options.json {
         report::write_file(file, &serde_json::json!({"debian": linux::json(&lines)}))?;
     }
     if options.docs {
-        let table = ("debian x86_64".to_owned(), linux::markdown(&lines));
-        [report::DOCS, report::README]
-            .iter()
-            .try_for_each(|file| report::replace_in(file, slice::from_ref(&table)))?;
+        let table = (format!("debian {arch}"), linux::markdown(&lines));
+        let files: &[&str] = match arch {
+            Arch::Aarch64 => &[report::DOCS],
+            Arch::X86_64 => &[report::DOCS, report::README],
+        };
+        files.iter().try_for_each(|file| report::replace_in(file, slice::from_ref(&table)))?;
     }
     let missed = linux::missed(&lines);
     ensure!(
