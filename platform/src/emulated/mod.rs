@@ -6,6 +6,7 @@
 //! on any host. All of a guest's values are claims: any offset, width and value may be passed, none panics.
 
 pub mod board;
+pub mod gic;
 pub mod pl011;
 pub mod pl031;
 pub mod tree;
