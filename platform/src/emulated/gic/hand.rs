@@ -211,7 +211,8 @@ impl VirtualGic {
             group,
             physical,
             cpu: sender,
-            wants_eoi: !tied && (!edge || left),
+            // Rerouted since it was acknowledged: another vCPU may wait for its end.
+            wants_eoi: !tied && (!edge || left || !routed),
         }
     }
 
@@ -246,7 +247,11 @@ impl VirtualGic {
                 bits.active |= bit;
             }
         } else if !now.active && was_active {
+            let elsewhere = word != 0 && cpu.routed.get(word).is_some_and(|routed| routed & bit == 0);
             self.deactivate(vcpu, word, bit);
+            if elsewhere {
+                self.notice(vcpu, word, bit);
+            }
         }
         if !now.pending || !slot.latch {
             return;

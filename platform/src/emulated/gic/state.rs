@@ -115,21 +115,28 @@ impl VirtualGic {
 
     /// Which interrupts of a word could be signalled to a vCPU now, its own masks aside.
     pub(super) fn deliverable(&self, vcpu: usize, word: usize) -> u32 {
+        self.bits(vcpu, word).map_or(0, |bits| self.due(vcpu, word) & !bits.active)
+    }
+
+    /// The same, active or not.
+    fn due(&self, vcpu: usize, word: usize) -> u32 {
         let (Some(bits), Some(cpu)) = (self.bits(vcpu, word), self.cpus.get(vcpu)) else { return 0 };
         let Some(routed) = cpu.routed.get(word) else { return 0 };
-        bits.pending() & bits.enabled & !bits.active & routed & self.forwarded(bits.group)
+        bits.pending() & bits.enabled & routed & self.forwarded(bits.group)
+    }
+
+    /// Whether one of these interrupts may be signalled. Of one in a list register it isn't known whether it is still active.
+    fn news(&self, vcpu: usize, word: usize, of: u32) -> bool {
+        let (Some(bits), Some(cpu)) = (self.bits(vcpu, word), self.cpus.get(vcpu)) else { return false };
+        let listed = cpu.listed.get(word).copied().unwrap_or(0);
+        self.due(vcpu, word) & of & (!bits.active | listed) != 0
     }
 
     /// Tells of the vCPUs to which something of these interrupts could be signalled; a private word has one vCPU only.
     pub(super) fn notice(&mut self, vcpu: usize, word: usize, of: u32) {
-        if word == 0 {
-            if self.deliverable(vcpu, 0) & of != 0 {
-                self.changed |= 1 << vcpu;
-            }
-            return;
-        }
-        for vcpu in 0..self.vcpus() {
-            if self.deliverable(vcpu, word) & of != 0 {
+        let vcpus = if word == 0 { vcpu..vcpu + 1 } else { 0..self.vcpus() };
+        for vcpu in vcpus {
+            if self.news(vcpu, word, of) {
                 self.changed |= 1 << vcpu;
             }
         }

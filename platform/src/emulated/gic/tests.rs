@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod naive;
+
 /// List registers in memory, and the guest's side of them.
 struct Fake {
     registers: Vec<ListRegister>,
