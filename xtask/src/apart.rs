@@ -22,7 +22,7 @@ use crate::toolchain;
 use crate::workspace;
 
 /// The fuzz targets.
-pub const TARGETS: [&str; 10] = [
+pub const TARGETS: [&str; 11] = [
     "hypercalls",
     "tables",
     "image",
@@ -33,6 +33,7 @@ pub const TARGETS: [&str; 10] = [
     "emulate",
     "unpack",
     "board",
+    "devices",
 ];
 /// Targets that run at the same time.
 const AT_ONCE: usize = 2;
